@@ -1,0 +1,1 @@
+"""Data sets, duplication, prompts. Imports nothing from `infer`, `callbacks` or `train`."""
