@@ -1,0 +1,1 @@
+"""Lightning callbacks, one per file: mitigations, traces, writers, monitors. Imports `infer` and `data`."""

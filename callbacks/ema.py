@@ -1,0 +1,67 @@
+"""Exponential moving average of the trained part only."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+
+class EMA(pl.Callback):
+    """Average the parameters of `pl_module.trained`; validation and export see the average.
+
+    average <- k average + (1 - k) weights, k = min(decay, (1 + step) / (10 + step)): the early, fast-moving weights
+    are forgotten. Lightning's own averaging copies the whole module, frozen autoencoder and text encoder included.
+    """
+
+    def __init__(self, decay: float = 0.999):
+        if not 0 <= decay < 1:
+            raise ValueError(f"EMA decay must be in [0, 1), not {decay}")
+        self.decay = decay
+        self.average: list[Tensor] = []
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        weights = [p.detach() for p in pl_module.trained.parameters()]
+        if self.average:  # resumed
+            self.average = [a.to(w) for a, w in zip(self.average, weights, strict=True)]
+        else:
+            self.average = [w.clone() for w in weights]
+        self.seen = trainer.global_step
+
+    @torch.no_grad()
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_) -> None:
+        step = trainer.global_step
+        if step == self.seen:  # a batch of an accumulated step
+            return
+        self.seen = step
+        keep = min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(self.average, [p.detach() for p in pl_module.trained.parameters()], 1 - keep)
+
+    @contextmanager
+    def applied(self, pl_module: pl.LightningModule) -> Iterator[None]:
+        """Within the block the module holds the average; the raw weights come back after it."""
+        self.swap(pl_module)
+        try:
+            yield
+        finally:
+            self.swap(pl_module)
+
+    @torch.no_grad()
+    def swap(self, pl_module: pl.LightningModule) -> None:
+        for average, parameter in zip(self.average, pl_module.trained.parameters(), strict=True):
+            raw = parameter.detach().clone()
+            parameter.copy_(average)
+            average.copy_(raw)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.average:
+            self.swap(pl_module)
+
+    on_validation_end = on_validation_start
+
+    def state_dict(self) -> dict:
+        return {"average": self.average}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        self.average = state_dict["average"]

@@ -1,0 +1,38 @@
+"""Write the trained model as a diffusers folder."""
+
+import json
+from contextlib import nullcontext
+from pathlib import Path
+
+import lightning.pytorch as pl
+
+from callbacks.ema import EMA
+
+
+class Export(pl.Callback):
+    """At the end of fit, `pl_module.export(<run>/pipeline)`, with averaged weights if an EMA runs.
+
+    The folder is complete or absent: it is written beside its place and moved there.
+    """
+
+    def __init__(self, folder: str = "pipeline"):
+        self.folder = folder
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.is_global_zero:
+            self.write(trainer, pl_module)
+        trainer.strategy.barrier()
+
+    def write(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        import shutil
+
+        ema = next((callback for callback in trainer.callbacks if isinstance(callback, EMA)), None)
+        target = Path(trainer.default_root_dir) / self.folder
+        part = target.with_name(target.name + ".part")
+        shutil.rmtree(part, ignore_errors=True)
+        pl_module.eval()
+        with ema.applied(pl_module) if ema else nullcontext():
+            pl_module.export(part)
+        shutil.rmtree(target, ignore_errors=True)
+        part.rename(target)
+        (target / "training.json").write_text(json.dumps({"steps": trainer.global_step, "ema": bool(ema)}))

@@ -1,0 +1,1 @@
+"""Finetuning: Lightning modules and data modules. Imports `data` only."""

@@ -1,0 +1,107 @@
+"""Train an AutoencoderKL from nothing: the bundled world's own image codec, of Stable Diffusion's class."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+
+from train.schedule import warmup_cosine
+
+
+def edges(x: Tensor) -> Tensor:
+    """Differences of neighbouring pixels, both ways, flattened per image."""
+    return torch.cat([(x[..., 1:] - x[..., :-1]).flatten(1), (x[..., 1:, :] - x[..., :-1, :]).flatten(1)], 1)
+
+
+def psnr(reconstruction: Tensor, pixels: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio per image in dB, (B,); images in [-1, 1], 8-bit black to white is the peak."""
+    mse = (reconstruction.clamp(-1, 1) - pixels).div(2).pow(2).flatten(1).mean(1)
+    return -10 * mse.clamp_min(1e-10).log10()
+
+
+class AutoencoderTraining(pl.LightningModule):
+    """L1 + MSE + edge difference + a small KL; the learned latents are whitened when the model is exported.
+
+    Args:
+        architecture: keyword arguments of diffusers' AutoencoderKL.
+        lr: peak of the learning rate (linear warm-up, cosine to zero).
+        warmup_steps: steps of the warm-up.
+        edge_weight: weight of the edge term, which keeps outlines sharp.
+        kl_weight: weight of the KL term, in nats per latent entry.
+        compile: let torch.compile fuse encoder and decoder (a minute at the start, a third faster after).
+    """
+
+    def __init__(
+        self,
+        architecture: dict[str, Any],
+        lr: float = 1e-3,
+        warmup_steps: int = 300,
+        edge_weight: float = 0.5,
+        kl_weight: float = 2e-4,
+        compile: bool = False,
+    ):
+        super().__init__()
+        self.lr, self.warmup_steps = lr, warmup_steps
+        self.edge_weight, self.kl_weight = edge_weight, kl_weight
+        self.trained = AutoencoderKL(**architecture).to(memory_format=torch.channels_last)
+        if compile:
+            self.trained.encoder.compile()
+            self.trained.decoder.compile()
+
+    def training_step(self, batch: dict, step: int) -> Tensor:
+        pixels = self.images(batch)
+        posterior = self.trained.encode(pixels).latent_dist
+        reconstruction = self.trained.decode(posterior.sample()).sample.float()
+        difference = reconstruction - pixels
+        l1, mse = difference.abs().mean(), difference.pow(2).mean()
+        edge = edges(difference).abs().mean()
+        kl = posterior.kl().mean() / posterior.mean[0].numel()
+        loss = l1 + mse + self.edge_weight * edge + self.kl_weight * kl
+        self.log_dict({"loss": loss, "l1": l1, "mse": mse, "edge": edge, "kl": kl}, prog_bar=False)
+        self.log("psnr", psnr(reconstruction.detach(), pixels).mean(), prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: dict, step: int) -> None:
+        pixels = self.images(batch)
+        reconstruction = self.trained.decode(self.trained.encode(pixels).latent_dist.mean).sample.float()
+        self.log("val_psnr", psnr(reconstruction, pixels).mean(), prog_bar=True, batch_size=len(pixels), sync_dist=True)
+
+    def images(self, batch: dict) -> Tensor:
+        """uint8 (B, 3, H, W) -> [-1, 1]."""
+        return (batch["pixels"].float() / 127.5 - 1).to(memory_format=torch.channels_last)
+
+    def configure_optimizers(self) -> dict:
+        optimizer = torch.optim.AdamW(self.trained.parameters(), self.lr, betas=(0.9, 0.99), weight_decay=1e-4)
+        return warmup_cosine(optimizer, self.warmup_steps, self.trainer.max_steps)
+
+    @torch.no_grad()
+    def export(self, folder: Path) -> None:
+        """Write a diffusers AutoencoderKL folder whose latents have mean 0 and deviation 1 in every channel."""
+        means = []
+        for batch in self.trainer.datamodule.val_dataloader():
+            batch = self.transfer_batch_to_device(batch, self.device, 0)
+            means.append(self.trained.encode(self.images(batch)).latent_dist.mean.float().cpu())
+        latents = torch.cat(means)
+        vae = AutoencoderKL.from_config(self.trained.config)
+        vae.load_state_dict({key.replace("_orig_mod.", ""): value for key, value in self.trained.state_dict().items()})
+        whiten(vae, latents.mean((0, 2, 3)), latents.std((0, 2, 3)))
+        vae.half().save_pretrained(folder / "vae")
+
+
+def whiten(vae: AutoencoderKL, mean: Tensor, std: Tensor) -> None:
+    """Fold z -> (z - mean) / std into the 1x1 convolutions around the latents, so that `scaling_factor` is 1.
+
+    Stable Diffusion scales all channels by one number; folding gives each its own, and no reader has to know.
+    """
+    quant, post = vae.quant_conv, vae.post_quant_conv
+    mean, std = mean.to(quant.weight), std.to(quant.weight)
+    row = torch.cat([1 / std, torch.ones_like(std)])
+    quant.weight.data *= row[:, None, None, None]
+    quant.bias.data = (quant.bias.data - torch.cat([mean, torch.zeros_like(mean)])) * row
+    quant.bias.data[len(std) :] -= 2 * std.log()  # the second half are log-variances
+    post.bias.data += (post.weight.data[:, :, 0, 0] * mean).sum(1)
+    post.weight.data *= std[None, :, None, None]
+    vae.register_to_config(scaling_factor=1.0)
