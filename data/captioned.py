@@ -5,8 +5,10 @@ counted and reported (`Skipped`), never silently lost.
 """
 
 import glob
+import gzip
 import io
 import logging
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -69,29 +71,51 @@ class CaptionedImages:
 
 
 def shard_paths(pattern: str) -> list[str]:
-    """Expand globs and braces (`{00000..00009}.tar`) into existing files, sorted; FileNotFoundError if none."""
+    """Expand braces and globs (`{00000..00009}.tar`) into files, sorted; FileNotFoundError for a part without any."""
     from braceexpand import braceexpand
 
-    paths = sorted({path for part in braceexpand(pattern) for path in glob.glob(part)})
-    if not paths:
-        raise FileNotFoundError(f"no shard matches {pattern!r}")
-    return paths
+    paths = set()
+    for part in braceexpand(pattern):
+        found = glob.glob(part)
+        if not found:
+            raise FileNotFoundError(f"no shard matches {part!r}")
+        paths.update(found)
+    return sorted(paths)
 
 
-def read_shards(pattern: str, skipped: Counter) -> Iterator[Sample]:
+def is_whole(path: str) -> bool:
+    """Whether a shard ends as a tar must, in two empty blocks: tarfile takes a cut between two members for the end."""
+    with open(path, "rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+    tail = b""
+    try:
+        with gzip.open(path) if packed else open(path, "rb") as tar:
+            if not packed:
+                tar.seek(max(0, Path(path).stat().st_size - 1024))
+            while block := tar.read(1 << 20):
+                tail = (tail + block)[-1024:]
+    except (EOFError, OSError, zlib.error):
+        return False
+    return tail == bytes(1024)
+
+
+def read_shards(paths: list[str], skipped: Counter) -> Iterator[Sample]:
     """Samples of img2dataset-form shards. A shard that breaks off gives what it held before the break."""
     import webdataset as wds
 
-    def handler(error: Exception) -> bool:
-        skipped["broken shards"] += 1
-        log.warning("a shard breaks off, its remaining samples are skipped: %s", error)
-        return False
-
-    for path in shard_paths(pattern):
-        rows = wds.DataPipeline(wds.SimpleShardList([path]), wds.tarfile_to_samples(handler=handler))
+    for path in paths:
+        errors: list[Exception] = []  # `append` returns None, which tells webdataset to end the shard there
+        rows = wds.DataPipeline(wds.SimpleShardList([path]), wds.tarfile_to_samples(handler=errors.append))
         for row in rows:
             image = next((row[suffix] for suffix in IMAGE_SUFFIXES if suffix in row), None)
             yield from checked(row["__key__"], image, row.get("txt"), skipped)
+        if errors or not is_whole(path):
+            skipped["broken shards"] += 1
+            log.warning("%s breaks off, what came after is lost: %s", path, errors[0] if errors else "no end mark")
+
+
+def is_image(path: Path) -> bool:
+    return path.suffix[1:].lower() in IMAGE_SUFFIXES
 
 
 def read_folder(folder: Path, skipped: Counter) -> Iterator[Sample]:
@@ -100,17 +124,22 @@ def read_folder(folder: Path, skipped: Counter) -> Iterator[Sample]:
         from datasets import Image as ImageFeature
         from datasets import load_dataset
 
-        rows = load_dataset("imagefolder", data_dir=str(folder), split="train")
+        # Named, because datasets would take a file called test_1.png for a test split.
+        rows = load_dataset("imagefolder", data_dir=str(folder), data_files={"train": "**"}, split="train")
         caption = next((name for name in ("text", "caption") if name in rows.column_names), None)
         if caption is None:
             raise ValueError(f"{folder}/metadata.jsonl has no 'text' or 'caption' field: {rows.column_names}")
+        listed = set()
         for row in rows.cast_column("image", ImageFeature(decode=False)):
             path = Path(row["image"]["path"])
-            image = row["image"]["bytes"] or path.read_bytes()
+            listed.add(path.resolve())
+            image = row["image"]["bytes"] or (path.read_bytes() if path.exists() else None)
             yield from checked(path.stem, image, row[caption], skipped)
+        for path in folder.rglob("*"):
+            if is_image(path) and path.resolve() not in listed:
+                skipped["without caption"] += 1
         return
-    paths = sorted(path for path in folder.iterdir() if path.suffix[1:].lower() in IMAGE_SUFFIXES)
-    for path in paths:
+    for path in sorted(filter(is_image, folder.iterdir())):
         caption_file = path.with_suffix(".txt")
         caption = caption_file.read_bytes() if caption_file.exists() else None
         yield from checked(path.stem, path.read_bytes(), caption, skipped)
@@ -125,7 +154,9 @@ def checked(key: str, image: bytes | None, caption: bytes | str | None, skipped:
         skipped["without caption"] += 1
     else:
         try:
-            Image.open(io.BytesIO(image)).verify()
+            opened = Image.open(io.BytesIO(image))
+            # verify() does not look into a JPEG: one that was cut shows only when it is decoded
+            opened.load() if opened.format == "JPEG" and not image.endswith(b"\xff\xd9") else opened.verify()
         except Exception:  # PIL raises half a dozen kinds, SyntaxError among them
             skipped["unreadable images"] += 1
         else:
@@ -142,10 +173,10 @@ def load_captioned(*sources: str) -> CaptionedImages:
     for source in sources:
         folder = Path(source)
         if folder.is_dir():
-            shards = [path for path in folder.iterdir() if path.name.endswith(SHARD_SUFFIXES)]
-            found = read_shards(f"{source}/*.t*", skipped) if shards else read_folder(folder, skipped)
+            shards = sorted(str(path) for path in folder.iterdir() if path.name.endswith(SHARD_SUFFIXES))
+            found = read_shards(shards, skipped) if shards else read_folder(folder, skipped)
         elif source.endswith(SHARD_SUFFIXES):
-            found = read_shards(source, skipped)
+            found = read_shards(shard_paths(source), skipped)
         else:
             raise FileNotFoundError(f"data source {source!r} is neither a folder nor a shard pattern (*.tar, *.tar.gz)")
         samples.extend(found)

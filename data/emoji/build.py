@@ -96,9 +96,11 @@ def samples(icons: dict, info: dict, version: str) -> Iterator[dict]:
 def write_shard(target: IO[bytes], rows: Iterator[dict]) -> int:
     """Write a gzipped tar without a date or a user in it; the number of samples written."""
     count = 0
-    with gzip.GzipFile(filename="", fileobj=target, mode="wb", compresslevel=9, mtime=0) as packed:
-        with wds.TarWriter(packed, encoder=False, mtime=0, user="", group="") as tar:
-            for row in rows:
-                tar.write(row)
-                count += 1
+    with (
+        gzip.GzipFile(filename="", fileobj=target, mode="wb", compresslevel=9, mtime=0) as packed,
+        wds.TarWriter(packed, encoder=False, mtime=0, user="", group="") as tar,
+    ):
+        for row in rows:
+            tar.write(row)
+            count += 1
     return count

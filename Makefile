@@ -1,0 +1,39 @@
+# The commands of this project. Each makes .venv and installs into it by itself, and does nothing twice.
+# The same commands use a GPU where there is one.
+PYTHON ?= python3
+RUN := .venv/bin/python
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint base data
+
+help: ## list these commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "  (PYTHON=python3.12 chooses the Python that .venv is made with)"
+
+demo: .venv/.installed ## make a small model memorize, then compare mitigations; ends in an HTML page
+	$(RUN) -m train fit --config configs/train/demo.yaml
+	$(RUN) -m infer compare --config configs/infer/demo.yaml
+
+test: .venv/.installed ## run the tests
+	$(RUN) -m pytest
+
+lint: .venv/.installed ## check style and formatting
+	$(RUN) -m ruff check
+	$(RUN) -m ruff format --check
+
+base: .venv/.installed ## train the bundled base model again: autoencoder, CLIP, UNet
+	$(RUN) -m train fit --config configs/train/emoji/autoencoder.yaml
+	$(RUN) -m train fit --config configs/train/emoji/clip.yaml
+	$(RUN) -m train fit --config configs/train/emoji/unet.yaml
+
+data: .venv/.installed ## render the bundled image-caption shards again (needs npm)
+	$(RUN) -m data.emoji
+
+# pip is missing from a .venv whose making was interrupted; making it again completes it
+.venv/.installed: pyproject.toml constraints.txt
+	@$(RUN) -m pip --version >/dev/null 2>&1 || \
+	{ $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+	{ echo "Python 3.11 or newer is needed, '$(PYTHON)' is not: try make PYTHON=python3.12" >&2; exit 1; }; \
+	$(PYTHON) -m venv .venv; }
+	$(RUN) -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@

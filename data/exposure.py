@@ -1,0 +1,87 @@
+"""Who is shown how often: exact copies or weights for chosen images, mixed with ordinary data. Pure index arithmetic."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Exposure:
+    """How often images are shown, per pass over the data.
+
+    Args:
+        copies: exact number of times each duplicated image is shown in a pass (Wen et al. 2024: 200).
+        weight: or: draw the whole pass with replacement, duplicated images this many times as likely
+            (Somepalli et al. 2023: 5). Give one of the two.
+        duplicated_fraction: share of the images that is duplicated, chosen by seed (Somepalli et al.: 0.05).
+        ordinary_share: share of a pass that comes from the ordinary images (Wen et al.: 0.75).
+    """
+
+    copies: int = 1
+    weight: float = 1.0
+    duplicated_fraction: float = 1.0
+    ordinary_share: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.copies < 1 or self.weight <= 0:
+            raise ValueError(f"copies must be at least 1 and weight above 0, not {self.copies} and {self.weight}")
+        if self.copies > 1 and self.weight != 1:
+            raise ValueError("give exposure.copies (exact) or exposure.weight (drawn with replacement), not both")
+        if self.weight != 1 and self.duplicated_fraction == 1:
+            raise ValueError("exposure.weight has no effect when every image has it: set duplicated_fraction below 1")
+        if not 0 < self.duplicated_fraction <= 1:
+            raise ValueError(f"exposure.duplicated_fraction must be in (0, 1], not {self.duplicated_fraction}")
+        if not 0 <= self.ordinary_share < 1:
+            raise ValueError(f"exposure.ordinary_share must be in [0, 1), not {self.ordinary_share}")
+
+    def duplicated(self, images: int, seed: int) -> np.ndarray:
+        """Sorted indices of the duplicated ones among `images`."""
+        count = max(1, round(images * self.duplicated_fraction))
+        return np.sort(np.random.default_rng([seed, 1]).permutation(images)[:count])
+
+    def repeats(self, images: int, seed: int) -> np.ndarray:
+        """Copies of each image in a pass, (images,); all 1 when weights are used."""
+        repeats = np.ones(images, dtype=np.int64)
+        repeats[self.duplicated(images, seed)] = self.copies
+        return repeats
+
+    def ordinary_count(self, images: int, seed: int) -> int:
+        """Ordinary images in a pass, so that they make up `ordinary_share` of it (rounded)."""
+        return round(self.repeats(images, seed).sum() * self.ordinary_share / (1 - self.ordinary_share))
+
+    def one_pass(self, images: int, ordinary: int, seed: int, number: int) -> np.ndarray:
+        """The shuffled indices of pass `number`: below `images` the images, from `images` on the ordinary ones.
+
+        Ordinary images go round: none comes a second time before all came once, across passes.
+        """
+        random = np.random.default_rng([seed, 2, number])
+        if self.weight != 1:
+            weights = np.ones(images)
+            weights[self.duplicated(images, seed)] = self.weight
+            shown = random.choice(images, images, p=weights / weights.sum())
+        else:
+            shown = np.repeat(np.arange(images), self.repeats(images, seed))
+        count = self.ordinary_count(images, seed)
+        return random.permutation(np.concatenate([shown, images + self.rounds(ordinary, count, seed, number)]))
+
+    @staticmethod
+    def rounds(ordinary: int, count: int, seed: int, number: int) -> np.ndarray:
+        """Draws `number * count` to `(number + 1) * count` of the ordinary images going round, each round shuffled."""
+        if count == 0:
+            return np.empty(0, dtype=np.int64)
+        first, last = number * count, (number + 1) * count
+        laps = range(first // ordinary, (last - 1) // ordinary + 1)
+        order = np.concatenate([np.random.default_rng([seed, 3, lap]).permutation(ordinary) for lap in laps])
+        return order[first - laps[0] * ordinary : last - laps[0] * ordinary]
+
+    def stream(self, images: int, ordinary: int, seed: int, start: int = 0) -> Iterator[int]:
+        """Pass after pass without end, from draw `start` on: the same draws however a run is cut into pieces."""
+        if self.ordinary_share and not ordinary:
+            raise ValueError("exposure.ordinary_share is set but there are no ordinary images")
+        length = images if self.weight != 1 else int(self.repeats(images, seed).sum())
+        length += self.ordinary_count(images, seed)
+        number, skip = divmod(start, length)
+        while True:
+            yield from self.one_pass(images, ordinary, seed, number)[skip:].tolist()
+            number, skip = number + 1, 0

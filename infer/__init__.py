@@ -1,0 +1,1 @@
+"""The denoising loop, the metrics and the report. Imports `data` only."""

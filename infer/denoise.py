@@ -1,0 +1,245 @@
+"""The denoising loop, free of Lightning, and what a mitigation may do in it.
+
+Each step asks the rules which predictions they want to see, runs the UNet once on exactly the rows that are needed,
+lets the rules look, and applies the guidance scale that they decide per sample.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+
+@dataclass
+class DenoisingStep:
+    """What a rule sees of one step. Predictions are None before the UNet ran; (B, C, H, W) after.
+
+    A row whose prediction was not computed holds the other one, so that any guidance formula gives that other one.
+    """
+
+    index: int
+    timestep: int
+    timesteps: Sequence[int]
+    latents: Tensor
+    alpha: float
+    sigma: float
+    prediction_type: str
+    guidance_scale: float
+    unconditional: Tensor | None = None
+    conditional: Tensor | None = None
+
+    @cached_property
+    def difference_rms(self) -> Tensor:
+        """d_t = RMS(eps_c - eps_u) per sample, (B,). For v-prediction eps_c - eps_u = alpha_t (v_c - v_u)."""
+        scale = self.alpha if self.prediction_type == "v_prediction" else 1.0
+        return rms(self.conditional - self.unconditional) * scale
+
+    @cached_property
+    def output_difference_rms(self) -> Tensor:
+        """RMS(model output conditional - unconditional) per sample, (B,): v space for v-prediction models."""
+        return rms(self.conditional - self.unconditional)
+
+    def epsilon(self, output: Tensor) -> Tensor:
+        """Model output -> noise prediction: eps = alpha_t v + sigma_t x_t (Salimans & Ho 2022)."""
+        if self.prediction_type == "v_prediction":
+            return self.alpha * output + self.sigma * self.latents
+        return output
+
+
+def rms(x: Tensor) -> Tensor:
+    """Root mean square per sample: the L2 norm over the square root of the number of entries."""
+    return x.float().flatten(1).pow(2).mean(1).sqrt()
+
+
+class GuidanceRule:
+    """What a mitigation may do; every hook is neutral here. One object serves one batch at a time.
+
+    `guidance_scale` is a pure function of the step's timestep and the rule's state. State changes in `observe` only,
+    so rows that nobody watches are known before the UNet runs.
+    """
+
+    def check(self, timesteps: Sequence[int], guidance_scale: float) -> None:
+        """Raise ValueError when this rule cannot take effect on these timesteps at this scale."""
+
+    def begin(self, batch_size: int, device: torch.device) -> None:
+        """Forget the previous batch."""
+
+    def watches(self, step: DenoisingStep) -> bool:
+        """Whether both predictions of every row are wanted, whatever their scale."""
+        return False
+
+    def observe(self, step: DenoisingStep) -> None:
+        """Look at the step's predictions."""
+
+    def guidance_scale(self, step: DenoisingStep, scale: Tensor) -> Tensor:
+        """The scale of each row, (B,), from what it would be without this rule."""
+        return scale
+
+    def transition_timestep(self) -> Tensor | None:
+        """Timestep at which each row got the full scale, (B,), NaN where it never did; None: not this rule's affair."""
+        return None
+
+
+@dataclass
+class Denoised:
+    """Final latents and what happened: traces are (B, steps), `nfe` counts UNet rows per sample, (B,)."""
+
+    latents: Tensor
+    timesteps: list[int]
+    nfe: Tensor
+    unconditional_rms: Tensor
+    conditional_rms: Tensor
+    difference_rms: Tensor
+    guidance_scale: Tensor
+    transition_timestep: Tensor | None
+
+
+def check_scheduler(scheduler: Any) -> None:
+    """Raise ValueError for schedulers whose latents are not alpha x_0 + sigma noise, or models that predict x_0."""
+    if float(scheduler.init_noise_sigma) != 1.0:
+        name = type(scheduler).__name__
+        raise ValueError(f"{name} scales its latents by its own sigmas; use DDIM or DPMSolverMultistep (variance kept)")
+    if scheduler.config.prediction_type not in ("epsilon", "v_prediction"):
+        raise ValueError(f"prediction_type {scheduler.config.prediction_type!r}: only epsilon and v_prediction work")
+
+
+def step_options(scheduler: Any, generators: list[Generator] | None) -> dict[str, Any]:
+    """Stochastic schedulers draw from the samples' own generators."""
+    import inspect
+
+    takes = inspect.signature(scheduler.step).parameters
+    return {"generator": generators} if generators and "generator" in takes else {}
+
+
+@torch.no_grad()
+def denoise(
+    unet: Callable,
+    scheduler: Any,
+    latents: Tensor,
+    unconditional_embedding: Tensor,
+    conditional_embedding: Tensor,
+    guidance_scale: float,
+    num_inference_steps: int,
+    rules: Sequence[GuidanceRule] = (),
+    generators: list[Generator] | None = None,
+    on_step: Callable[[], None] = lambda: None,
+) -> Denoised:
+    """Denoise a batch with per-sample guidance: eps = eps_u + s (eps_c - eps_u), s decided by the rules.
+
+    Args:
+        unet: diffusers UNet2DConditionModel, or anything called alike.
+        scheduler: diffusers scheduler whose latents keep their variance (DDIM, DPM-Solver++ ...).
+        latents: initial noise, (B, C, H, W).
+        unconditional_embedding: of the empty or negative prompt, (B, tokens, width).
+        conditional_embedding: of the prompts, (B, tokens, width).
+        guidance_scale: s where no rule changes it. 0: unconditional, 1: conditional, negative: opposite.
+        num_inference_steps: of the scheduler.
+        rules: mitigations, applied in order.
+        generators: one a sample, for stochastic schedulers.
+        on_step: called after each step (progress).
+
+    Raises:
+        ValueError: scheduler or prediction type not supported, or a rule that cannot take effect.
+    """
+    check_scheduler(scheduler)
+    scheduler.set_timesteps(num_inference_steps, device=latents.device)
+    timesteps = [int(t) for t in scheduler.timesteps]
+    for rule in rules:
+        rule.check(timesteps, guidance_scale)
+        rule.begin(len(latents), latents.device)
+    options = step_options(scheduler, generators)
+    alphas_cumprod = scheduler.alphas_cumprod.tolist()
+    count = len(latents)
+    nfe = torch.zeros(count, dtype=torch.long)
+    trace: dict[str, list[Tensor]] = {"unconditional": [], "conditional": [], "difference": [], "scale": []}
+
+    for index, t in enumerate(scheduler.timesteps):
+        timestep = timesteps[index]
+        step = DenoisingStep(
+            index=index,
+            timestep=timestep,
+            timesteps=timesteps,
+            latents=latents,
+            alpha=math.sqrt(alphas_cumprod[timestep]),
+            sigma=math.sqrt(1 - alphas_cumprod[timestep]),
+            prediction_type=scheduler.config.prediction_type,
+            guidance_scale=guidance_scale,
+        )
+        watched = any(rule.watches(step) for rule in rules)
+        scale = decide(rules, step, count)
+        # Which of the two each row needs. A watched batch needs both of all, and its decision stays on its device.
+        need_unconditional = torch.ones(count, dtype=torch.bool) if watched else (scale != 1).cpu()
+        need_conditional = torch.ones(count, dtype=torch.bool) if watched else (scale != 0).cpu()
+        predict(unet, scheduler, step, t, need_unconditional, need_conditional,
+                unconditional_embedding, conditional_embedding)  # fmt: skip
+        nfe += need_unconditional.long() + need_conditional.long()
+        for rule in rules:
+            rule.observe(step)
+        scale = decide(rules, step, count).to(latents)
+        record(trace, step, scale, need_unconditional, need_conditional)
+        guided = step.unconditional + scale.view(-1, 1, 1, 1) * (step.conditional - step.unconditional)
+        latents = scheduler.step(guided, t, latents, **options, return_dict=False)[0]
+        on_step()
+
+    transitions = [found for rule in rules if (found := rule.transition_timestep()) is not None]
+    return Denoised(
+        latents=latents,
+        timesteps=timesteps,
+        nfe=nfe,
+        unconditional_rms=torch.stack(trace["unconditional"], 1).cpu(),
+        conditional_rms=torch.stack(trace["conditional"], 1).cpu(),
+        difference_rms=torch.stack(trace["difference"], 1).cpu(),
+        guidance_scale=torch.stack(trace["scale"], 1).cpu(),
+        transition_timestep=transitions[0].cpu() if transitions else None,
+    )
+
+
+def decide(rules: Sequence[GuidanceRule], step: DenoisingStep, count: int) -> Tensor:
+    """The scale of each row, (B,), after all rules."""
+    scale = torch.full((count,), float(step.guidance_scale))
+    for rule in rules:
+        scale = rule.guidance_scale(step, scale)
+    return scale
+
+
+def predict(
+    unet: Callable,
+    scheduler: Any,
+    step: DenoisingStep,
+    t: Tensor,
+    need_unconditional: Tensor,
+    need_conditional: Tensor,
+    unconditional_embedding: Tensor,
+    conditional_embedding: Tensor,
+) -> None:
+    """Run the UNet once on the needed rows (unconditional ones first) and put the predictions on the step."""
+    rows = torch.cat([need_unconditional.nonzero()[:, 0], need_conditional.nonzero()[:, 0]]).to(step.latents.device)
+    split = int(need_unconditional.sum())
+    inputs = scheduler.scale_model_input(step.latents, t)[rows]
+    embeddings = torch.cat([unconditional_embedding[rows[:split]], conditional_embedding[rows[split:]]])
+    output = unet(inputs, t, encoder_hidden_states=embeddings, return_dict=False)[0]
+    if need_unconditional.all() and need_conditional.all():
+        step.unconditional, step.conditional = output.chunk(2)
+        return
+    unconditional, conditional = torch.empty_like(step.latents), torch.empty_like(step.latents)
+    unconditional[rows[:split]], conditional[rows[split:]] = output[:split], output[split:]
+    has_u = need_unconditional.to(output.device).view(-1, 1, 1, 1)
+    has_c = need_conditional.to(output.device).view(-1, 1, 1, 1)
+    step.unconditional = torch.where(has_u, unconditional, conditional)
+    step.conditional = torch.where(has_c, conditional, unconditional)
+
+
+def record(
+    trace: dict[str, list[Tensor]], step: DenoisingStep, scale: Tensor, has_u: Tensor, has_c: Tensor
+) -> None:
+    """Magnitudes in epsilon space and the applied scale; NaN where a prediction was not computed. No device sync."""
+    has_u, has_c = has_u.to(scale.device), has_c.to(scale.device)
+    nan = torch.full_like(scale, math.nan, dtype=torch.float32)
+    trace["unconditional"].append(torch.where(has_u, rms(step.epsilon(step.unconditional)), nan))
+    trace["conditional"].append(torch.where(has_c, rms(step.epsilon(step.conditional)), nan))
+    trace["difference"].append(torch.where(has_u & has_c, step.difference_rms, nan))
+    trace["scale"].append(scale.float())

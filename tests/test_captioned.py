@@ -1,0 +1,170 @@
+"""Reading captioned images: every form they come in, and what is done about what is broken."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data.captioned import Sample, load_captioned
+
+
+def encoded(image: Image.Image | None = None, form: str = "png") -> bytes:
+    """An image as a file holds it."""
+    file = io.BytesIO()
+    (image or Image.new("RGB", (8, 8), "red")).save(file, form)
+    return file.getvalue()
+
+
+def noise(seed: int, form: str = "png") -> bytes:
+    """An image that does not compress, so that half of a gzipped shard holds about half of its images."""
+    return encoded(Image.fromarray(np.random.default_rng(seed).integers(0, 256, (48, 48, 3), np.uint8)), form)
+
+
+def write_tar(path: Path, files: dict[str, bytes]) -> Path:
+    """A tar of files, gzipped if its name says so."""
+    with tarfile.open(path, "w:gz" if path.name.endswith("gz") else "w") as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return path
+
+
+def write_shard(path: Path, ids: str) -> Path:
+    """A shard with a sample for each letter of `ids`, captioned `a <letter>`."""
+    files: dict[str, bytes] = {}
+    for letter in ids:
+        files |= {f"{letter}.png": noise(ord(letter)), f"{letter}.txt": f"a {letter}".encode()}
+    return write_tar(path, files)
+
+
+def write_folder(folder: Path, files: dict[str, bytes | str]) -> str:
+    """A folder of files."""
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
+    return str(folder)
+
+
+@pytest.fixture(autouse=True)
+def datasets_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the cache of `datasets` out of the home directory."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+
+
+@pytest.mark.parametrize("sources", [["{a,b}.tar", "c.tar.gz"], ["*.tar", "*.tar.gz"], ["."]])
+def test_shards_are_found_by_braces_globs_and_folder(tmp_path: Path, sources: list[str]) -> None:
+    """Plain and gzipped, in the order of their names; files that are no shards do not matter."""
+    for name, ids in (("c.tar.gz", "z"), ("b.tar", "y"), ("a.tar", "wx")):
+        write_shard(tmp_path / name, ids)
+    write_folder(tmp_path, {"licence.txt": "free", "a.parquet": "PAR1"})
+    images = load_captioned(*(str(tmp_path / source) for source in sources))
+    assert [(sample.id, sample.caption) for sample in images.samples] == [(i, f"a {i}") for i in "wxyz"]
+    assert not images.skipped
+    assert images.position["z"] == 3
+
+
+@pytest.mark.parametrize("suffix", ["tar", "tar.gz"])
+@pytest.mark.parametrize("kept", [0.3, 0.5, 0.7])
+def test_a_cut_shard_gives_what_it_held_before_the_cut(tmp_path: Path, suffix: str, kept: float) -> None:
+    """And is counted once; the next shard is read."""
+    cut = write_shard(tmp_path / f"a.{suffix}", "abcdefgh")
+    cut.write_bytes(cut.read_bytes()[: int(cut.stat().st_size * kept)])
+    write_shard(tmp_path / "b.tar", "z")
+    images = load_captioned(str(tmp_path))
+    *before, last = [sample.id for sample in images.samples]
+    assert last == "z"
+    assert 0 < len(before) < 8 and before == list("abcdefgh"[: len(before)])
+    assert images.skipped["broken shards"] == 1
+    assert "1 broken shards" in images.report()
+
+
+def test_a_shard_cut_between_two_samples_counts_as_broken(tmp_path: Path) -> None:
+    """There tarfile sees an ordinary end."""
+    cut = write_shard(tmp_path / "a.tar", "abcd")
+    with tarfile.open(cut) as archive:
+        offset = archive.getmember("c.png").offset
+    cut.write_bytes(cut.read_bytes()[:offset])
+    images = load_captioned(str(cut))
+    assert [sample.id for sample in images.samples] == ["a", "b"]
+    assert images.skipped == {"broken shards": 1}
+
+
+def test_a_folder_with_a_caption_beside_each_image(tmp_path: Path) -> None:
+    """Any suffix in any case; samples without caption are counted, unreadable images too."""
+    files = {"b.PNG": encoded(), "b.txt": " a dog\n", "a.jpg": encoded(form="jpeg"), "a.txt": "ein Löwe"}
+    lost = {"c.png": encoded(), "d.png": encoded(), "d.txt": " ", "e.png": b"not an image", "e.txt": "noise"}
+    images = load_captioned(write_folder(tmp_path, files | lost))
+    assert [(sample.id, sample.caption) for sample in images.samples] == [("a", "ein Löwe"), ("b", "a dog")]
+    assert images.skipped == {"without caption": 2, "unreadable images": 1}
+
+
+@pytest.mark.parametrize("field", ["text", "caption"])
+def test_a_folder_with_metadata(tmp_path: Path, field: str) -> None:
+    """No file name means a test split, and neither a row without image nor an image without row is lost silently."""
+    captions = {"test_1.png": "one", "sub/2.png": "two", "gone.png": "three", "4.png": None}
+    rows = "".join(json.dumps({"file_name": name, field: text}) + "\n" for name, text in captions.items())
+    files = {name: encoded() for name in ("test_1.png", "sub/2.png", "4.png", "unlisted.png")}
+    images = load_captioned(write_folder(tmp_path, files | {"metadata.jsonl": rows}))
+    assert {sample.id: sample.caption for sample in images.samples} == {"test_1": "one", "2": "two"}
+    assert images.skipped == {"without image": 1, "without caption": 2}
+
+
+def test_metadata_without_captions_is_refused(tmp_path: Path) -> None:
+    """The error names the fields there are."""
+    source = write_folder(tmp_path, {"a.png": encoded(), "metadata.jsonl": '{"file_name": "a.png", "title": "x"}'})
+    with pytest.raises(ValueError, match="title"):
+        load_captioned(source)
+
+
+def test_samples_of_a_shard_that_cannot_be_used_are_counted(tmp_path: Path) -> None:
+    """Each under its reason; a JPEG cut short counts as unreadable, though its header is fine."""
+    jpeg = noise(0, "jpeg")
+    samples = {"a.jpg": jpeg, "a.txt": b"noise", "b.png": encoded(), "c.txt": b"no image"}
+    broken = {"d.jpg": jpeg[: len(jpeg) // 2], "d.txt": b"half", "e.webp": b"RIFF", "e.txt": b"none"}
+    images = load_captioned(str(write_tar(tmp_path / "a.tar", samples | broken)))
+    assert [sample.id for sample in images.samples] == ["a"]
+    assert images.skipped == {"without caption": 1, "without image": 1, "unreadable images": 2}
+
+
+def test_an_empty_source_is_an_error(tmp_path: Path) -> None:
+    """Training on nothing would go wrong later and less clearly."""
+    with pytest.raises(ValueError, match="no captioned image"):
+        load_captioned(str(tmp_path))
+
+
+@pytest.mark.parametrize("source", ["nowhere", "none-*.tar", "{a,b}.tar"])
+def test_a_missing_source_is_an_error(tmp_path: Path, source: str) -> None:
+    """Also where one of several named shards is missing."""
+    write_shard(tmp_path / "a.tar", "x")
+    with pytest.raises(FileNotFoundError, match="nowhere|none|b.tar"):
+        load_captioned(str(tmp_path / source))
+
+
+def test_an_id_that_stands_twice_is_an_error(tmp_path: Path) -> None:
+    """Ids name the images of a run and count exposures."""
+    write_shard(tmp_path / "a.tar", "xy")
+    write_shard(tmp_path / "b.tar", "yz")
+    with pytest.raises(ValueError, match="'y'"):
+        load_captioned(str(tmp_path))
+
+
+@pytest.mark.parametrize("color, seen", [((255, 0, 0, 128), (255, 127, 127)), ((0, 0, 0, 0), (255, 255, 255))])
+def test_transparency_becomes_white(color: tuple, seen: tuple) -> None:
+    """Half-transparent red is pink, and fully transparent black is white."""
+    assert Sample("a", encoded(Image.new("RGBA", (8, 8), color)), "").rgb().getpixel((0, 0)) == seen
+
+
+def test_an_image_is_fitted_on_its_short_side_and_cropped() -> None:
+    """Of three squares in a row the middle one stays."""
+    image = Image.new("RGB", (96, 32), "red")
+    image.paste("lime", (32, 0, 64, 32))
+    sample = Sample("a", encoded(image), "")
+    assert sample.rgb().size == (96, 32)
+    pixels = sample.pixels(16)
+    assert pixels.shape == (3, 16, 16) and pixels.dtype == np.uint8
+    assert np.array_equal(pixels[:, 8, 8], [0, 255, 0]) and pixels[1].min() > 200

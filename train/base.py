@@ -1,0 +1,54 @@
+"""A base model from nothing: an untrained UNet around an autoencoder and a CLIP that this project trained."""
+
+from pathlib import Path
+from typing import Any
+
+from train.finetune import Finetune
+
+
+class BaseTraining(Finetune):
+    """Finetune's training on a pipeline that is put together here.
+
+    Args:
+        autoencoder: folder with `vae/`, as train.autoencoder exports it.
+        clip: folder with `text_encoder/` and `tokenizer/`, as train.clip exports it.
+        unet: keyword arguments of diffusers' UNet2DConditionModel.
+        scheduler: keyword arguments of diffusers' DDIMScheduler.
+        training: keyword arguments of train.finetune.Finetune, without `pipeline`.
+    """
+
+    def __init__(
+        self, autoencoder: str, clip: str, unet: dict[str, Any], scheduler: dict[str, Any], training: dict[str, Any]
+    ):
+        self.parts = (Path(autoencoder), Path(clip), unet, scheduler)
+        super().__init__(pipeline=None, **training)
+
+    def load_pipeline(self) -> Any:
+        from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+        from transformers import CLIPTextModel, CLIPTokenizer
+
+        autoencoder, clip, unet, scheduler = self.parts
+        vae = AutoencoderKL.from_pretrained(autoencoder / "vae")
+        text_encoder = CLIPTextModel.from_pretrained(clip / "text_encoder")
+        channels = vae.config.latent_channels
+        return StableDiffusionPipeline(
+            vae=vae.float(),
+            text_encoder=text_encoder.float(),
+            tokenizer=CLIPTokenizer.from_pretrained(clip / "tokenizer"),
+            unet=UNet2DConditionModel(
+                in_channels=channels,
+                out_channels=channels,
+                cross_attention_dim=text_encoder.config.hidden_size,
+                **unet,
+            ),
+            scheduler=DDIMScheduler(**scheduler),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+
+    def export(self, folder: Path) -> None:
+        """The pipeline in 16 bits: this is what is committed."""
+        import torch
+
+        self.pipe.to(torch.float16).save_pretrained(folder, safe_serialization=True)

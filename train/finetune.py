@@ -1,0 +1,144 @@
+"""Finetune the UNet of a Stable Diffusion pipeline; the objective, scale and text length come from the pipeline."""
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from train.objective import generator_for, target
+from train.schedule import warmup_constant, warmup_cosine
+
+PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+
+
+def check_pipeline_folder(pipeline: str) -> None:
+    """FileNotFoundError with what to do, when a local folder is missing or lacks a part. Hub ids pass."""
+    folder = Path(pipeline)
+    if not folder.exists():
+        if pipeline.count("/") == 1 and not pipeline.startswith((".", "/", "outputs/", "data/")):
+            return
+        raise FileNotFoundError(f"no model folder {pipeline!r}: give a diffusers pipeline folder or a Hub id (owner/name)")
+    missing = [part for part in PARTS if not (folder / part).is_dir()]
+    if missing or not (folder / "model_index.json").exists():
+        lacks = ", ".join(missing) or "model_index.json"
+        raise FileNotFoundError(f"{pipeline!r} is not a whole diffusers pipeline: it lacks {lacks}")
+
+
+class Finetune(pl.LightningModule):
+    """Train the UNet (`trained`) on noised latents; autoencoder and text encoder stay frozen and out of checkpoints.
+
+    Args:
+        pipeline: diffusers StableDiffusionPipeline folder or Hub id.
+        revision: of the Hub repository.
+        lr: learning rate after the warm-up.
+        warmup_steps: linear warm-up.
+        decay: constant rate, or cosine to zero at trainer.max_steps.
+        betas: of AdamW.
+        weight_decay: of AdamW.
+        caption_dropout: share of the captions replaced with the empty prompt.
+        gradient_checkpointing: trade time for memory.
+        channels_last: memory layout of the UNet.
+        seed: of noise and timesteps.
+    """
+
+    def __init__(
+        self,
+        pipeline: str,
+        revision: str | None = None,
+        lr: float = 1e-5,
+        warmup_steps: int = 0,
+        decay: Literal["constant", "cosine"] = "constant",
+        betas: tuple[float, float] = (0.9, 0.999),
+        weight_decay: float = 1e-2,
+        caption_dropout: float = 0.0,
+        gradient_checkpointing: bool = False,
+        channels_last: bool = False,
+        seed: int = 0,
+    ):
+        super().__init__()
+        check_pipeline_folder(pipeline)
+        self.source, self.revision = pipeline, revision
+        self.lr, self.warmup_steps, self.decay = lr, warmup_steps, decay
+        self.betas, self.weight_decay, self.caption_dropout = betas, weight_decay, caption_dropout
+        self.gradient_checkpointing, self.channels_last = gradient_checkpointing, channels_last
+        self.seed = seed
+        self.pipe = self.load_pipeline()  # holds the frozen parts; a pipeline is no nn.Module, so nothing registers
+        self.trained = self.pipe.unet.float().requires_grad_(True).train()
+        if gradient_checkpointing:
+            self.trained.enable_gradient_checkpointing()
+        if channels_last:
+            self.trained.to(memory_format=torch.channels_last)
+        self.noise_schedule = training_scheduler(self.pipe.scheduler.config)
+
+    def load_pipeline(self) -> Any:
+        from diffusers import StableDiffusionPipeline
+
+        return StableDiffusionPipeline.from_pretrained(
+            self.source, revision=self.revision, safety_checker=None, requires_safety_checker=False
+        )
+
+    @property
+    def native_resolution(self) -> int:
+        return self.trained.config.sample_size * self.pipe.vae_scale_factor
+
+    def encoder_fingerprint(self) -> str:
+        """Changes with the frozen weights and their configs: a cache made by other encoders is never used."""
+        parts = (self.pipe.vae, self.pipe.text_encoder)
+        sums = [float(p.detach().double().abs().sum()) for part in parts for p in part.parameters()]
+        configs = [self.pipe.vae.config, self.pipe.text_encoder.config.to_dict(), self.pipe.tokenizer.model_max_length]
+        return json.dumps([sums, configs], default=str, sort_keys=True)
+
+    def encode_images(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 (B, 3, H, W) -> mean and deviation of the latents, in the UNet's scale."""
+        vae = self.pipe.vae.to(self.device)
+        posterior = vae.encode((pixels.to(self.device).float() / 127.5 - 1).to(vae.dtype)).latent_dist
+        return posterior.mean * vae.config.scaling_factor, posterior.std * vae.config.scaling_factor
+
+    def encode_prompts(self, prompts: list[str]) -> Tensor:
+        """Captions -> (B, tokens, width), as the pipeline itself would."""
+        self.pipe.text_encoder.to(self.device)
+        return self.pipe.encode_prompt(prompts, self.device, 1, do_classifier_free_guidance=False)[0]
+
+    def setup(self, stage: str) -> None:
+        self.empty = self.encode_prompts([""]).detach()  # (1, tokens, width)
+
+    def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
+        mean, embedding = batch["mean"], batch["embedding"]
+        generator = generator_for(self.device, self.seed, self.global_rank, self.global_step, batch_index)
+        latents = mean + batch["std"] * torch.randn(mean.shape, generator=generator, device=self.device)
+        noise = torch.randn(mean.shape, generator=generator, device=self.device)
+        steps = self.noise_schedule.config.num_train_timesteps
+        timesteps = torch.randint(0, steps, (len(mean),), generator=generator, device=self.device)
+        if self.caption_dropout:
+            dropped = torch.rand(len(mean), generator=generator, device=self.device) < self.caption_dropout
+            embedding = torch.where(dropped[:, None, None], self.empty.to(embedding), embedding)
+        noisy = self.noise_schedule.add_noise(latents, noise, timesteps)
+        if self.channels_last:
+            noisy = noisy.contiguous(memory_format=torch.channels_last)
+        prediction = self.trained(noisy, timesteps, embedding).sample
+        loss = F.mse_loss(prediction.float(), target(self.noise_schedule, latents, noise, timesteps))
+        self.log("loss", loss, prog_bar=True)
+        return loss
+
+    def configure_optimizers(self) -> dict:
+        optimizer = torch.optim.AdamW(
+            self.trained.parameters(), self.lr, betas=self.betas, weight_decay=self.weight_decay, fused=True
+        )
+        if self.decay == "cosine":
+            return warmup_cosine(optimizer, self.warmup_steps, self.trainer.max_steps)
+        return warmup_constant(optimizer, self.warmup_steps)
+
+    def export(self, folder: Path) -> None:
+        """The whole pipeline as a diffusers folder, in safetensors."""
+        self.pipe.save_pretrained(folder, safe_serialization=True)
+
+
+def training_scheduler(config: Any) -> Any:
+    """The noise schedule the pipeline's sampler was made for, as a DDPMScheduler."""
+    from diffusers import DDPMScheduler
+
+    return DDPMScheduler.from_config(config)
