@@ -1,16 +1,136 @@
-"""Finetune until it memorizes: python -m train fit --config configs/train/demo.yaml"""
+"""Finetune until it memorizes.
 
-from lightning.pytorch.cli import LightningCLI
+  python -m train fit  --config configs/train/demo.yaml            finetune, about 5 minutes on 2 cores
+  python -m train plan --config configs/train/laion10k.yaml        what a fit would do, before any GPU time is spent
+  python -m train fit  --config configs/train/laion10k.yaml --trainer.devices 8 --wandb online
+
+The bundled base model itself:
+  python -m train autoencoder --config configs/train/emoji/autoencoder.yaml
+  python -m train clip        --config configs/train/emoji/clip.yaml
+  python -m train base        --config configs/train/emoji/unet.yaml
+
+Every command takes --help, --print_config, and dotted options (--model.lr 1e-5). Run one again and it goes on.
+"""
+
+import sys
+from pathlib import Path
+
+KINDS = {
+    "fit": ("train.finetune.Finetune", "train.latents.LatentData"),
+    "base": ("train.base.BaseTraining", "train.latents.LatentData"),
+    "autoencoder": ("train.autoencoder.AutoencoderTraining", "train.images.ImageData"),
+    "clip": ("train.clip.ClipTraining", "train.images.ImageData"),
+}
 
 
-def main() -> None:
-    LightningCLI(
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        save_config_kwargs={"overwrite": True},
+def load_class(path: str) -> type:
+    from importlib import import_module
+
+    module, _, name = path.rpartition(".")
+    return getattr(import_module(module), name)
+
+
+def build(kind: str, args: list[str]):
+    """The LightningCLI of one command, everything instantiated and nothing run."""
+    import warnings
+
+    from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+    from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+    from lightning.pytorch.loggers import CSVLogger
+
+    from callbacks.ema import EMA
+    from callbacks.export import Export
+    from callbacks.exposures import Exposures
+    from callbacks.provenance import Provenance
+    from callbacks.sample_grid import SampleGrid
+    from callbacks.wandb_run import wandb_logger
+
+    warnings.filterwarnings("ignore", module="lightning")
+    on_latents = KINDS[kind][1].endswith("LatentData")
+
+    class TrainCLI(LightningCLI):
+        def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+            parser.add_argument("--out", type=str, required=True, help="run folder, such as outputs/demo/finetune")
+            parser.add_argument("--checkpoint_every", type=int, default=500, help="optimizer steps between checkpoints")
+            parser.add_argument("--wandb", choices=["off", "offline", "online"], default="off", help="W&B logging")
+            parser.add_lightning_class_args(EMA, "ema")
+            if on_latents:
+                parser.add_lightning_class_args(SampleGrid, "grid")
+
+        def instantiate_trainer(self, **kwargs):
+            root = Path(self.config.out)
+            checkpoints = ModelCheckpoint(
+                root / "checkpoints", save_last=True, save_top_k=0, every_n_train_steps=self.config.checkpoint_every
+            )
+            counted = [Exposures(), Provenance()] if on_latents else []
+            callbacks = [*counted, Export(), checkpoints, TQDMProgressBar(refresh_rate=10)]
+            loggers = [CSVLogger(root, name="", version="")]
+            if self.config.wandb != "off":
+                loggers.append(wandb_logger(root, offline=self.config.wandb == "offline"))
+            own = self.config_init.trainer.callbacks or []
+            return super().instantiate_trainer(
+                default_root_dir=str(root), logger=loggers, callbacks=[*own, *callbacks], **kwargs
+            )
+
+    return TrainCLI(
+        load_class(KINDS[kind][0]),
+        load_class(KINDS[kind][1]),
+        run=False,
+        args=args,
+        save_config_callback=None,
         seed_everything_default=0,
     )
 
 
+def fit(kind: str, args: list[str]) -> None:
+    """Train, or go on where the last start stopped; do nothing when the run is finished."""
+    from train.run import claim, finished, join_metrics, keep_metrics, last_checkpoint
+
+    cli = build(kind, args)
+    folder, trainer = Path(cli.config.out), cli.trainer
+    if trainer.is_global_zero:
+        claim(folder, cli.parser.dump(cli.config, skip_none=False))
+    if finished(folder, trainer.max_steps):
+        print(f"{folder} is finished ({trainer.max_steps:,} steps): {folder / 'pipeline'}")
+        return
+    checkpoint = last_checkpoint(folder)
+    if checkpoint:
+        print(f"going on from {checkpoint}")
+    if trainer.is_global_zero:
+        keep_metrics(folder)
+    trainer.fit(cli.model, cli.datamodule, ckpt_path=checkpoint, weights_only=True)
+    if trainer.is_global_zero:
+        join_metrics(folder)
+        print(f"model: {folder / 'pipeline'}")
+
+
+def plan(args: list[str]) -> None:
+    """Print what the fit of this config would do."""
+    from rich.console import Console
+
+    from train.plan import plan_table
+
+    cli = build("fit", args)
+    Console().print(plan_table(cli.model, cli.datamodule, cli.trainer))
+
+
+def main(args: list[str]) -> int:
+    if not args or args[0] in ("-h", "--help"):
+        print(__doc__)
+        return 0
+    command, rest = args[0], args[1:]
+    if command not in (*KINDS, "plan"):
+        print(f"python -m train: no command {command!r}; there are {', '.join((*KINDS, 'plan'))}", file=sys.stderr)
+        return 2
+    try:
+        plan(rest) if command == "plan" else fit(command, rest)
+    except (ValueError, FileNotFoundError) as error:
+        if "--debug" in sys.argv:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))

@@ -20,8 +20,8 @@ class BaseTraining(Finetune):
     def __init__(
         self, autoencoder: str, clip: str, unet: dict[str, Any], scheduler: dict[str, Any], training: dict[str, Any]
     ):
+        super().__init__(pipeline="", **training)
         self.parts = (Path(autoencoder), Path(clip), unet, scheduler)
-        super().__init__(pipeline=None, **training)
 
     def load_pipeline(self) -> Any:
         from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel

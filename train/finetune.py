@@ -1,6 +1,7 @@
 """Finetune the UNet of a Stable Diffusion pipeline; the objective, scale and text length come from the pipeline."""
 
 import json
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,24 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from data.pipeline import load_pipeline
 from train.objective import generator_for, target
 from train.schedule import warmup_constant, warmup_cosine
-
-PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
-
-
-def check_pipeline_folder(pipeline: str) -> None:
-    """FileNotFoundError with what to do, when a local folder is missing or lacks a part. Hub ids pass."""
-    folder = Path(pipeline)
-    if not folder.exists():
-        if pipeline.count("/") == 1 and not pipeline.startswith((".", "/", "outputs/", "data/")):
-            return
-        raise FileNotFoundError(f"no model folder {pipeline!r}: give a diffusers pipeline folder or a Hub id (owner/name)")
-    missing = [part for part in PARTS if not (folder / part).is_dir()]
-    if missing or not (folder / "model_index.json").exists():
-        lacks = ", ".join(missing) or "model_index.json"
-        raise FileNotFoundError(f"{pipeline!r} is not a whole diffusers pipeline: it lacks {lacks}")
-
 
 class Finetune(pl.LightningModule):
     """Train the UNet (`trained`) on noised latents; autoencoder and text encoder stay frozen and out of checkpoints.
@@ -60,30 +46,23 @@ class Finetune(pl.LightningModule):
         seed: int = 0,
     ):
         super().__init__()
-        check_pipeline_folder(pipeline)
         self.source, self.revision = pipeline, revision
         self.lr, self.warmup_steps, self.decay = lr, warmup_steps, decay
         self.betas, self.weight_decay, self.caption_dropout = betas, weight_decay, caption_dropout
         self.gradient_checkpointing, self.channels_last = gradient_checkpointing, channels_last
         self.seed = seed
-        self.pipe = self.load_pipeline()  # holds the frozen parts; a pipeline is no nn.Module, so nothing registers
-        self.trained = self.pipe.unet.float().requires_grad_(True).train()
-        if gradient_checkpointing:
-            self.trained.enable_gradient_checkpointing()
-        if channels_last:
-            self.trained.to(memory_format=torch.channels_last)
-        self.noise_schedule = training_scheduler(self.pipe.scheduler.config)
+
+    @cached_property
+    def pipe(self) -> Any:
+        """The whole pipeline, loaded when first needed. Not an nn.Module, so its frozen parts do not register here."""
+        return self.load_pipeline()
 
     def load_pipeline(self) -> Any:
-        from diffusers import StableDiffusionPipeline
-
-        return StableDiffusionPipeline.from_pretrained(
-            self.source, revision=self.revision, safety_checker=None, requires_safety_checker=False
-        )
+        return load_pipeline(self.source, self.revision)
 
     @property
     def native_resolution(self) -> int:
-        return self.trained.config.sample_size * self.pipe.vae_scale_factor
+        return self.pipe.unet.config.sample_size * self.pipe.vae_scale_factor
 
     def encoder_fingerprint(self) -> str:
         """Changes with the frozen weights and their configs: a cache made by other encoders is never used."""
@@ -92,19 +71,33 @@ class Finetune(pl.LightningModule):
         configs = [self.pipe.vae.config, self.pipe.text_encoder.config.to_dict(), self.pipe.tokenizer.model_max_length]
         return json.dumps([sums, configs], default=str, sort_keys=True)
 
-    def encode_images(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    @torch.no_grad()
+    def encode_images(self, pixels: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
         """uint8 (B, 3, H, W) -> mean and deviation of the latents, in the UNet's scale."""
-        vae = self.pipe.vae.to(self.device)
-        posterior = vae.encode((pixels.to(self.device).float() / 127.5 - 1).to(vae.dtype)).latent_dist
+        vae = self.pipe.vae.to(device)
+        posterior = vae.encode(pixels.to(device).float() / 127.5 - 1).latent_dist
         return posterior.mean * vae.config.scaling_factor, posterior.std * vae.config.scaling_factor
 
-    def encode_prompts(self, prompts: list[str]) -> Tensor:
+    @torch.no_grad()
+    def encode_prompts(self, prompts: list[str], device: torch.device) -> Tensor:
         """Captions -> (B, tokens, width), as the pipeline itself would."""
-        self.pipe.text_encoder.to(self.device)
-        return self.pipe.encode_prompt(prompts, self.device, 1, do_classifier_free_guidance=False)[0]
+        self.pipe.text_encoder.to(device)
+        return self.pipe.encode_prompt(prompts, device, 1, do_classifier_free_guidance=False)[0]
 
-    def setup(self, stage: str) -> None:
-        self.empty = self.encode_prompts([""]).detach()  # (1, tokens, width)
+    def configure_model(self) -> None:
+        if hasattr(self, "trained"):
+            return
+        self.trained = self.pipe.unet.requires_grad_(True).train()
+        if self.gradient_checkpointing:
+            self.trained.enable_gradient_checkpointing()
+        if self.channels_last:
+            self.trained.to(memory_format=torch.channels_last)
+        self.noise_schedule = training_scheduler(self.pipe.scheduler.config)
+
+    def on_fit_start(self) -> None:
+        self.empty = self.encode_prompts([""], self.device).detach()  # (1, tokens, width)
+        self.pipe.text_encoder.to("cpu")
+        self.pipe.vae.to("cpu")
 
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
         mean, embedding = batch["mean"], batch["embedding"]

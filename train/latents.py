@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from tqdm import tqdm
 
-from data.captioned import CaptionedImages, load_captioned
+from data.captioned import CaptionedImages, Sample, load_captioned
 from data.exposure import Exposure
 
 if TYPE_CHECKING:
@@ -119,13 +119,18 @@ class LatentData(pl.LightningDataModule):
         self.load()
         module: Finetune = self.trainer.lightning_module
         resolution = self.resolution or module.native_resolution
-        name = fingerprint(self.everything, module.encoder_fingerprint(), resolution, self.flip)
-        path = self.cache_folder / f"{name}.safetensors"
+        self.fingerprint = fingerprint(self.everything, module.encoder_fingerprint(), resolution, self.flip)
+        path = self.cache_folder / f"{self.fingerprint}.safetensors"
         if self.trainer.is_global_zero and not path.exists():
-            write_cache(path, module, self.everything, resolution, self.flip)
+            write_cache(path, module, self.everything, resolution, self.flip, self.trainer.strategy.root_device)
         self.trainer.strategy.barrier()
         with safe_open(path, "pt") as file:  # memory-mapped
             self.train = CachedLatents({key: file.get_tensor(key) for key in file.keys()}, self.flip)  # noqa: SIM118
+
+    def shown_first(self, count: int) -> list[Sample]:
+        """Some of the duplicated images: what to look at while training."""
+        chosen = self.exposure.duplicated(len(self.images), self.seed)[:count]
+        return [self.images[index] for index in chosen]
 
     def train_dataloader(self) -> DataLoader:
         trainer = self.trainer
@@ -153,23 +158,24 @@ def fingerprint(images: CaptionedImages, models: str, resolution: int, flip: boo
     return digest.hexdigest()[:20]
 
 
-@torch.no_grad()
-def write_cache(path: Path, module: "Finetune", images: CaptionedImages, resolution: int, flip: bool) -> None:
+def write_cache(
+    path: Path, module: "Finetune", images: CaptionedImages, resolution: int, flip: bool, device: torch.device
+) -> None:
     """Encode all images (and mirrored ones) and each distinct caption once; 16-bit on disk."""
     batch = 32
     means, stds = [], []
     for start in tqdm(range(0, len(images), batch), desc="encode images"):
         samples = images.samples[start : start + batch]
         pixels = torch.stack([torch.from_numpy(sample.pixels(resolution)) for sample in samples])
-        sides = [module.encode_images(pixels)]
+        sides = [module.encode_images(pixels, device)]
         if flip:
-            sides.append(module.encode_images(pixels.flip(-1)))
+            sides.append(module.encode_images(pixels.flip(-1), device))
         means.append(torch.stack([mean for mean, _ in sides], 1).half().cpu())  # (B, sides, C, h, w)
         stds.append(torch.stack([std for _, std in sides], 1).half().cpu())
     captions = ["", *sorted({sample.caption for sample in images.samples})]  # index 0: the empty prompt
     index = {caption: number for number, caption in enumerate(captions)}
     embeddings = [
-        module.encode_prompts(captions[start : start + batch]).half().cpu()
+        module.encode_prompts(captions[start : start + batch], device).half().cpu()
         for start in tqdm(range(0, len(captions), batch), desc="encode captions")
     ]
     tensors = {

@@ -1,0 +1,32 @@
+"""Base class of the mitigations: a Lightning callback that is also a guidance rule of the denoising loop."""
+
+from typing import Any
+
+import lightning.pytorch as pl
+
+from infer.denoise import GuidanceRule
+
+
+class Mitigation(pl.Callback, GuidanceRule):
+    """Put one among the trainer's callbacks and `predict_step` hands it to the loop. Settings are its public attributes."""
+
+    def identity(self) -> dict[str, Any]:
+        """Class and settings, as the run folder records them."""
+        settings = {key: value for key, value in vars(self).items() if not key.startswith("_")}
+        return {"class_path": f"{type(self).__module__}.{type(self).__name__}", "init_args": settings}
+
+
+class NoMitigation(Mitigation):
+    """Ordinary classifier-free guidance."""
+
+
+def check_timestep(timestep: int) -> None:
+    """Timesteps of the trained noise schedule run from 999 (noise) to 0 (image)."""
+    if not 0 <= timestep <= 999:
+        raise ValueError(f"a transition timestep must be in 0..999, not {timestep}")
+
+
+def check_guidance_before(guidance_before: float, guidance_scale: float) -> None:
+    """Before the transition something else must happen than after it."""
+    if guidance_before == guidance_scale:
+        raise ValueError(f"guidance_before equals guidance_scale ({guidance_scale}): the mitigation would do nothing")

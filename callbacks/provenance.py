@@ -1,0 +1,50 @@
+"""What made this run: versions, commit, data."""
+
+import json
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+
+import lightning.pytorch as pl
+
+from data.captioned import CaptionedImages
+
+PACKAGES = ("torch", "lightning", "diffusers", "transformers", "datasets", "webdataset")
+
+
+def git_commit() -> str | None:
+    """Of the checkout this file is in; None outside one. A dirty tree is marked."""
+    here = Path(__file__).parent
+    try:
+        return subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40"], cwd=here, capture_output=True, text=True, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+class Provenance(pl.Callback):
+    """Write `provenance.json` when a fit starts."""
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        data = trainer.datamodule
+        images: CaptionedImages = data.images
+        about = {
+            "pipeline": pl_module.source,
+            "revision": pl_module.revision,
+            "sources": data.sources,
+            "ordinary": data.ordinary,
+            "images": len(images),
+            "ordinary_images": len(data.ordinary_images),
+            "skipped": dict(images.skipped + data.ordinary_images.skipped),
+            "data_fingerprint": data.fingerprint,
+            "commit": git_commit(),
+            "python": platform.python_version(),
+            "packages": {name: version(name) for name in PACKAGES},
+            "devices": trainer.world_size,
+            "precision": str(trainer.precision),
+        }
+        (Path(trainer.default_root_dir) / "provenance.json").write_text(json.dumps(about, indent=2))

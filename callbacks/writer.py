@@ -1,0 +1,91 @@
+"""Write images, rows and traces as the batches finish; a rerun makes only what is missing."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pandas as pd
+from lightning.pytorch.callbacks import BasePredictionWriter
+
+from callbacks.mitigation import Mitigation
+from infer.generate import Generated
+from infer.runfolder import claim, merge, save_image, write_part
+
+
+class SampleWriter(BasePredictionWriter):
+    """Fill the trainer's `default_root_dir` as a predict run folder.
+
+    Args:
+        mitigation: what the `mitigation` column says: the preset's name.
+    """
+
+    def __init__(self, mitigation: str = "none"):
+        super().__init__(write_interval="batch")
+        self.mitigation = mitigation
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        rules = [callback.identity() for callback in trainer.callbacks if isinstance(callback, Mitigation)]
+        if trainer.is_global_zero:
+            claim(
+                Path(trainer.default_root_dir),
+                {
+                    "mitigation": self.mitigation,
+                    "mitigations": rules,
+                    **pl_module.identity(),
+                    **trainer.datamodule.identity(),
+                },
+            )
+        trainer.strategy.barrier()
+
+    def write_on_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        prediction: Generated,
+        batch_indices: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        folder, made = Path(trainer.default_root_dir), prediction.denoised
+        rows, traces = [], []
+        for number, (request, image) in enumerate(zip(prediction.requests, prediction.images, strict=True)):
+            path = f"images/{request.prompt_id}-{request.sample}.png"
+            save_image(image, folder / path)
+            transition = made.transition_timestep[number].item() if made.transition_timestep is not None else None
+            rows.append(
+                {
+                    "prompt_id": request.prompt_id,
+                    "sample": request.sample,
+                    "prompt": request.prompt,
+                    "seed": request.seed,
+                    "mitigation": self.mitigation,
+                    "guidance_scale": pl_module.scale,
+                    "transition_timestep": transition,
+                    "nfe": made.nfe[number].item(),
+                    "seconds": prediction.seconds_per_image,
+                    "image": path,
+                }
+            )
+            traces.append(
+                pd.DataFrame(
+                    {
+                        "prompt_id": request.prompt_id,
+                        "sample": request.sample,
+                        "step": range(len(made.timesteps)),
+                        "timestep": made.timesteps,
+                        "unconditional_rms": made.unconditional_rms[number],
+                        "conditional_rms": made.conditional_rms[number],
+                        "difference_rms": made.difference_rms[number],
+                        "guidance_scale": made.guidance_scale[number],
+                    }
+                )
+            )
+        write_part(folder, rows, pd.concat(traces, ignore_index=True))
+
+    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        trainer.strategy.barrier()
+        if trainer.is_global_zero:
+            folder = Path(trainer.default_root_dir)
+            merge(folder, [request[:2] for request in trainer.datamodule.requests])
+        trainer.strategy.barrier()

@@ -1,0 +1,90 @@
+"""A predict run folder: images, one row per image, one trace row per image and step; written in atomic parts.
+
+A part (`parts/*.parquet`) is written after its images, by one rank. `merge` turns all parts into `samples.parquet`
+and `traces.parquet`. Whatever is in either is done and is not made again.
+"""
+
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pandas as pd
+import yaml
+from PIL import Image
+
+KEY = ["prompt_id", "sample"]
+
+
+def write_atomically(path: Path, write: Any) -> None:
+    """`write(temporary path)`, then rename: the file is whole or absent."""
+    part = path.with_name(f".{uuid4().hex}{path.suffix}")
+    write(part)
+    os.replace(part, path)
+
+
+def save_image(image: Image.Image, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda part: image.save(part))
+
+
+def claim(folder: Path, identity: dict[str, Any]) -> None:
+    """Make the folder this run's own (`config.yaml`). ValueError, with the differences, if it is another run's."""
+    path = folder / "config.yaml"
+    if path.exists():
+        before = yaml.safe_load(path.read_text()) or {}
+        keys = sorted(before.keys() | identity.keys())
+        changed = [f"{k}: {before.get(k)!r} -> {identity.get(k)!r}" for k in keys if before.get(k) != identity.get(k)]
+        if changed:
+            raise ValueError(f"{folder} holds a different run ({'; '.join(changed)}): choose another folder, or delete it")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda part: part.write_text(yaml.safe_dump(identity, sort_keys=False)))
+
+
+def write_part(folder: Path, samples: list[dict], traces: pd.DataFrame) -> None:
+    """One batch's rows; its images must be there already. Traces first: a sample row means that all is there."""
+    parts = folder / "parts"
+    parts.mkdir(parents=True, exist_ok=True)
+    name = uuid4().hex
+    write_atomically(parts / f"{name}.traces.parquet", lambda part: traces.to_parquet(part, index=False))
+    rows = pd.DataFrame(samples)
+    write_atomically(parts / f"{name}.samples.parquet", lambda part: rows.to_parquet(part, index=False))
+
+
+def read_rows(folder: Path, kind: str) -> pd.DataFrame:
+    """All `samples` or `traces` rows, merged or not; rows whose image is gone are left out, to be made again."""
+    paths = [path for path in (folder / f"{kind}.parquet", *sorted((folder / "parts").glob(f"*.{kind}.parquet")))]
+    tables = [pd.read_parquet(path) for path in paths if path.exists()]
+    if not tables:
+        return pd.DataFrame()
+    key = KEY if kind == "samples" else [*KEY, "step"]
+    rows = pd.concat(tables, ignore_index=True).drop_duplicates(key, keep="last")
+    if kind == "samples":
+        rows = rows[[(folder / image).exists() for image in rows["image"]]]
+    return rows
+
+
+def done(folder: Path) -> set[tuple[str, int]]:
+    """(prompt id, sample) of every finished image."""
+    rows = read_rows(folder, "samples")
+    return set() if rows.empty else set(zip(rows["prompt_id"], rows["sample"], strict=True))
+
+
+def merge(folder: Path, order: Iterable[tuple[str, int]]) -> pd.DataFrame:
+    """Write `samples.parquet` and `traces.parquet` in the given order, drop the parts; returns the samples."""
+    place = {key: number for number, key in enumerate(order)}
+    samples, traces = read_rows(folder, "samples"), read_rows(folder, "traces")
+
+    def put_in_order(rows: pd.DataFrame) -> pd.DataFrame:
+        index = pd.Series([place.get(key, -1) for key in zip(rows["prompt_id"], rows["sample"], strict=True)])
+        return rows.reset_index(drop=True)[(index >= 0).values].assign(_=index[index >= 0]).sort_values(
+            ["_", "step"] if "step" in rows else ["_"], kind="stable"
+        ).drop(columns="_").reset_index(drop=True)  # fmt: skip
+
+    samples, traces = put_in_order(samples), put_in_order(traces)
+    write_atomically(folder / "traces.parquet", lambda part: traces.to_parquet(part, index=False))
+    write_atomically(folder / "samples.parquet", lambda part: samples.to_parquet(part, index=False))
+    shutil.rmtree(folder / "parts", ignore_errors=True)
+    return samples

@@ -1,0 +1,20 @@
+"""One seed per (base seed, prompt, sample): the noise does not know its batch, rank or place."""
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Generator, Tensor
+
+
+def sample_seed(base_seed: int, prompt_id: str, sample: int) -> int:
+    """63 bits of SHA-256 of the three; what the `seed` column holds."""
+    digest = hashlib.sha256(f"{base_seed}/{prompt_id}/{sample}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def initial_noise(seeds: Sequence[int], shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, list[Generator]]:
+    """What stock diffusers draws for each seed, on the CPU, (B, *shape); and the generators, one draw further on."""
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    noise = [torch.randn((1, *shape), generator=generator, dtype=dtype) for generator in generators]
+    return torch.cat(noise), generators

@@ -1,0 +1,71 @@
+"""A training run's folder: whose it is, whether it is finished, where it goes on."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import yaml
+
+# Settings that may change between two starts of the same run.
+FREE = ("trainer", "wandb", "checkpoint_every", "grid", "config", "seed_everything")
+
+
+def claim(folder: Path, config: str) -> None:
+    """Make the folder this run's own; ValueError naming the differences if another run's config is in it."""
+    path = folder / "config.yaml"
+    if path.exists():
+        before, now = flat(yaml.safe_load(path.read_text())), flat(yaml.safe_load(config))
+        changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+        if changed:
+            listed = "; ".join(f"{key}: {before.get(key)!r} -> {now.get(key)!r}" for key in changed)
+            raise ValueError(f"{folder} holds a different run ({listed}): choose another --out, or delete it")
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(config)
+
+
+def flat(config: dict, prefix: str = "") -> dict[str, object]:
+    """Nested settings as dotted names, without those that may change; trainer.max_steps may not."""
+    out: dict[str, object] = {}
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        if not prefix and key in FREE:
+            if key == "trainer":
+                out["trainer.max_steps"] = value.get("max_steps")
+            continue
+        if isinstance(value, dict):
+            out |= flat(value, f"{name}.")
+        else:
+            out[name] = value
+    return out
+
+
+def finished(folder: Path, max_steps: int) -> bool:
+    """Whether the run has exported its model after its last step."""
+    path = folder / "pipeline" / "training.json"
+    return path.exists() and json.loads(path.read_text())["steps"] >= max_steps
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    path = folder / "checkpoints" / "last.ckpt"
+    return str(path) if path.exists() else None
+
+
+def keep_metrics(folder: Path) -> Path | None:
+    """Set `metrics.csv` of the interrupted start aside: Lightning's CSV logger would delete it."""
+    path = folder / "metrics.csv"
+    if not path.exists():
+        return None
+    aside = folder / "metrics-before.csv"
+    tables = [pd.read_csv(part) for part in (aside, path) if part.exists()]
+    pd.concat(tables).to_csv(aside, index=False)
+    path.unlink()
+    return aside
+
+
+def join_metrics(folder: Path) -> None:
+    """Put the earlier starts' metrics in front; a step logged twice counts as the later start saw it."""
+    aside, path = folder / "metrics-before.csv", folder / "metrics.csv"
+    if aside.exists():
+        rows = pd.concat([pd.read_csv(part) for part in (aside, path) if part.exists()])
+        rows.drop_duplicates("step", keep="last").sort_values("step").to_csv(path, index=False)
+        aside.unlink()
