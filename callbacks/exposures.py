@@ -16,12 +16,18 @@ class Exposures(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         size = len(trainer.datamodule.everything)
-        if self.counts is None or trainer.global_rank:  # a checkpoint holds the sum over ranks: one rank takes it up
+        if (
+            self.counts is None or trainer.global_rank
+        ):  # a checkpoint holds the sum over ranks: one rank takes it up
             self.counts = torch.zeros(size, dtype=torch.long)
         if len(self.counts) != size:
-            raise ValueError(f"the checkpoint counted {len(self.counts)} images, the data now has {size}: not the same run")
+            raise ValueError(
+                f"the checkpoint counted {len(self.counts)} images, the data now has {size}: not the same run"
+            )
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs, batch, *_) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs, batch, *_
+    ) -> None:
         self.counts += torch.bincount(batch["index"].cpu(), minlength=len(self.counts))
 
     def state_dict(self) -> dict:

@@ -29,4 +29,6 @@ def check_timestep(timestep: int) -> None:
 def check_guidance_before(guidance_before: float, guidance_scale: float) -> None:
     """Before the transition something else must happen than after it."""
     if guidance_before == guidance_scale:
-        raise ValueError(f"guidance_before equals guidance_scale ({guidance_scale}): the mitigation would do nothing")
+        raise ValueError(
+            f"guidance_before equals guidance_scale ({guidance_scale}): the mitigation would do nothing"
+        )

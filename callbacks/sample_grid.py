@@ -69,7 +69,9 @@ class SampleGrid(pl.Callback):
         sheet.save(path)
         for logger in trainer.loggers:
             if isinstance(logger, pl.loggers.WandbLogger):
-                logger.log_image("samples", [sheet], step=self.drawn, caption=["training images | generations"])
+                logger.log_image(
+                    "samples", [sheet], step=self.drawn, caption=["training images | generations"]
+                )
 
     @torch.no_grad()
     def generate(self, pl_module: pl.LightningModule, prompts: list[tuple[str, str]]) -> list[Image.Image]:

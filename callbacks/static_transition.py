@@ -37,7 +37,9 @@ class StaticTransition(Mitigation):
         self._transition = torch.full((batch_size,), torch.nan)
 
     def observe(self, step: DenoisingStep) -> None:
-        if step.timestep <= self.timestep and (step.index == 0 or step.timesteps[step.index - 1] > self.timestep):
+        if step.timestep <= self.timestep and (
+            step.index == 0 or step.timesteps[step.index - 1] > self.timestep
+        ):
             self._transition.fill_(step.timestep)
 
     def guidance_scale(self, step: DenoisingStep, scale: Tensor) -> Tensor:

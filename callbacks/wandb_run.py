@@ -13,5 +13,10 @@ def wandb_logger(folder: Path, offline: bool) -> WandbLogger:
     if not path.exists():
         path.write_text(uuid4().hex[:8])
     return WandbLogger(
-        name=folder.name, save_dir=folder, project="attraction-basin", id=path.read_text(), offline=offline, resume="allow"
+        name=folder.name,
+        save_dir=folder,
+        project="attraction-basin",
+        id=path.read_text(),
+        offline=offline,
+        resume="allow",
     )

@@ -52,7 +52,9 @@ class SampleWriter(BasePredictionWriter):
         for number, (request, image) in enumerate(zip(prediction.requests, prediction.images, strict=True)):
             path = f"images/{request.prompt_id}-{request.sample}.png"
             save_image(image, folder / path)
-            transition = made.transition_timestep[number].item() if made.transition_timestep is not None else None
+            transition = (
+                made.transition_timestep[number].item() if made.transition_timestep is not None else None
+            )
             rows.append(
                 {
                     "prompt_id": request.prompt_id,

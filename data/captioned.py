@@ -111,7 +111,9 @@ def read_shards(paths: list[str], skipped: Counter) -> Iterator[Sample]:
             yield from checked(row["__key__"], image, row.get("txt"), skipped)
         if errors or not is_whole(path):
             skipped["broken shards"] += 1
-            log.warning("%s breaks off, what came after is lost: %s", path, errors[0] if errors else "no end mark")
+            log.warning(
+                "%s breaks off, what came after is lost: %s", path, errors[0] if errors else "no end mark"
+            )
 
 
 def is_image(path: Path) -> bool:
@@ -178,7 +180,9 @@ def load_captioned(*sources: str) -> CaptionedImages:
         elif source.endswith(SHARD_SUFFIXES):
             found = read_shards(shard_paths(source), skipped)
         else:
-            raise FileNotFoundError(f"data source {source!r} is neither a folder nor a shard pattern (*.tar, *.tar.gz)")
+            raise FileNotFoundError(
+                f"data source {source!r} is neither a folder nor a shard pattern (*.tar, *.tar.gz)"
+            )
         samples.extend(found)
     ids = Counter(sample.id for sample in samples)
     twice = [key for key, count in ids.items() if count > 1]

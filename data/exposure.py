@@ -25,13 +25,21 @@ class Exposure:
 
     def __post_init__(self) -> None:
         if self.copies < 1 or self.weight <= 0:
-            raise ValueError(f"copies must be at least 1 and weight above 0, not {self.copies} and {self.weight}")
+            raise ValueError(
+                f"copies must be at least 1 and weight above 0, not {self.copies} and {self.weight}"
+            )
         if self.copies > 1 and self.weight != 1:
-            raise ValueError("give exposure.copies (exact) or exposure.weight (drawn with replacement), not both")
+            raise ValueError(
+                "give exposure.copies (exact) or exposure.weight (drawn with replacement), not both"
+            )
         if self.weight != 1 and self.duplicated_fraction == 1:
-            raise ValueError("exposure.weight has no effect when every image has it: set duplicated_fraction below 1")
+            raise ValueError(
+                "exposure.weight has no effect when every image has it: set duplicated_fraction below 1"
+            )
         if not 0 < self.duplicated_fraction <= 1:
-            raise ValueError(f"exposure.duplicated_fraction must be in (0, 1], not {self.duplicated_fraction}")
+            raise ValueError(
+                f"exposure.duplicated_fraction must be in (0, 1], not {self.duplicated_fraction}"
+            )
         if not 0 <= self.ordinary_share < 1:
             raise ValueError(f"exposure.ordinary_share must be in [0, 1), not {self.ordinary_share}")
 
@@ -63,7 +71,9 @@ class Exposure:
         else:
             shown = np.repeat(np.arange(images), self.repeats(images, seed))
         count = self.ordinary_count(images, seed)
-        return random.permutation(np.concatenate([shown, images + self.rounds(ordinary, count, seed, number)]))
+        return random.permutation(
+            np.concatenate([shown, images + self.rounds(ordinary, count, seed, number)])
+        )
 
     @staticmethod
     def rounds(ordinary: int, count: int, seed: int, number: int) -> np.ndarray:

@@ -10,7 +10,11 @@ PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 
 def is_hub_id(name: str) -> bool:
     """`owner/name`, and no such folder here."""
-    return name.count("/") == 1 and not name.startswith((".", "/", "~", "outputs/", "data/")) and not Path(name).exists()
+    return (
+        name.count("/") == 1
+        and not name.startswith((".", "/", "~", "outputs/", "data/"))
+        and not Path(name).exists()
+    )
 
 
 def check_pipeline(name: str) -> None:
@@ -19,7 +23,9 @@ def check_pipeline(name: str) -> None:
         return
     folder = Path(name)
     if not folder.is_dir():
-        raise FileNotFoundError(f"no model folder {name!r}: give a diffusers pipeline folder or a Hub id (owner/name)")
+        raise FileNotFoundError(
+            f"no model folder {name!r}: give a diffusers pipeline folder or a Hub id (owner/name)"
+        )
     missing = [part for part in PARTS if not (folder / part).is_dir()]
     if missing or not (folder / "model_index.json").exists():
         raise FileNotFoundError(

@@ -49,7 +49,9 @@ def load_prompts(source: str) -> list[Prompt]:
         if other.text != prompt.text:
             raise ValueError(f"{source!r}: id {prompt.id!r} stands on {other.text!r} and on {prompt.text!r}")
     if len(distinct) < len(prompts):
-        log.warning("%s: %d prompts come more than once and are used once", source, len(prompts) - len(distinct))
+        log.warning(
+            "%s: %d prompts come more than once and are used once", source, len(prompts) - len(distinct)
+        )
     return list(distinct.values())
 
 
@@ -62,7 +64,9 @@ def from_json_lines(path: Path) -> list[Prompt]:
             row = json.loads(line)
             text = next(row[key] for key in ("caption", "prompt", "text") if key in row)
         except (json.JSONDecodeError, StopIteration, TypeError) as error:
-            raise ValueError(f"{path}, line {number}: not an object with a caption, prompt or text") from error
+            raise ValueError(
+                f"{path}, line {number}: not an object with a caption, prompt or text"
+            ) from error
         prompts.append(Prompt(safe_id(str(row["id"])) if "id" in row else text_id(text), text))
     return prompts
 

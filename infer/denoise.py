@@ -102,9 +102,13 @@ def check_scheduler(scheduler: Any) -> None:
     """Raise ValueError for schedulers whose latents are not alpha x_0 + sigma noise, or models that predict x_0."""
     if float(scheduler.init_noise_sigma) != 1.0:
         name = type(scheduler).__name__
-        raise ValueError(f"{name} scales its latents by its own sigmas; use DDIM or DPMSolverMultistep (variance kept)")
+        raise ValueError(
+            f"{name} scales its latents by its own sigmas; use DDIM or DPMSolverMultistep (variance kept)"
+        )
     if scheduler.config.prediction_type not in ("epsilon", "v_prediction"):
-        raise ValueError(f"prediction_type {scheduler.config.prediction_type!r}: only epsilon and v_prediction work")
+        raise ValueError(
+            f"prediction_type {scheduler.config.prediction_type!r}: only epsilon and v_prediction work"
+        )
 
 
 def step_options(scheduler: Any, generators: list[Generator] | None) -> dict[str, Any]:
@@ -217,7 +221,9 @@ def predict(
     conditional_embedding: Tensor,
 ) -> None:
     """Run the UNet once on the needed rows (unconditional ones first) and put the predictions on the step."""
-    rows = torch.cat([need_unconditional.nonzero()[:, 0], need_conditional.nonzero()[:, 0]]).to(step.latents.device)
+    rows = torch.cat([need_unconditional.nonzero()[:, 0], need_conditional.nonzero()[:, 0]]).to(
+        step.latents.device
+    )
     split = int(need_unconditional.sum())
     inputs = scheduler.scale_model_input(step.latents, t)[rows]
     embeddings = torch.cat([unconditional_embedding[rows[:split]], conditional_embedding[rows[split:]]])

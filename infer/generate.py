@@ -49,7 +49,12 @@ class PromptData(pl.LightningDataModule):
     """
 
     def __init__(
-        self, prompts: str, samples_per_prompt: int = 1, seed: int = 0, limit: int | None = None, batch_size: int = 16
+        self,
+        prompts: str,
+        samples_per_prompt: int = 1,
+        seed: int = 0,
+        limit: int | None = None,
+        batch_size: int = 16,
     ):
         super().__init__()
         if samples_per_prompt < 1 or batch_size < 1:
@@ -123,6 +128,10 @@ class Generate(pl.LightningModule):
     def setup(self, stage: str) -> None:
         self.pipe = load_pipeline(self.source, self.revision, self.scheduler, getattr(torch, self.weights))
 
+    @property
+    def side_pixels(self) -> int:
+        return self.resolution or self.pipe.unet.config.sample_size * self.pipe.vae_scale_factor
+
     def on_predict_start(self) -> None:
         self.pipe.to(self.device)
 
@@ -137,12 +146,18 @@ class Generate(pl.LightningModule):
         started = time.perf_counter()
         texts = list(dict.fromkeys(request.prompt for request in requests))
         conditional, unconditional = pipe.encode_prompt(
-            texts, device, 1, do_classifier_free_guidance=True, negative_prompt=[self.negative_prompt] * len(texts)
+            texts,
+            device,
+            1,
+            do_classifier_free_guidance=True,
+            negative_prompt=[self.negative_prompt] * len(texts),
         )
         rows = torch.tensor([texts.index(request.prompt) for request in requests], device=device)
-        side = self.resolution // pipe.vae_scale_factor if self.resolution else pipe.unet.config.sample_size
+        side = self.side_pixels // pipe.vae_scale_factor
         noise, generators = initial_noise(
-            [request.seed for request in requests], (pipe.unet.config.in_channels, side, side), conditional.dtype
+            [request.seed for request in requests],
+            (pipe.unet.config.in_channels, side, side),
+            conditional.dtype,
         )
         denoised = denoise(
             pipe.unet, pipe.scheduler, noise.to(device), unconditional[rows], conditional[rows],

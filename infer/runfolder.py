@@ -36,9 +36,13 @@ def claim(folder: Path, identity: dict[str, Any]) -> None:
     if path.exists():
         before = yaml.safe_load(path.read_text()) or {}
         keys = sorted(before.keys() | identity.keys())
-        changed = [f"{k}: {before.get(k)!r} -> {identity.get(k)!r}" for k in keys if before.get(k) != identity.get(k)]
+        changed = [
+            f"{k}: {before.get(k)!r} -> {identity.get(k)!r}" for k in keys if before.get(k) != identity.get(k)
+        ]
         if changed:
-            raise ValueError(f"{folder} holds a different run ({'; '.join(changed)}): choose another folder, or delete it")
+            raise ValueError(
+                f"{folder} holds a different run ({'; '.join(changed)}): choose another folder, or delete it"
+            )
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda part: part.write_text(yaml.safe_dump(identity, sort_keys=False)))
 
@@ -55,7 +59,9 @@ def write_part(folder: Path, samples: list[dict], traces: pd.DataFrame) -> None:
 
 def read_rows(folder: Path, kind: str) -> pd.DataFrame:
     """All `samples` or `traces` rows, merged or not; rows whose image is gone are left out, to be made again."""
-    paths = [path for path in (folder / f"{kind}.parquet", *sorted((folder / "parts").glob(f"*.{kind}.parquet")))]
+    paths = [
+        path for path in (folder / f"{kind}.parquet", *sorted((folder / "parts").glob(f"*.{kind}.parquet")))
+    ]
     tables = [pd.read_parquet(path) for path in paths if path.exists()]
     if not tables:
         return pd.DataFrame()

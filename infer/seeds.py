@@ -13,7 +13,9 @@ def sample_seed(base_seed: int, prompt_id: str, sample: int) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def initial_noise(seeds: Sequence[int], shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, list[Generator]]:
+def initial_noise(
+    seeds: Sequence[int], shape: tuple[int, ...], dtype: torch.dtype
+) -> tuple[Tensor, list[Generator]]:
     """What stock diffusers draws for each seed, on the CPU, (B, *shape); and the generators, one draw further on."""
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     noise = [torch.randn((1, *shape), generator=generator, dtype=dtype) for generator in generators]

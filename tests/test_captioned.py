@@ -116,7 +116,9 @@ def test_a_folder_with_metadata(tmp_path: Path, field: str) -> None:
 
 def test_metadata_without_captions_is_refused(tmp_path: Path) -> None:
     """The error names the fields there are."""
-    source = write_folder(tmp_path, {"a.png": encoded(), "metadata.jsonl": '{"file_name": "a.png", "title": "x"}'})
+    source = write_folder(
+        tmp_path, {"a.png": encoded(), "metadata.jsonl": '{"file_name": "a.png", "title": "x"}'}
+    )
     with pytest.raises(ValueError, match="title"):
         load_captioned(source)
 
@@ -153,7 +155,9 @@ def test_an_id_that_stands_twice_is_an_error(tmp_path: Path) -> None:
         load_captioned(str(tmp_path))
 
 
-@pytest.mark.parametrize("color, seen", [((255, 0, 0, 128), (255, 127, 127)), ((0, 0, 0, 0), (255, 255, 255))])
+@pytest.mark.parametrize(
+    "color, seen", [((255, 0, 0, 128), (255, 127, 127)), ((0, 0, 0, 0), (255, 255, 255))]
+)
 def test_transparency_becomes_white(color: tuple, seen: tuple) -> None:
     """Half-transparent red is pink, and fully transparent black is white."""
     assert Sample("a", encoded(Image.new("RGBA", (8, 8), color)), "").rgb().getpixel((0, 0)) == seen

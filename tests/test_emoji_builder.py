@@ -80,7 +80,9 @@ def test_a_shard_holds_what_webdataset_reads(package: Path, tmp_path: Path) -> N
     }
     image = Image.open(io.BytesIO(red["webp"]))
     assert (image.format, image.mode, image.size) == ("WEBP", "RGB", (64, 64))
-    assert [image.getpixel(xy) for xy in ((1, 1), (30, 30), (33, 1), (1, 33), (62, 62))] == [RED, RED] + [WHITE] * 3
+    assert [image.getpixel(xy) for xy in ((1, 1), (30, 30), (33, 1), (1, 33), (62, 62))] == [RED, RED] + [
+        WHITE
+    ] * 3
     image = Image.open(io.BytesIO(blue["webp"]))
     assert image.getcolors() == [(64 * 64, BLUE)]
 
@@ -101,7 +103,9 @@ def test_committed_shards_are_complete() -> None:
         with tarfile.open(SHARDS / f"{style}-00000.tar.gz") as shard:
             names = shard.getnames()
         keys = {name.rpartition(".")[0] for name in names}
-        assert sorted(names) == sorted(f"{key}.{suffix}" for key in keys for suffix in ("webp", "txt", "json"))
+        assert sorted(names) == sorted(
+            f"{key}.{suffix}" for key in keys for suffix in ("webp", "txt", "json")
+        )
         assert all(key.startswith(f"{style}_") for key in keys)
         counts[style] = len(keys)
         ids += keys

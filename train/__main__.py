@@ -50,9 +50,15 @@ def build(kind: str, args: list[str]):
 
     class TrainCLI(LightningCLI):
         def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-            parser.add_argument("--out", type=str, required=True, help="run folder, such as outputs/demo/finetune")
-            parser.add_argument("--checkpoint_every", type=int, default=500, help="optimizer steps between checkpoints")
-            parser.add_argument("--wandb", choices=["off", "offline", "online"], default="off", help="W&B logging")
+            parser.add_argument(
+                "--out", type=str, required=True, help="run folder, such as outputs/demo/finetune"
+            )
+            parser.add_argument(
+                "--checkpoint_every", type=int, default=500, help="optimizer steps between checkpoints"
+            )
+            parser.add_argument(
+                "--wandb", choices=["off", "offline", "online"], default="off", help="W&B logging"
+            )
             parser.add_lightning_class_args(EMA, "ema")
             if on_latents:
                 parser.add_lightning_class_args(SampleGrid, "grid")
@@ -60,7 +66,10 @@ def build(kind: str, args: list[str]):
         def instantiate_trainer(self, **kwargs):
             root = Path(self.config.out)
             checkpoints = ModelCheckpoint(
-                root / "checkpoints", save_last=True, save_top_k=0, every_n_train_steps=self.config.checkpoint_every
+                root / "checkpoints",
+                save_last=True,
+                save_top_k=0,
+                every_n_train_steps=self.config.checkpoint_every,
             )
             counted = [Exposures(), Provenance()] if on_latents else []
             callbacks = [*counted, Export(), checkpoints, TQDMProgressBar(refresh_rate=10)]
@@ -120,7 +129,10 @@ def main(args: list[str]) -> int:
         return 0
     command, rest = args[0], args[1:]
     if command not in (*KINDS, "plan"):
-        print(f"python -m train: no command {command!r}; there are {', '.join((*KINDS, 'plan'))}", file=sys.stderr)
+        print(
+            f"python -m train: no command {command!r}; there are {', '.join((*KINDS, 'plan'))}",
+            file=sys.stderr,
+        )
         return 2
     try:
         plan(rest) if command == "plan" else fit(command, rest)

@@ -66,14 +66,22 @@ class AutoencoderTraining(pl.LightningModule):
     def validation_step(self, batch: dict, step: int) -> None:
         pixels = self.images(batch)
         reconstruction = self.trained.decode(self.trained.encode(pixels).latent_dist.mean).sample.float()
-        self.log("val_psnr", psnr(reconstruction, pixels).mean(), prog_bar=True, batch_size=len(pixels), sync_dist=True)
+        self.log(
+            "val_psnr",
+            psnr(reconstruction, pixels).mean(),
+            prog_bar=True,
+            batch_size=len(pixels),
+            sync_dist=True,
+        )
 
     def images(self, batch: dict) -> Tensor:
         """uint8 (B, 3, H, W) -> [-1, 1]."""
         return (batch["pixels"].float() / 127.5 - 1).to(memory_format=torch.channels_last)
 
     def configure_optimizers(self) -> dict:
-        optimizer = torch.optim.AdamW(self.trained.parameters(), self.lr, betas=(0.9, 0.99), weight_decay=1e-4)
+        optimizer = torch.optim.AdamW(
+            self.trained.parameters(), self.lr, betas=(0.9, 0.99), weight_decay=1e-4
+        )
         return warmup_cosine(optimizer, self.warmup_steps, self.trainer.max_steps)
 
     @torch.no_grad()

@@ -18,7 +18,12 @@ class BaseTraining(Finetune):
     """
 
     def __init__(
-        self, autoencoder: str, clip: str, unet: dict[str, Any], scheduler: dict[str, Any], training: dict[str, Any]
+        self,
+        autoencoder: str,
+        clip: str,
+        unet: dict[str, Any],
+        scheduler: dict[str, Any],
+        training: dict[str, Any],
     ):
         super().__init__(pipeline="", **training)
         self.parts = (Path(autoencoder), Path(clip), unet, scheduler)

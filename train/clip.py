@@ -25,7 +25,9 @@ def contrastive_loss(logits: Tensor, same: Tensor) -> Tensor:
     CLIP (Radford et al. 2021), with targets spread evenly over the true pairs: an emoji has one caption in six styles.
     """
     target = same / same.sum(1, keepdim=True)
-    return -0.5 * ((target * logits.log_softmax(1)).sum(1) + (target * logits.t().log_softmax(1)).sum(1)).mean()
+    return (
+        -0.5 * ((target * logits.log_softmax(1)).sum(1) + (target * logits.t().log_softmax(1)).sum(1)).mean()
+    )
 
 
 class ClipTraining(pl.LightningModule):
@@ -64,8 +66,12 @@ class ClipTraining(pl.LightningModule):
         self.trained = CLIPModel(CLIPConfig(**{**architecture, "text_config": text}))
 
     def training_step(self, batch: dict, step: int) -> Tensor:
-        tokens = self.tokenizer(batch["caption"], padding="max_length", truncation=True, return_tensors="pt").input_ids
-        output = self.trained(input_ids=tokens.to(self.device), pixel_values=batch["pixels"].float() / 127.5 - 1)
+        tokens = self.tokenizer(
+            batch["caption"], padding="max_length", truncation=True, return_tensors="pt"
+        ).input_ids
+        output = self.trained(
+            input_ids=tokens.to(self.device), pixel_values=batch["pixels"].float() / 127.5 - 1
+        )
         index = {caption: number for number, caption in enumerate(set(batch["caption"]))}
         caption = torch.tensor([index[text] for text in batch["caption"]], device=self.device)
         loss = contrastive_loss(output.logits_per_text, (caption[:, None] == caption).float())
@@ -90,4 +96,6 @@ class ClipTraining(pl.LightningModule):
         images.save_pretrained(folder / "clip")
         self.tokenizer.save_pretrained(folder / "clip")
         self.tokenizer.save_pretrained(folder / "tokenizer")
-        CLIPTextModel.from_pretrained(folder / "clip", dtype=torch.float16).save_pretrained(folder / "text_encoder")
+        CLIPTextModel.from_pretrained(folder / "clip", dtype=torch.float16).save_pretrained(
+            folder / "text_encoder"
+        )

@@ -14,6 +14,7 @@ from data.pipeline import load_pipeline
 from train.objective import generator_for, target
 from train.schedule import warmup_constant, warmup_cosine
 
+
 class Finetune(pl.LightningModule):
     """Train the UNet (`trained`) on noised latents; autoencoder and text encoder stay frozen and out of checkpoints.
 
@@ -68,7 +69,11 @@ class Finetune(pl.LightningModule):
         """Changes with the frozen weights and their configs: a cache made by other encoders is never used."""
         parts = (self.pipe.vae, self.pipe.text_encoder)
         sums = [float(p.detach().double().abs().sum()) for part in parts for p in part.parameters()]
-        configs = [self.pipe.vae.config, self.pipe.text_encoder.config.to_dict(), self.pipe.tokenizer.model_max_length]
+        configs = [
+            self.pipe.vae.config,
+            self.pipe.text_encoder.config.to_dict(),
+            self.pipe.tokenizer.model_max_length,
+        ]
         return json.dumps([sums, configs], default=str, sort_keys=True)
 
     @torch.no_grad()

@@ -34,7 +34,9 @@ class PlannedDraws(DistributedSampler):
         self.num_replicas, self.rank = num_replicas, rank
 
     def __iter__(self) -> Iterator[int]:
-        for number, index in zip(range(self.batches * self.batch_size * self.num_replicas), self.stream, strict=False):
+        for number, index in zip(
+            range(self.batches * self.batch_size * self.num_replicas), self.stream, strict=False
+        ):
             if number % self.num_replicas == self.rank:
                 yield index
 
@@ -97,7 +99,9 @@ class LatentData(pl.LightningDataModule):
         self.exposure, self.resolution, self.batch_size, self.flip = exposure, resolution, batch_size, flip
         self.cache_folder, self.seed = Path(cache), seed
         if bool(self.ordinary) != bool(exposure.ordinary_share):
-            raise ValueError("data.ordinary and data.exposure.ordinary_share need each other: give both or neither")
+            raise ValueError(
+                "data.ordinary and data.exposure.ordinary_share need each other: give both or neither"
+            )
 
     def load(self) -> None:
         """Read the images: `images` (of interest) first, then `ordinary_images`."""
@@ -122,7 +126,9 @@ class LatentData(pl.LightningDataModule):
         self.fingerprint = fingerprint(self.everything, module.encoder_fingerprint(), resolution, self.flip)
         path = self.cache_folder / f"{self.fingerprint}.safetensors"
         if self.trainer.is_global_zero and not path.exists():
-            write_cache(path, module, self.everything, resolution, self.flip, self.trainer.strategy.root_device)
+            write_cache(
+                path, module, self.everything, resolution, self.flip, self.trainer.strategy.root_device
+            )
         self.trainer.strategy.barrier()
         with safe_open(path, "pt") as file:  # memory-mapped
             self.train = CachedLatents({key: file.get_tensor(key) for key in file.keys()}, self.flip)  # noqa: SIM118

@@ -16,7 +16,9 @@ def target(scheduler: DDPMScheduler, latents: Tensor, noise: Tensor, timesteps: 
         return noise
     if kind == "v_prediction":
         return scheduler.get_velocity(latents, noise, timesteps)
-    raise ValueError(f"prediction_type {kind!r} is not supported: the model must predict epsilon or v_prediction")
+    raise ValueError(
+        f"prediction_type {kind!r} is not supported: the model must predict epsilon or v_prediction"
+    )
 
 
 def generator_for(device: torch.device, *key: int) -> Generator:

@@ -25,7 +25,10 @@ def plan_table(model: Finetune, data: LatentData, trainer: Any) -> Table:
     except FileNotFoundError as error:
         row("model folder", f"missing: {error}")
     row("optimizer steps", f"{trainer.max_steps:,}")
-    row("batch", f"{data.batch_size} x {trainer.world_size} devices x {trainer.accumulate_grad_batches} accumulated = {batch}")
+    row(
+        "batch",
+        f"{data.batch_size} x {trainer.world_size} devices x {trainer.accumulate_grad_batches} accumulated = {batch}",
+    )
     row("learning rate", f"{model.lr:g}, {model.warmup_steps:,} warm-up steps, then {model.decay}")
     row("precision", trainer.precision)
     row("images shown in all", f"{draws:,}")
@@ -36,7 +39,9 @@ def plan_table(model: Finetune, data: LatentData, trainer: Any) -> Table:
         return table
     images, ordinary = len(data.images), len(data.ordinary_images)
     exposure = data.exposure
-    duplicated = len(exposure.duplicated(images, data.seed)) if exposure.copies > 1 or exposure.weight != 1 else 0
+    duplicated = (
+        len(exposure.duplicated(images, data.seed)) if exposure.copies > 1 or exposure.weight != 1 else 0
+    )
     one_pass = len(exposure.one_pass(images, ordinary, data.seed, 0))
     row("images", f"{data.images.report()}, {duplicated:,} of them duplicated")
     row("ordinary images", data.ordinary_images.report() if ordinary else "none")

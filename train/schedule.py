@@ -14,7 +14,9 @@ def warmup_constant(optimizer: Optimizer, warmup_steps: int) -> dict:
 def warmup_cosine(optimizer: Optimizer, warmup_steps: int, max_steps: int) -> dict:
     """Linear warm-up, then half a cosine down to zero at `max_steps`."""
     if max_steps <= warmup_steps:
-        raise ValueError(f"a cosine decay needs trainer.max_steps ({max_steps}) above warmup_steps ({warmup_steps})")
+        raise ValueError(
+            f"a cosine decay needs trainer.max_steps ({max_steps}) above warmup_steps ({warmup_steps})"
+        )
 
     def factor(step: int) -> float:
         if step < warmup_steps:
@@ -26,4 +28,7 @@ def warmup_cosine(optimizer: Optimizer, warmup_steps: int, max_steps: int) -> di
 
 
 def by_step(optimizer: Optimizer, factor) -> dict:
-    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
+    return {
+        "optimizer": optimizer,
+        "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"},
+    }

@@ -8,7 +8,9 @@ from data.emoji import SHARDS, STYLES
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m data.emoji", description=__doc__)
-    parser.add_argument("--packages", type=Path, default=Path("outputs/icons"), help="where npm packages are kept")
+    parser.add_argument(
+        "--packages", type=Path, default=Path("outputs/icons"), help="where npm packages are kept"
+    )
     parser.add_argument("--out", type=Path, default=SHARDS, help="where the shards go (default: %(default)s)")
     args = parser.parse_args()
 

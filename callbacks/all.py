@@ -1,0 +1,7 @@
+"""Every mitigation, imported: so that the command line knows them by class name."""
+
+from callbacks.dynamic_transition import DynamicTransition
+from callbacks.mitigation import NoMitigation
+from callbacks.static_transition import StaticTransition
+
+MITIGATIONS = (NoMitigation, StaticTransition, DynamicTransition)

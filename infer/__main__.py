@@ -1,0 +1,175 @@
+"""Generate with a mitigation, and measure what it does.
+
+  python -m infer predict --config configs/infer/demo_predict.yaml --mitigation stp
+  python -m infer predict --config configs/infer/demo_predict.yaml --mitigation StaticTransition --mitigation.timestep 500
+  python -m infer compare --config configs/infer/demo.yaml
+  python -m infer compare --run outputs/demo/finetune --out outputs/x --mitigations none,stp --clip data/emoji/clip
+  python -m infer report  outputs/demo/compare
+
+--mitigation takes the name of a preset in configs/mitigation, the path of a YAML file, or a class with its options.
+Every command takes --help; predict and compare take --print_config. Run one again and only what is missing is made.
+"""
+
+import sys
+from pathlib import Path
+
+PRESETS = Path(__file__).parent.parent / "configs" / "mitigation"
+
+
+def preset_path(name: str) -> Path | None:
+    """The YAML file that a preset's name or a path means; None for anything else (a class name)."""
+    for path in (PRESETS / f"{name}.yaml", Path(name)):
+        if path.is_file() and path.suffix in (".yaml", ".yml"):
+            return path
+    return None
+
+
+def load_mitigation(name: str):
+    """The mitigation of a preset; ValueError that lists the presets for an unknown one."""
+    import jsonargparse
+
+    import callbacks.all  # noqa: F401  (class names without their module)
+    from callbacks.mitigation import Mitigation
+
+    path = preset_path(name)
+    if path is None:
+        known = ", ".join(sorted(path.stem for path in PRESETS.glob("*.yaml")))
+        raise ValueError(f"no mitigation preset {name!r}; there are {known}, or give the path of a YAML file")
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(Mitigation, "mitigation", required=True)
+    try:
+        parsed = parser.parse_args([f"--mitigation={path}"])
+    except jsonargparse.ArgumentError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return parser.instantiate_classes(parsed).mitigation
+
+
+def predict(args: list[str]) -> None:
+    """Run the predict loop into a run folder."""
+    from lightning.pytorch.cli import LightningCLI
+
+    import callbacks.all  # noqa: F401
+    from callbacks.mitigation import Mitigation
+    from callbacks.writer import SampleWriter
+    from infer.generate import Generate, PromptData
+
+    named = [value for flag, value in zip(args, args[1:], strict=False) if flag == "--mitigation"]
+    named += [arg.partition("=")[2] for arg in args if arg.startswith("--mitigation=")]
+    preset = preset_path(named[-1]) if named else None
+    if preset:  # a preset's name stands for its file
+        args = [
+            arg.replace(named[-1], str(preset)) if arg.split("=")[-1] == named[-1] else arg for arg in args
+        ]
+
+    class PredictCLI(LightningCLI):
+        def add_arguments_to_parser(self, parser) -> None:
+            parser.add_argument("--out", type=str, required=True, help="run folder, such as outputs/stp")
+            parser.add_subclass_arguments(
+                Mitigation,
+                "mitigation",
+                required=False,
+                default={"class_path": "callbacks.mitigation.NoMitigation"},
+            )
+
+        def instantiate_trainer(self, **kwargs):
+            mitigation = self.config_init.mitigation
+            name = preset.stem if preset else type(mitigation).__name__
+            writer = SampleWriter("none" if name == "NoMitigation" else name)
+            return super().instantiate_trainer(
+                **trainer_options(
+                    self.config.out, mitigation, writer, self.config_init.trainer.callbacks or []
+                )
+            )
+
+    cli = PredictCLI(
+        Generate, PromptData, run=False, args=args, save_config_callback=None, seed_everything_default=False
+    )
+    cli.trainer.predict(cli.model, cli.datamodule, return_predictions=False)
+    print(f"images: {cli.config.out}/images, rows: {cli.config.out}/samples.parquet")
+
+
+def trainer_options(out: str, mitigation, writer, own: list) -> dict:
+    """What every predict trainer has: the run folder, the mitigation, the writer, a bar."""
+    from lightning.pytorch.callbacks import TQDMProgressBar
+
+    return {
+        "default_root_dir": out,
+        "logger": False,
+        "callbacks": [*own, mitigation, writer, TQDMProgressBar(refresh_rate=1)],
+    }
+
+
+def compare(args: list[str]) -> None:
+    """Run or reuse one predict job per mitigation, score them, write table and report."""
+    import jsonargparse
+    import lightning.pytorch as pl
+    from rich.console import Console
+
+    from callbacks.mitigation import NoMitigation
+    from callbacks.writer import SampleWriter
+    from infer.compare import Comparison, finish, terminal_table
+    from infer.report import write_report
+
+    # `--mitigations none,stp` is a list
+    args = [
+        f"[{b}]" if a == "--mitigations" and not b.startswith("[") else b
+        for a, b in zip(["", *args], args, strict=False)
+    ]
+    parser = jsonargparse.ArgumentParser(prog="python -m infer compare", description=compare.__doc__)
+    parser.add_argument("--config", action="config", help="YAML file with any of the options")
+    parser.add_class_arguments(Comparison, None, fail_untyped=True)
+    config = parser.parse_args(args)
+    config.pop("config", None)
+    comparison = Comparison(**{key: value for key, value in vars(config).items() if not key.startswith("__")})
+    jobs = [(Path(name).stem, comparison.pipeline, load_mitigation(name)) for name in comparison.mitigations]
+    if comparison.base_pipeline:
+        jobs.append(("base_model", comparison.base_pipeline, NoMitigation()))
+    folders, resolution = {}, None
+    for name, pipeline, mitigation in jobs:
+        print(f"{name}:", flush=True)
+        folder, module, data = Path(comparison.out) / name, comparison.module(pipeline), comparison.data()
+        options = trainer_options(str(folder), mitigation, SampleWriter(name), [])
+        trainer = pl.Trainer(accelerator=comparison.accelerator, devices=comparison.devices, **options)
+        trainer.predict(module, data, return_predictions=False)
+        folders[name] = folder
+        resolution = module.side_pixels
+    if trainer.is_global_zero:
+        table = finish(comparison, folders, resolution)
+        Console().print(terminal_table(table))
+        print(f"report: {write_report(Path(comparison.out)).resolve()}")
+
+
+def report(args: list[str]) -> None:
+    """Write the page of a comparison folder again."""
+    from infer.report import write_report
+
+    if len(args) != 1 or args[0].startswith("-"):
+        raise ValueError("usage: python -m infer report COMPARISON_FOLDER")
+    print(f"report: {write_report(Path(args[0])).resolve()}")
+
+
+COMMANDS = {"predict": predict, "compare": compare, "report": report}
+
+
+def main(args: list[str]) -> int:
+    if not args or args[0] in ("-h", "--help"):
+        print(__doc__)
+        return 0
+    if args[0] not in COMMANDS:
+        print(f"python -m infer: no command {args[0]!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    import logging
+    import warnings
+
+    warnings.filterwarnings("ignore", module="lightning")
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    try:
+        COMMANDS[args[0]](args[1:])
+    except (ValueError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,176 @@
+"""Compare mitigations over the same prompts and seeds: one run folder each, one table, one page."""
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+from rich.table import Table
+
+from data.captioned import CaptionedImages, load_captioned
+from data.pipeline import check_pipeline
+from infer.alignment import ClipScore
+from infer.generate import Generate, PromptData
+from infer.runfolder import save_image, write_atomically
+from infer.score import TrainingSet, score, summarize
+from infer.similarity import pixel_descriptor, sscd_descriptor
+
+log = logging.getLogger(__name__)
+PAPER = ["none", "stp", "og_stp", "dtp", "og_dtp"]
+
+
+@dataclass
+class Comparison:
+    """What to compare.
+
+    Args:
+        out: comparison folder.
+        run: training run folder; gives pipeline, base_pipeline, prompts and training where these are not set.
+        pipeline: model under test: diffusers folder or Hub id.
+        base_pipeline: the untouched model it was finetuned from: a row of its own.
+        prompts: prompt file or training run folder.
+        training: sources of the training images, for the similarity search.
+        mitigations: names of presets in configs/mitigation, or paths of YAML files.
+        samples_per_prompt: images per prompt.
+        seed: base seed.
+        limit: only the first prompts.
+        scheduler: the pipeline's own, ddim or dpm.
+        num_inference_steps: denoising steps.
+        guidance_scale: of classifier-free guidance.
+        resolution: side in pixels; null: the UNet's own.
+        dtype: of the weights.
+        batch_size: images per UNet call and device.
+        clip: transformers CLIPModel folder or Hub id, for the alignment.
+        sscd: SSCD model file (.pt TorchScript or .onnx), for sscd_* columns.
+        accelerator: as in Lightning's Trainer.
+        devices: as in Lightning's Trainer.
+    """
+
+    out: str
+    run: str | None = None
+    pipeline: str | None = None
+    base_pipeline: str | None = None
+    prompts: str | None = None
+    training: list[str] = field(default_factory=list)
+    mitigations: list[str] = field(default_factory=lambda: list(PAPER))
+    samples_per_prompt: int = 1
+    seed: int = 0
+    limit: int | None = None
+    scheduler: Literal["own", "ddim", "dpm"] = "own"
+    num_inference_steps: int = 50
+    guidance_scale: float = 7.5
+    resolution: int | None = None
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    batch_size: int = 16
+    clip: str = "openai/clip-vit-base-patch16"
+    sscd: str | None = None
+    accelerator: str = "auto"
+    devices: int | str = "auto"
+
+    def __post_init__(self) -> None:
+        if len(set(self.mitigations)) < len(self.mitigations):
+            raise ValueError(f"a mitigation is named twice: {self.mitigations}")
+        if self.run:
+            about = Path(self.run) / "provenance.json"
+            if not about.exists():
+                raise FileNotFoundError(f"{self.run!r} is no training run: it has no provenance.json")
+            provenance = json.loads(about.read_text())
+            self.pipeline = self.pipeline or f"{self.run}/pipeline"
+            self.base_pipeline = self.base_pipeline or provenance["pipeline"] or None
+            self.prompts = self.prompts or self.run
+            self.training = self.training or [*provenance["sources"], *provenance["ordinary"]]
+        for name in ("pipeline", "prompts", "training"):
+            if not getattr(self, name):
+                raise ValueError(f"give --{name}, or --run with a training run folder")
+        for pipeline in filter(None, (self.pipeline, self.base_pipeline)):
+            check_pipeline(pipeline)
+
+    def module(self, pipeline: str) -> Generate:
+        return Generate(
+            pipeline=pipeline,
+            scheduler=self.scheduler,
+            num_inference_steps=self.num_inference_steps,
+            guidance_scale=self.guidance_scale,
+            resolution=self.resolution,
+            dtype=self.dtype,
+        )
+
+    def data(self) -> PromptData:
+        return PromptData(self.prompts, self.samples_per_prompt, self.seed, self.limit, self.batch_size)
+
+    def training_images(self) -> CaptionedImages:
+        """The images that the model saw: all of the sources, or those with an exposure in the training run."""
+        images = load_captioned(*self.training)
+        shown = Path(self.run) / "exposures.parquet" if self.run else None
+        if not (shown and shown.exists()):
+            return images
+        rows = pd.read_parquet(shown)
+        seen = set(rows["id"][rows["times_shown"] > 0])
+        return CaptionedImages([sample for sample in images.samples if sample.id in seen], images.skipped)
+
+
+def finish(comparison: Comparison, folders: dict[str, Path], resolution: int) -> pd.DataFrame:
+    """Score every run folder, and write training images, `comparison.parquet` and `comparison.json`."""
+    out = Path(comparison.out)
+    descriptors = {"similarity": pixel_descriptor}
+    if comparison.sscd:
+        descriptors["sscd"] = sscd_descriptor(comparison.sscd)
+    training = TrainingSet.embed(comparison.training_images(), resolution, descriptors)
+    clip = ClipScore(comparison.clip)
+    scored = {name: score(folder, training, clip) for name, folder in folders.items()}
+    used = dict.fromkeys(key for rows in scored.values() for key in rows["prompt_id"])
+    orphans = [key for key in used if key not in training.images.position]
+    for key in used:
+        if key in training.images.position:
+            save_image(
+                training.images[training.images.position[key]].rgb(resolution),
+                out / "training" / f"{key}.png",
+            )
+    table = pd.DataFrame([summarize(name, rows) for name, rows in scored.items()])
+    write_atomically(out / "comparison.parquet", lambda part: table.to_parquet(part, index=False))
+    about = {
+        "title": out.parent.name if out.name == "compare" else out.name,
+        "model": comparison.pipeline,
+        "base_model": comparison.base_pipeline,
+        "descriptor": "correlation of 32x32 RGB" + (", SSCD" if comparison.sscd else ""),
+        "notes": [
+            f"{len(used)} prompts x {comparison.samples_per_prompt} samples, guidance {comparison.guidance_scale:g}, "
+            f"{comparison.num_inference_steps} steps; top matches are searched among {len(training.images):,} images."
+        ],
+    }
+    if orphans:
+        about["notes"].append(f"{len(orphans)} prompts have no image of their own in the training set.")
+    write_atomically(out / "comparison.json", lambda part: part.write_text(json.dumps(about, indent=2)))
+    return table
+
+
+SHOWN: dict[str, tuple[str, Callable[[float], str]]] = {
+    "similarity_own_mean": ("own sim", "{:.3f}".format),
+    "similarity_own_p95": ("95pc", "{:.3f}".format),
+    "similarity_top_mean": ("top sim", "{:.3f}".format),
+    "sscd_own_mean": ("SSCD own", "{:.3f}".format),
+    "sscd_own_p95": ("SSCD 95pc", "{:.3f}".format),
+    "clip_score_mean": ("CLIP", "{:.3f}".format),
+    "nfe_mean": ("NFE", "{:.1f}".format),
+    "seconds_per_image": ("s/image", "{:.3f}".format),
+    "fired_share": ("fired", "{:.0%}".format),
+    "transition_timestep_median": ("transition t", "{:.0f}".format),
+}
+
+
+def terminal_table(table: pd.DataFrame) -> Table:
+    """The comparison for the terminal: one line per mitigation."""
+    shown = {key: value for key, value in SHOWN.items() if key in table and table[key].notna().any()}
+    out = Table(title="same prompts, same seeds")
+    out.add_column("mitigation")
+    for title, _ in shown.values():
+        out.add_column(title, justify="right")
+    for _, row in table.iterrows():
+        out.add_row(
+            row["mitigation"],
+            *("" if pd.isna(row[key]) else form(row[key]) for key, (_, form) in shown.items()),
+        )
+    return out

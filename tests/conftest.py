@@ -1,0 +1,96 @@
+"""A tiny random Stable Diffusion pipeline of the real classes, and small captioned data, for tests that need no quality."""
+
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import webdataset as wds
+from PIL import Image
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("WANDB_MODE", "offline")
+torch.set_num_threads(2)
+
+ROOT = Path(__file__).parent.parent
+BASE = ROOT / "data/emoji/base"
+CAPTIONS = ["red square", "blue circle", "green leaf", "old map", "grinning cat", "flying saucer", "tea cup", "sun"]
+
+
+def random_pipeline(prediction_type: str = "v_prediction"):
+    """StableDiffusionPipeline with random weights: 16 px images, 8x8x4 latents, 8 text tokens."""
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    from train.clip import train_tokenizer
+
+    torch.manual_seed(0)
+    tokenizer = train_tokenizer(CAPTIONS, 600, 8)
+    text = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=8,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return StableDiffusionPipeline(
+        vae=AutoencoderKL(
+            block_out_channels=(8, 16),
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            latent_channels=4,
+            norm_num_groups=4,
+            sample_size=16,
+        ),
+        text_encoder=CLIPTextModel(text),
+        tokenizer=tokenizer,
+        unet=UNet2DConditionModel(
+            sample_size=8,
+            layers_per_block=1,
+            block_out_channels=(16, 32),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            cross_attention_dim=32,
+            attention_head_dim=16,
+            norm_num_groups=8,
+        ),
+        scheduler=DDIMScheduler(
+            beta_schedule="scaled_linear",
+            beta_start=0.00085,
+            beta_end=0.012,
+            prediction_type=prediction_type,
+            clip_sample=False,
+            set_alpha_to_one=False,
+            steps_offset=1,
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the random pipeline."""
+    folder = tmp_path_factory.mktemp("tiny")
+    random_pipeline().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight 16 px images with captions, `s0`..`s7`, in one shard."""
+    path = tmp_path_factory.mktemp("shards") / "00000.tar"
+    random = np.random.default_rng(0)
+    with wds.TarWriter(str(path), encoder=False) as tar:
+        for number, caption in enumerate(CAPTIONS):
+            data = io.BytesIO()
+            Image.fromarray(random.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(data, "png")
+            tar.write({"__key__": f"s{number}", "png": data.getvalue(), "txt": caption.encode()})
+    return path
