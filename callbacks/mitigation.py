@@ -1,5 +1,6 @@
 """Base class of the mitigations: a Lightning callback that is also a guidance rule of the denoising loop."""
 
+import inspect
 from typing import Any
 
 import lightning.pytorch as pl
@@ -8,11 +9,15 @@ from infer.denoise import GuidanceRule
 
 
 class Mitigation(pl.Callback, GuidanceRule):
-    """Put one among the trainer's callbacks and `predict_step` hands it to the loop. Settings are its public attributes."""
+    """Put one among the trainer's callbacks and `predict_step` hands it to the loop.
+
+    Each argument of the constructor is kept as the attribute of the same name.
+    """
 
     def identity(self) -> dict[str, Any]:
         """Class and settings, as the run folder records them."""
-        settings = {key: value for key, value in vars(self).items() if not key.startswith("_")}
+        arguments = inspect.signature(type(self)).parameters
+        settings = {name: getattr(self, name) for name in arguments if name not in ("args", "kwargs")}
         return {"class_path": f"{type(self).__module__}.{type(self).__name__}", "init_args": settings}
 
 

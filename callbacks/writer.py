@@ -1,5 +1,6 @@
 """Write images, rows and traces as the batches finish; a rerun makes only what is missing."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 
 from callbacks.mitigation import Mitigation
 from infer.generate import Generated
-from infer.runfolder import claim, merge, save_image, write_part
+from infer.runfolder import claim, merge, save_image, write_atomically, write_part
 
 
 class SampleWriter(BasePredictionWriter):
@@ -89,5 +90,15 @@ class SampleWriter(BasePredictionWriter):
         trainer.strategy.barrier()
         if trainer.is_global_zero:
             folder = Path(trainer.default_root_dir)
-            merge(folder, [request[:2] for request in trainer.datamodule.requests])
+            rows = merge(folder, [request[:2] for request in trainer.datamodule.requests])
+            summary = {
+                "mitigation": self.mitigation,
+                "images": len(rows),
+                "nfe_mean": rows["nfe"].mean(),
+                "seconds_per_image": rows["seconds"].mean(),
+                "fired": int(rows["transition_timestep"].notna().sum()),
+            }
+            write_atomically(
+                folder / "summary.json", lambda part: part.write_text(json.dumps(summary, indent=2))
+            )
         trainer.strategy.barrier()

@@ -78,7 +78,7 @@ def from_training_run(folder: Path) -> list[Prompt]:
     if not path.exists():
         raise FileNotFoundError(f"{folder} is no finished training run: it has no exposures.parquet")
     rows = pd.read_parquet(path)
-    return [Prompt(safe_id(row.id), row.caption) for row in rows[rows.duplicated].itertuples()]
+    return [Prompt(safe_id(row.id), row.caption) for row in rows[rows["duplicated"]].itertuples()]
 
 
 def safe_id(key: str) -> str:

@@ -41,7 +41,7 @@ def load_mitigation(name: str):
         parsed = parser.parse_args([f"--mitigation={path}"])
     except jsonargparse.ArgumentError as error:
         raise ValueError(f"{path}: {error}") from error
-    return parser.instantiate_classes(parsed).mitigation
+    return parser.instantiate(parsed).mitigation
 
 
 def predict(args: list[str]) -> None:

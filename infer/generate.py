@@ -79,7 +79,7 @@ class PromptData(pl.LightningDataModule):
     def predict_dataloader(self) -> DataLoader:
         ready = done(Path(self.trainer.default_root_dir))
         missing = [request for request in self.requests if request[:2] not in ready]
-        return DataLoader(missing, self.batch_size, collate_fn=list)
+        return DataLoader(missing, batch_size=self.batch_size, collate_fn=list)
 
 
 class Generate(pl.LightningModule):

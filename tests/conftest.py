@@ -16,7 +16,16 @@ torch.set_num_threads(2)
 
 ROOT = Path(__file__).parent.parent
 BASE = ROOT / "data/emoji/base"
-CAPTIONS = ["red square", "blue circle", "green leaf", "old map", "grinning cat", "flying saucer", "tea cup", "sun"]
+CAPTIONS = [
+    "red square",
+    "blue circle",
+    "green leaf",
+    "old map",
+    "grinning cat",
+    "flying saucer",
+    "tea cup",
+    "sun",
+]
 
 
 def random_pipeline(prediction_type: str = "v_prediction"):

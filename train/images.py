@@ -47,9 +47,9 @@ class ImageData(pl.LightningDataModule):
         self.train = Pixels(self.sources, self.resolution, self.flip)
 
     def train_dataloader(self) -> DataLoader:
-        return DataLoader(self.train, self.batch_size, shuffle=True, drop_last=True)
+        return DataLoader(self.train, batch_size=self.batch_size, shuffle=True, drop_last=True)
 
     def val_dataloader(self) -> DataLoader:
         """Every image once, unmirrored."""
         plain = torch.utils.data.StackDataset(pixels=torch.from_numpy(self.train.pixels))
-        return DataLoader(plain, 64)
+        return DataLoader(plain, batch_size=64)

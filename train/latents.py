@@ -152,7 +152,9 @@ class LatentData(pl.LightningDataModule):
         )
         batches = trainer.max_steps * micro - start
         sampler = PlannedDraws(draws, batches, self.batch_size, trainer.world_size, trainer.global_rank)
-        return DataLoader(self.train, self.batch_size, sampler=sampler, collate_fn=lambda batch: batch)
+        return DataLoader(
+            self.train, batch_size=self.batch_size, sampler=sampler, collate_fn=lambda batch: batch
+        )
 
 
 def fingerprint(images: CaptionedImages, models: str, resolution: int, flip: bool) -> str:
