@@ -16,16 +16,16 @@ def is_local_minimum(before: Tensor, middle: Tensor, now: Tensor) -> Tensor:
 
 
 class DynamicTransition(Mitigation):
-    """Full guidance from the step at which a sample's own difference magnitude has passed its first local minimum.
+    """Full guidance from the step at which a sample's own difference has passed its first local minimum.
 
-    Jain et al., CVPR 2025, dynamic transition point: d_t = RMS(eps_c - eps_u) falls when the trajectory leaves the
-    attraction basin. Per sample, latched; the earliest step that can fire has index 2. Both predictions of every step
-    are evaluated. A sample whose curve has no minimum never gets the full scale.
+    Jain et al., CVPR 2025, dynamic transition point: d_t = RMS(eps_c - eps_u) falls when the trajectory
+    leaves the attraction basin. Per sample, latched; the earliest step that can fire has index 2. Both
+    predictions of every step are evaluated. A sample whose curve has no minimum never gets the full scale.
 
     Args:
         guidance_before: scale before the transition: 0 none, 1 conditional, negative opposite.
-        watch: the difference of the noise predictions, or of the raw model outputs (v space for v-prediction: the two
-            fire at different steps).
+        watch: the difference of the noise predictions, or of the raw model outputs (v space for v-prediction,
+            where the two may fire at different steps).
     """
 
     def __init__(self, guidance_before: float = 0.0, watch: Literal["epsilon", "model_output"] = "epsilon"):
@@ -33,8 +33,8 @@ class DynamicTransition(Mitigation):
 
     def check(self, timesteps: Sequence[int], guidance_scale: float) -> None:
         check_guidance_before(self.guidance_before, guidance_scale)
-        if len(timesteps) < 4:
-            raise ValueError(f"a local minimum needs at least 4 denoising steps, not {len(timesteps)}")
+        if len(timesteps) < 3:
+            raise ValueError(f"a local minimum needs at least 3 denoising steps, not {len(timesteps)}")
 
     def begin(self, batch_size: int, device: torch.device) -> None:
         self._fired = torch.zeros(batch_size, dtype=torch.bool, device=device)

@@ -11,8 +11,8 @@ from torch import Tensor
 class EMA(pl.Callback):
     """Average the parameters of `pl_module.trained`; validation and export see the average.
 
-    average <- k average + (1 - k) weights, k = min(decay, (1 + step) / (10 + step)): the early, fast-moving weights
-    are forgotten. Lightning's own averaging copies the whole module, frozen autoencoder and text encoder included.
+    average <- k average + (1 - k) weights, k = min(decay, (1 + step) / (10 + step)): the early, fast-moving
+    weights are forgotten. Lightning's own averaging copies the whole module, its frozen parts included.
     """
 
     def __init__(self, decay: float = 0.999):

@@ -33,6 +33,6 @@ class Export(pl.Callback):
         pl_module.eval()
         with ema.applied(pl_module) if ema else nullcontext():
             pl_module.export(part)
+        (part / "training.json").write_text(json.dumps({"steps": trainer.global_step, "ema": bool(ema)}))
         shutil.rmtree(target, ignore_errors=True)
         part.rename(target)
-        (target / "training.json").write_text(json.dumps({"steps": trainer.global_step, "ema": bool(ema)}))

@@ -9,7 +9,10 @@ import torch
 
 
 class Exposures(pl.Callback):
-    """`exposures.parquet` at the end of fit: id, caption, duplicated, times_shown; exact on several ranks and resumes."""
+    """`exposures.parquet` at the end of fit: id, caption, duplicated, times_shown.
+
+    The counts are exact on several ranks and after resumes.
+    """
 
     def __init__(self) -> None:
         self.counts: torch.Tensor | None = None

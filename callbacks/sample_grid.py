@@ -59,10 +59,11 @@ class SampleGrid(pl.Callback):
         if not trainer.is_global_zero:
             return
         samples = trainer.datamodule.shown_first(self.count)
-        training = [sample.rgb(pl_module.native_resolution) for sample in samples]
+        resolution = trainer.datamodule.resolution or pl_module.native_resolution
+        training = [sample.rgb(resolution) for sample in samples]
         ema = next((callback for callback in trainer.callbacks if isinstance(callback, EMA)), None)
         with ema.applied(pl_module) if ema else nullcontext():
-            made = self.generate(pl_module, [(sample.id, sample.caption) for sample in samples])
+            made = self.generate(pl_module, [(sample.id, sample.caption) for sample in samples], resolution)
         path = Path(trainer.default_root_dir) / "samples" / f"step-{self.drawn:06d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         sheet = grid([training, made])
@@ -74,10 +75,12 @@ class SampleGrid(pl.Callback):
                 )
 
     @torch.no_grad()
-    def generate(self, pl_module: pl.LightningModule, prompts: list[tuple[str, str]]) -> list[Image.Image]:
+    def generate(
+        self, pl_module: pl.LightningModule, prompts: list[tuple[str, str]], resolution: int
+    ) -> list[Image.Image]:
         pipe, unet, device = pl_module.pipe, pl_module.trained, pl_module.device
         seeds = [sample_seed(self.seed, key, 0) for key, _ in prompts]
-        side = unet.config.sample_size
+        side = resolution // pipe.vae_scale_factor
         noise, generators = initial_noise(seeds, (unet.config.in_channels, side, side), torch.float32)
         conditional = pl_module.encode_prompts([text for _, text in prompts], device).float()
         unconditional = pl_module.encode_prompts([""], device).float().expand_as(conditional)

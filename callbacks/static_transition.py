@@ -13,8 +13,8 @@ class StaticTransition(Mitigation):
     """`guidance_before` while t > timestep, the full guidance scale when t <= timestep.
 
     Jain et al., CVPR 2025, static transition point: eps = eps_u + s(t) (eps_c - eps_u). Opposite guidance is
-    `guidance_before < 0` (the paper: -2 until 650 on SD 2.1). No prediction is watched, so that steps at scale 0
-    cost one UNet evaluation.
+    `guidance_before < 0` (the paper: -2 until 650 on SD 2.1). No prediction is watched: a step at scale 0
+    costs one UNet evaluation.
 
     Args:
         timestep: the transition, in timesteps of the trained schedule, 0..999.

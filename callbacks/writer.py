@@ -1,6 +1,7 @@
 """Write images, rows and traces as the batches finish; a rerun makes only what is missing."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +27,15 @@ class SampleWriter(BasePredictionWriter):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         rules = [callback.identity() for callback in trainer.callbacks if isinstance(callback, Mitigation)]
-        if trainer.is_global_zero:
-            claim(
-                Path(trainer.default_root_dir),
-                {
-                    "mitigation": self.mitigation,
-                    "mitigations": rules,
-                    **pl_module.identity(),
-                    **trainer.datamodule.identity(),
-                },
-            )
+        claim(  # on every rank, so that all of them refuse; they write the same
+            Path(trainer.default_root_dir),
+            {
+                "mitigation": self.mitigation,
+                "mitigations": rules,
+                **pl_module.identity(),
+                **trainer.datamodule.identity(),
+            },
+        )
         trainer.strategy.barrier()
 
     def write_on_batch_end(
@@ -54,7 +54,7 @@ class SampleWriter(BasePredictionWriter):
             path = f"images/{request.prompt_id}-{request.sample}.png"
             save_image(image, folder / path)
             transition = (
-                made.transition_timestep[number].item() if made.transition_timestep is not None else None
+                made.transition_timestep[number].item() if made.transition_timestep is not None else math.nan
             )
             rows.append(
                 {
@@ -86,19 +86,21 @@ class SampleWriter(BasePredictionWriter):
             )
         write_part(folder, rows, pd.concat(traces, ignore_index=True))
 
-    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Put the parts together; also those of a run that was killed just before this."""
         trainer.strategy.barrier()
         if trainer.is_global_zero:
             folder = Path(trainer.default_root_dir)
             rows = merge(folder, [request[:2] for request in trainer.datamodule.requests])
-            summary = {
-                "mitigation": self.mitigation,
-                "images": len(rows),
-                "nfe_mean": rows["nfe"].mean(),
-                "seconds_per_image": rows["seconds"].mean(),
-                "fired": int(rows["transition_timestep"].notna().sum()),
-            }
-            write_atomically(
-                folder / "summary.json", lambda part: part.write_text(json.dumps(summary, indent=2))
-            )
+            if len(rows):
+                summary = {
+                    "mitigation": self.mitigation,
+                    "images": len(rows),
+                    "nfe_mean": rows["nfe"].mean(),
+                    "seconds_per_image": rows["seconds"].mean(),
+                    "fired": int(rows["transition_timestep"].notna().sum()),
+                }
+                write_atomically(
+                    folder / "summary.json", lambda part: part.write_text(json.dumps(summary, indent=2))
+                )
         trainer.strategy.barrier()

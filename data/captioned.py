@@ -1,7 +1,7 @@
 """Captioned images from disk, as samples {id, image, caption}: webdataset shards, or a folder of images.
 
-Images stay encoded until they are asked for, so 100,000 samples fit in memory. What cannot be read is skipped,
-counted and reported (`Skipped`), never silently lost.
+Images stay encoded until they are asked for, so 100,000 samples fit in memory. What cannot be read is
+skipped, counted and reported (`skipped`), never silently lost.
 """
 
 import glob
@@ -32,7 +32,7 @@ class Sample:
     caption: str
 
     def rgb(self, resolution: int | None = None) -> Image.Image:
-        """Decoded on white where transparent; with `resolution`, resized on the short side and centre-cropped."""
+        """Decoded, on white where transparent; `resolution`: resized on the short side, centre-cropped."""
         image = Image.open(io.BytesIO(self.image))
         if image.has_transparency_data:
             image = image.convert("RGBA")
@@ -71,7 +71,7 @@ class CaptionedImages:
 
 
 def shard_paths(pattern: str) -> list[str]:
-    """Expand braces and globs (`{00000..00009}.tar`) into files, sorted; FileNotFoundError for a part without any."""
+    """Files of braces and globs (`{00000..00009}.tar`), sorted; FileNotFoundError for a part without any."""
     from braceexpand import braceexpand
 
     paths = set()
@@ -84,7 +84,7 @@ def shard_paths(pattern: str) -> list[str]:
 
 
 def is_whole(path: str) -> bool:
-    """Whether a shard ends as a tar must, in two empty blocks: tarfile takes a cut between two members for the end."""
+    """Whether a shard ends in a tar's two empty blocks: tarfile takes a cut between members for the end."""
     with open(path, "rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
     tail = b""
@@ -121,7 +121,7 @@ def is_image(path: Path) -> bool:
 
 
 def read_folder(folder: Path, skipped: Counter) -> Iterator[Sample]:
-    """Samples of a folder: images with a `.txt` caption beside each, or with a `metadata.jsonl` (file_name, text)."""
+    """Samples of a folder: images, with captions in `.txt` files or in `metadata.jsonl` (file_name, text)."""
     if (folder / "metadata.jsonl").exists():
         from datasets import Image as ImageFeature
         from datasets import load_dataset
@@ -168,7 +168,7 @@ def checked(key: str, image: bytes | None, caption: bytes | str | None, skipped:
 def load_captioned(*sources: str) -> CaptionedImages:
     """Read every source: a shard pattern, a folder of shards, or a folder of captioned images.
 
-    Raises FileNotFoundError for a missing source, ValueError when nothing usable is found or two samples share an id.
+    Raises FileNotFoundError for a missing source, ValueError if nothing usable is found or an id comes twice.
     """
     skipped: Counter = Counter()
     samples: list[Sample] = []

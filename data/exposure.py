@@ -1,4 +1,7 @@
-"""Who is shown how often: exact copies or weights for chosen images, mixed with ordinary data. Pure index arithmetic."""
+"""Who is shown how often: exact copies or weights for chosen images, mixed with ordinary data.
+
+Pure index arithmetic.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -59,7 +62,7 @@ class Exposure:
         return round(self.repeats(images, seed).sum() * self.ordinary_share / (1 - self.ordinary_share))
 
     def one_pass(self, images: int, ordinary: int, seed: int, number: int) -> np.ndarray:
-        """The shuffled indices of pass `number`: below `images` the images, from `images` on the ordinary ones.
+        """Indices of pass `number`, shuffled: below `images` the images, from there on the ordinary ones.
 
         Ordinary images go round: none comes a second time before all came once, across passes.
         """
@@ -77,7 +80,7 @@ class Exposure:
 
     @staticmethod
     def rounds(ordinary: int, count: int, seed: int, number: int) -> np.ndarray:
-        """Draws `number * count` to `(number + 1) * count` of the ordinary images going round, each round shuffled."""
+        """Draws `number * count` to `(number + 1) * count` of the ordinary images; each round is shuffled."""
         if count == 0:
             return np.empty(0, dtype=np.int64)
         first, last = number * count, (number + 1) * count
@@ -86,7 +89,7 @@ class Exposure:
         return order[first - laps[0] * ordinary : last - laps[0] * ordinary]
 
     def stream(self, images: int, ordinary: int, seed: int, start: int = 0) -> Iterator[int]:
-        """Pass after pass without end, from draw `start` on: the same draws however a run is cut into pieces."""
+        """Pass after pass without end, from draw `start` on: the same draws however a run is cut."""
         if self.ordinary_share and not ordinary:
             raise ValueError("exposure.ordinary_share is set but there are no ordinary images")
         length = images if self.weight != 1 else int(self.repeats(images, seed).sum())

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,12 +23,14 @@ def text_id(text: str) -> str:
 
 
 def load_prompts(source: str) -> list[Prompt]:
-    """Read prompts in file order; a text that comes again is dropped, counted and reported.
+    """Read prompts in file order; one that comes again is dropped, counted and reported.
 
     - `*.txt`: a prompt a line. `*.jsonl`: {"caption" or "prompt" or "text": ..., "id": optional} a line.
-    - a training run folder: the captions of the images it duplicated (`exposures.parquet`), with their ids.
+    - a training run folder: captions and ids of the images that it duplicated (`exposures.parquet`), or of all
+      that it was shown if it duplicated none.
 
-    Raises FileNotFoundError for a missing source, ValueError for an empty or unknown one, or for one id on two texts.
+    Raises FileNotFoundError for a missing source, ValueError for an empty or unknown one, or one id on two
+    texts.
     """
     path = Path(source)
     if path.is_dir():
@@ -35,8 +38,7 @@ def load_prompts(source: str) -> list[Prompt]:
     elif not path.exists():
         raise FileNotFoundError(f"no prompt file {source!r}")
     elif path.suffix == ".txt":
-        lines = (line.strip() for line in path.read_text().splitlines())
-        prompts = [Prompt(text_id(line), line) for line in lines if line]
+        prompts = [Prompt(text_id(line), line) for _, line in lines(path)]
     elif path.suffix == ".jsonl":
         prompts = from_json_lines(path)
     else:
@@ -55,19 +57,27 @@ def load_prompts(source: str) -> list[Prompt]:
     return list(distinct.values())
 
 
+def lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Numbered lines, stripped, without blank ones. Only a newline ends one: captions may hold U+2028."""
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, 1):
+            if line := line.strip():
+                yield number, line
+
+
 def from_json_lines(path: Path) -> list[Prompt]:
     prompts = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        if not line.strip():
-            continue
+    for number, line in lines(path):
         try:
             row = json.loads(line)
-            text = next(row[key] for key in ("caption", "prompt", "text") if key in row)
-        except (json.JSONDecodeError, StopIteration, TypeError) as error:
+            text = next(row[key] for key in ("caption", "prompt", "text") if key in row).strip()
+        except (json.JSONDecodeError, StopIteration, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{path}, line {number}: not an object with a caption, prompt or text"
             ) from error
-        prompts.append(Prompt(safe_id(str(row["id"])) if "id" in row else text_id(text), text))
+        if not text:
+            raise ValueError(f"{path}, line {number}: the prompt is empty")
+        prompts.append(Prompt(text_id(text) if row.get("id") is None else safe_id(str(row["id"])), text))
     return prompts
 
 
@@ -78,7 +88,8 @@ def from_training_run(folder: Path) -> list[Prompt]:
     if not path.exists():
         raise FileNotFoundError(f"{folder} is no finished training run: it has no exposures.parquet")
     rows = pd.read_parquet(path)
-    return [Prompt(safe_id(row.id), row.caption) for row in rows[rows["duplicated"]].itertuples()]
+    chosen = rows["duplicated"] if rows["duplicated"].any() else rows["times_shown"] > 0
+    return [Prompt(safe_id(row.id), row.caption) for row in rows[chosen].itertuples()]
 
 
 def safe_id(key: str) -> str:

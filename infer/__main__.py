@@ -1,16 +1,19 @@
 """Generate with a mitigation, and measure what it does.
 
   python -m infer predict --config configs/infer/demo_predict.yaml --mitigation stp
-  python -m infer predict --config configs/infer/demo_predict.yaml --mitigation StaticTransition --mitigation.timestep 500
+  python -m infer predict --config configs/infer/demo_predict.yaml --mitigation StaticTransition \\
+    --mitigation.timestep 500
   python -m infer compare --config configs/infer/demo.yaml
-  python -m infer compare --run outputs/demo/finetune --out outputs/x --mitigations none,stp --clip data/emoji/clip
+  python -m infer compare --config configs/infer/demo.yaml --mitigations none,stp --out outputs/x
   python -m infer report  outputs/demo/compare
 
---mitigation takes the name of a preset in configs/mitigation, the path of a YAML file, or a class with its options.
-Every command takes --help; predict and compare take --print_config. Run one again and only what is missing is made.
+--mitigation takes the name of a preset in configs/mitigation, the path of a YAML file, or a class with its
+options. Every command takes --help; predict and compare take --print_config. Run one again and only what is
+missing is made.
 """
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 PRESETS = Path(__file__).parent.parent / "configs" / "mitigation"
@@ -24,6 +27,28 @@ def preset_path(name: str) -> Path | None:
     return None
 
 
+def unknown(name: str) -> ValueError:
+    known = ", ".join(sorted(path.stem for path in PRESETS.glob("*.yaml")))
+    return ValueError(f"no mitigation preset {name!r}; there are {known}, or give the path of a YAML file")
+
+
+def changed(args: list[str], option: str, change: Callable[[str], str]) -> list[str]:
+    """The arguments with `option value` and `option=value` as `option=change(value)`."""
+    out, arguments = [], iter(args)
+    for arg in arguments:
+        name, equals, value = arg.partition("=")
+        if name == option:
+            arg = f"{option}={change(value if equals else next(arguments, ''))}"
+        out.append(arg)
+    return out
+
+
+def class_names() -> list[str]:
+    from callbacks.all import MITIGATIONS
+
+    return [kind.__name__ for kind in MITIGATIONS]
+
+
 def load_mitigation(name: str):
     """The mitigation of a preset; ValueError that lists the presets for an unknown one."""
     import jsonargparse
@@ -33,8 +58,7 @@ def load_mitigation(name: str):
 
     path = preset_path(name)
     if path is None:
-        known = ", ".join(sorted(path.stem for path in PRESETS.glob("*.yaml")))
-        raise ValueError(f"no mitigation preset {name!r}; there are {known}, or give the path of a YAML file")
+        raise unknown(name)
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(Mitigation, "mitigation", required=True)
     try:
@@ -45,7 +69,7 @@ def load_mitigation(name: str):
 
 
 def predict(args: list[str]) -> None:
-    """Run the predict loop into a run folder."""
+    """Run the predict loop into a run folder. What the folder holds already is not made again."""
     from lightning.pytorch.cli import LightningCLI
 
     import callbacks.all  # noqa: F401
@@ -53,13 +77,17 @@ def predict(args: list[str]) -> None:
     from callbacks.writer import SampleWriter
     from infer.generate import Generate, PromptData
 
-    named = [value for flag, value in zip(args, args[1:], strict=False) if flag == "--mitigation"]
-    named += [arg.partition("=")[2] for arg in args if arg.startswith("--mitigation=")]
-    preset = preset_path(named[-1]) if named else None
-    if preset:  # a preset's name stands for its file
-        args = [
-            arg.replace(named[-1], str(preset)) if arg.split("=")[-1] == named[-1] else arg for arg in args
-        ]
+    calm_lightning()
+    presets: list[str | None] = []  # of each --mitigation; a class has none
+
+    def file_of(value: str) -> str:
+        path = preset_path(value)
+        if path is None and "." not in value and value not in class_names():
+            raise unknown(value)
+        presets.append(path and path.stem)
+        return str(path or value)
+
+    args = changed(args, "--mitigation", file_of)
 
     class PredictCLI(LightningCLI):
         def add_arguments_to_parser(self, parser) -> None:
@@ -73,7 +101,7 @@ def predict(args: list[str]) -> None:
 
         def instantiate_trainer(self, **kwargs):
             mitigation = self.config_init.mitigation
-            name = preset.stem if preset else type(mitigation).__name__
+            name = (presets and presets[-1]) or type(mitigation).__name__
             writer = SampleWriter("none" if name == "NoMitigation" else name)
             return super().instantiate_trainer(
                 **trainer_options(
@@ -82,10 +110,33 @@ def predict(args: list[str]) -> None:
             )
 
     cli = PredictCLI(
-        Generate, PromptData, run=False, args=args, save_config_callback=None, seed_everything_default=False
+        Generate,
+        PromptData,
+        run=False,
+        args=args,
+        save_config_callback=None,
+        seed_everything_default=False,
+        auto_configure_optimizers=False,
+        parser_kwargs={
+            "prog": "python -m infer predict",
+            "usage": "%(prog)s [--config FILE] [--mitigation PRESET] [--out FOLDER] [options]",
+            "description": predict.__doc__,
+        },
     )
     cli.trainer.predict(cli.model, cli.datamodule, return_predictions=False)
-    print(f"images: {cli.config.out}/images, rows: {cli.config.out}/samples.parquet")
+    if cli.trainer.is_global_zero:
+        print(f"images: {cli.config.out}/images, rows: {cli.config.out}/samples.parquet")
+
+
+def calm_lightning() -> None:
+    """Without its hints and notes, which Lightning switches on when it is imported."""
+    import logging
+    import warnings
+
+    import lightning.pytorch  # noqa: F401
+
+    warnings.filterwarnings("ignore", module="lightning")
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 
 
 def trainer_options(out: str, mitigation, writer, own: list) -> dict:
@@ -110,14 +161,15 @@ def compare(args: list[str]) -> None:
     from infer.compare import Comparison, finish, terminal_table
     from infer.report import write_report
 
-    # `--mitigations none,stp` is a list
-    args = [
-        f"[{b}]" if a == "--mitigations" and not b.startswith("[") else b
-        for a, b in zip(["", *args], args, strict=False)
-    ]
-    parser = jsonargparse.ArgumentParser(prog="python -m infer compare", description=compare.__doc__)
+    calm_lightning()
+    parser = jsonargparse.ArgumentParser(
+        prog="python -m infer compare",
+        usage="%(prog)s [--config FILE] [--run FOLDER] [--out FOLDER] [options]",
+        description=compare.__doc__,
+    )
     parser.add_argument("--config", action="config", help="YAML file with any of the options")
     parser.add_class_arguments(Comparison, None, fail_untyped=True)
+    args = changed(args, "--mitigations", lambda names: names if names.startswith("[") else f"[{names}]")
     config = parser.parse_args(args)
     config.pop("config", None)
     comparison = Comparison(**{key: value for key, value in vars(config).items() if not key.startswith("__")})
@@ -158,14 +210,15 @@ def main(args: list[str]) -> int:
     if args[0] not in COMMANDS:
         print(f"python -m infer: no command {args[0]!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
-    import logging
-    import warnings
-
-    warnings.filterwarnings("ignore", module="lightning")
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     try:
         COMMANDS[args[0]](args[1:])
-    except (ValueError, FileNotFoundError) as error:
+    except Exception as error:
+        # OSError: a full disk; MisconfigurationException: Lightning's, such as a GPU that is not there
+        known = (
+            isinstance(error, (ValueError, OSError)) or type(error).__name__ == "MisconfigurationException"
+        )
+        if not known:
+            raise
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -1,5 +1,6 @@
 """How well images fit their prompts: CLIP cosine."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,16 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from data.pipeline import is_hub_id, quiet_bars
 from infer.similarity import in_batches
+
+
+def check_clip(model: str) -> None:
+    """FileNotFoundError for a local folder that is missing. Hub ids pass."""
+    if not is_hub_id(model) and not Path(model).is_dir():
+        raise FileNotFoundError(
+            f"no CLIP model folder {model!r}: give a transformers CLIPModel folder or a Hub id"
+        )
 
 
 class ClipScore:
@@ -20,16 +30,17 @@ class ClipScore:
         from transformers import CLIPModel, CLIPTokenizer
         from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-        if model.startswith((".", "/", "data/", "outputs/")) and not Path(model).is_dir():
-            raise FileNotFoundError(
-                f"no CLIP model folder {model!r}: give a transformers CLIPModel folder or a Hub id"
-            )
-        self.model = CLIPModel.from_pretrained(model, dtype=torch.float32).eval()
-        self.tokenizer = CLIPTokenizer.from_pretrained(model)
-        self.processor = CLIPImageProcessorPil.from_pretrained(model)
+        check_clip(model)
+        try:
+            with quiet_bars():
+                self.model = CLIPModel.from_pretrained(model, dtype=torch.float32).eval()
+                self.tokenizer = CLIPTokenizer.from_pretrained(model)
+                self.processor = CLIPImageProcessorPil.from_pretrained(model)
+        except OSError as error:
+            raise FileNotFoundError(f"cannot load CLIP {model!r}: {str(error).splitlines()[0]}") from error
 
     @torch.no_grad()
-    def __call__(self, images: list[Image.Image], prompts: list[str], batch_size: int = 64) -> np.ndarray:
+    def __call__(self, images: Iterable[Image.Image], prompts: list[str], batch_size: int = 64) -> np.ndarray:
         """(N,) cosines."""
         scores = []
         for pairs in in_batches(zip(images, prompts, strict=True), batch_size):

@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Literal
 
 import pandas as pd
+from rich import box
 from rich.table import Table
 
-from data.captioned import CaptionedImages, load_captioned
+from data.captioned import SHARD_SUFFIXES, CaptionedImages, load_captioned, shard_paths
 from data.pipeline import check_pipeline
-from infer.alignment import ClipScore
+from infer.alignment import ClipScore, check_clip
 from infer.generate import Generate, PromptData
 from infer.runfolder import save_image, write_atomically
 from infer.score import TrainingSet, score, summarize
-from infer.similarity import pixel_descriptor, sscd_descriptor
+from infer.similarity import check_sscd, pixel_descriptor, sscd_descriptor
 
 log = logging.getLogger(__name__)
 PAPER = ["none", "stp", "og_stp", "dtp", "og_dtp"]
@@ -87,6 +88,15 @@ class Comparison:
                 raise ValueError(f"give --{name}, or --run with a training run folder")
         for pipeline in filter(None, (self.pipeline, self.base_pipeline)):
             check_pipeline(pipeline)
+        # what is needed last should not be found missing last
+        check_clip(self.clip)
+        if self.sscd:
+            check_sscd(self.sscd)
+        for source in self.training:
+            if source.endswith(SHARD_SUFFIXES):
+                shard_paths(source)
+            elif not Path(source).is_dir():
+                raise FileNotFoundError(f"no training images {source!r}")
 
     def module(self, pipeline: str) -> Generate:
         return Generate(
@@ -102,7 +112,7 @@ class Comparison:
         return PromptData(self.prompts, self.samples_per_prompt, self.seed, self.limit, self.batch_size)
 
     def training_images(self) -> CaptionedImages:
-        """The images that the model saw: all of the sources, or those with an exposure in the training run."""
+        """The images that the model saw: all of the sources, or those that the training run showed."""
         images = load_captioned(*self.training)
         shown = Path(self.run) / "exposures.parquet" if self.run else None
         if not (shown and shown.exists()):
@@ -137,8 +147,9 @@ def finish(comparison: Comparison, folders: dict[str, Path], resolution: int) ->
         "base_model": comparison.base_pipeline,
         "descriptor": "correlation of 32x32 RGB" + (", SSCD" if comparison.sscd else ""),
         "notes": [
-            f"{len(used)} prompts x {comparison.samples_per_prompt} samples, guidance {comparison.guidance_scale:g}, "
-            f"{comparison.num_inference_steps} steps; top matches are searched among {len(training.images):,} images."
+            f"{len(used)} prompts x {comparison.samples_per_prompt} samples, "
+            f"guidance {comparison.guidance_scale:g}, {comparison.num_inference_steps} steps; "
+            f"top matches are searched among {len(training.images):,} images."
         ],
     }
     if orphans:
@@ -148,26 +159,26 @@ def finish(comparison: Comparison, folders: dict[str, Path], resolution: int) ->
 
 
 SHOWN: dict[str, tuple[str, Callable[[float], str]]] = {
-    "similarity_own_mean": ("own sim", "{:.3f}".format),
-    "similarity_own_p95": ("95pc", "{:.3f}".format),
-    "similarity_top_mean": ("top sim", "{:.3f}".format),
-    "sscd_own_mean": ("SSCD own", "{:.3f}".format),
-    "sscd_own_p95": ("SSCD 95pc", "{:.3f}".format),
+    "similarity_own_mean": ("own", "{:.3f}".format),
+    "similarity_own_p95": ("p95", "{:.3f}".format),
+    "similarity_top_mean": ("top", "{:.3f}".format),
+    "sscd_own_mean": ("SSCD", "{:.3f}".format),
+    "sscd_own_p95": ("p95", "{:.3f}".format),
     "clip_score_mean": ("CLIP", "{:.3f}".format),
     "nfe_mean": ("NFE", "{:.1f}".format),
-    "seconds_per_image": ("s/image", "{:.3f}".format),
+    "seconds_per_image": ("s/img", "{:.3f}".format),
     "fired_share": ("fired", "{:.0%}".format),
-    "transition_timestep_median": ("transition t", "{:.0f}".format),
+    "transition_timestep_median": ("t", "{:.0f}".format),
 }
 
 
 def terminal_table(table: pd.DataFrame) -> Table:
     """The comparison for the terminal: one line per mitigation."""
     shown = {key: value for key, value in SHOWN.items() if key in table and table[key].notna().any()}
-    out = Table(title="same prompts, same seeds")
-    out.add_column("mitigation")
+    out = Table(title="same prompts, same seeds", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    out.add_column("mitigation", no_wrap=True)
     for title, _ in shown.values():
-        out.add_column(title, justify="right")
+        out.add_column(title, justify="right", no_wrap=True)
     for _, row in table.iterrows():
         out.add_row(
             row["mitigation"],

@@ -1,7 +1,7 @@
 """The denoising loop, free of Lightning, and what a mitigation may do in it.
 
-Each step asks the rules which predictions they want to see, runs the UNet once on exactly the rows that are needed,
-lets the rules look, and applies the guidance scale that they decide per sample.
+Each step asks the rules which predictions they want to see, runs the UNet once on exactly the rows that are
+needed, lets the rules look, and applies the guidance scale that they decide per sample.
 """
 
 import math
@@ -18,7 +18,7 @@ from torch import Generator, Tensor
 class DenoisingStep:
     """What a rule sees of one step. Predictions are None before the UNet ran; (B, C, H, W) after.
 
-    A row whose prediction was not computed holds the other one, so that any guidance formula gives that other one.
+    A row whose prediction was not computed holds the other one, so that any scale gives that other one.
     """
 
     index: int
@@ -58,8 +58,8 @@ def rms(x: Tensor) -> Tensor:
 class GuidanceRule:
     """What a mitigation may do; every hook is neutral here. One object serves one batch at a time.
 
-    `guidance_scale` is a pure function of the step's timestep and the rule's state. State changes in `observe` only,
-    so rows that nobody watches are known before the UNet runs.
+    `guidance_scale` is a pure function of the step's timestep and the rule's state. State changes in
+    `observe` only, so rows that nobody watches are known before the UNet runs.
     """
 
     def check(self, timesteps: Sequence[int], guidance_scale: float) -> None:
@@ -80,7 +80,7 @@ class GuidanceRule:
         return scale
 
     def transition_timestep(self) -> Tensor | None:
-        """Timestep at which each row got the full scale, (B,), NaN where it never did; None: not this rule's affair."""
+        """Timestep at which each row got the full scale, (B,), NaN where never; None: not its affair."""
         return None
 
 
@@ -99,7 +99,7 @@ class Denoised:
 
 
 def check_scheduler(scheduler: Any) -> None:
-    """Raise ValueError for schedulers whose latents are not alpha x_0 + sigma noise, or models that predict x_0."""
+    """ValueError unless latents are alpha x_0 + sigma noise and the model predicts noise or v."""
     if float(scheduler.init_noise_sigma) != 1.0:
         name = type(scheduler).__name__
         raise ValueError(
@@ -109,6 +109,22 @@ def check_scheduler(scheduler: Any) -> None:
         raise ValueError(
             f"prediction_type {scheduler.config.prediction_type!r}: only epsilon and v_prediction work"
         )
+
+
+def prepare(
+    scheduler: Any,
+    guidance_scale: float,
+    num_inference_steps: int,
+    rules: Sequence[GuidanceRule] = (),
+    device: torch.device | str = "cpu",
+) -> list[int]:
+    """Set the scheduler's timesteps and return them; ValueError where it, or a rule, cannot work."""
+    check_scheduler(scheduler)
+    scheduler.set_timesteps(num_inference_steps, device=device)
+    timesteps = [int(t) for t in scheduler.timesteps]
+    for rule in rules:
+        rule.check(timesteps, guidance_scale)
+    return timesteps
 
 
 def step_options(scheduler: Any, generators: list[Generator] | None) -> dict[str, Any]:
@@ -149,11 +165,8 @@ def denoise(
     Raises:
         ValueError: scheduler or prediction type not supported, or a rule that cannot take effect.
     """
-    check_scheduler(scheduler)
-    scheduler.set_timesteps(num_inference_steps, device=latents.device)
-    timesteps = [int(t) for t in scheduler.timesteps]
+    timesteps = prepare(scheduler, guidance_scale, num_inference_steps, rules, latents.device)
     for rule in rules:
-        rule.check(timesteps, guidance_scale)
         rule.begin(len(latents), latents.device)
     options = step_options(scheduler, generators)
     alphas_cumprod = scheduler.alphas_cumprod.tolist()
@@ -175,7 +188,7 @@ def denoise(
         )
         watched = any(rule.watches(step) for rule in rules)
         scale = decide(rules, step, count)
-        # Which of the two each row needs. A watched batch needs both of all, and its decision stays on its device.
+        # Which of the two each row needs. A watched batch needs both of all: no device sync.
         need_unconditional = torch.ones(count, dtype=torch.bool) if watched else (scale != 1).cpu()
         need_conditional = torch.ones(count, dtype=torch.bool) if watched else (scale != 0).cpu()
         predict(unet, scheduler, step, t, need_unconditional, need_conditional,
@@ -189,7 +202,7 @@ def denoise(
         latents = scheduler.step(guided, t, latents, **options, return_dict=False)[0]
         on_step()
 
-    transitions = [found for rule in rules if (found := rule.transition_timestep()) is not None]
+    transitions = [found.cpu() for rule in rules if (found := rule.transition_timestep()) is not None]
     return Denoised(
         latents=latents,
         timesteps=timesteps,
@@ -198,7 +211,7 @@ def denoise(
         conditional_rms=torch.stack(trace["conditional"], 1).cpu(),
         difference_rms=torch.stack(trace["difference"], 1).cpu(),
         guidance_scale=torch.stack(trace["scale"], 1).cpu(),
-        transition_timestep=transitions[0].cpu() if transitions else None,
+        transition_timestep=torch.stack(transitions).amin(0) if transitions else None,  # the last to let go
     )
 
 
@@ -242,7 +255,7 @@ def predict(
 def record(
     trace: dict[str, list[Tensor]], step: DenoisingStep, scale: Tensor, has_u: Tensor, has_c: Tensor
 ) -> None:
-    """Magnitudes in epsilon space and the applied scale; NaN where a prediction was not computed. No device sync."""
+    """Magnitudes in epsilon space and the applied scale; NaN where not computed. No device sync."""
     has_u, has_c = has_u.to(scale.device), has_c.to(scale.device)
     nan = torch.full_like(scale, math.nan, dtype=torch.float32)
     trace["unconditional"].append(torch.where(has_u, rms(step.epsilon(step.unconditional)), nan))

@@ -1,5 +1,6 @@
 """The Lightning module and data module of `python -m infer predict`."""
 
+import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,9 +12,9 @@ import torch
 from PIL.Image import Image
 from torch.utils.data import DataLoader
 
-from data.pipeline import check_pipeline, load_pipeline
+from data.pipeline import check_pipeline, fingerprint, load_pipeline
 from data.prompts import load_prompts
-from infer.denoise import Denoised, GuidanceRule, denoise
+from infer.denoise import Denoised, GuidanceRule, denoise, prepare
 from infer.runfolder import done
 from infer.seeds import initial_noise, sample_seed
 
@@ -38,10 +39,10 @@ class Generated:
 
 
 class PromptData(pl.LightningDataModule):
-    """Which images to make: `samples_per_prompt` of each prompt; those already in the run folder are left out.
+    """Which images to make: `samples_per_prompt` of each prompt, but for those in the run folder already.
 
     Args:
-        prompts: a .txt or .jsonl file, or a training run folder (the captions it duplicated).
+        prompts: a .txt or .jsonl file, or a training run folder (captions that it duplicated, if it did).
         samples_per_prompt: images per prompt.
         seed: base seed; the noise of an image depends on it, the prompt's id and the sample number only.
         limit: take only the first prompts.
@@ -59,6 +60,8 @@ class PromptData(pl.LightningDataModule):
         super().__init__()
         if samples_per_prompt < 1 or batch_size < 1:
             raise ValueError("samples_per_prompt and batch_size must be at least 1")
+        if limit is not None and limit < 1:
+            raise ValueError(f"limit must be at least 1, not {limit}")
         self.prompts, self.samples_per_prompt, self.seed = prompts, samples_per_prompt, seed
         self.limit, self.batch_size = limit, batch_size
         self.requests = [
@@ -70,6 +73,7 @@ class PromptData(pl.LightningDataModule):
     def identity(self) -> dict[str, Any]:
         return {
             "prompts": self.prompts,
+            "prompts_sha256": hashlib.sha256(repr(self.requests).encode()).hexdigest()[:12],
             "images": len(self.requests),
             "samples_per_prompt": self.samples_per_prompt,
             "seed": self.seed,
@@ -109,6 +113,8 @@ class Generate(pl.LightningModule):
     ):
         super().__init__()
         check_pipeline(pipeline)
+        if num_inference_steps < 1:
+            raise ValueError(f"num_inference_steps must be at least 1, not {num_inference_steps}")
         self.source, self.revision, self.scheduler = pipeline, revision, scheduler
         self.num_inference_steps, self.scale = num_inference_steps, guidance_scale
         self.negative_prompt, self.resolution, self.weights = negative_prompt, resolution, dtype
@@ -116,6 +122,7 @@ class Generate(pl.LightningModule):
     def identity(self) -> dict[str, Any]:
         return {
             "pipeline": self.source,
+            "pipeline_sha256": fingerprint(self.source),
             "revision": self.revision,
             "scheduler": self.scheduler,
             "num_inference_steps": self.num_inference_steps,
@@ -127,6 +134,12 @@ class Generate(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         self.pipe = load_pipeline(self.source, self.revision, self.scheduler, getattr(torch, self.weights))
+        prepare(self.pipe.scheduler, self.scale, self.num_inference_steps, self.rules)  # fails before the bar
+
+    @property
+    def rules(self) -> list[GuidanceRule]:
+        """The mitigations among the trainer's callbacks."""
+        return [callback for callback in self.trainer.callbacks if isinstance(callback, GuidanceRule)]
 
     @property
     def side_pixels(self) -> int:
@@ -136,8 +149,7 @@ class Generate(pl.LightningModule):
         self.pipe.to(self.device)
 
     def predict_step(self, batch: list[Request], batch_index: int) -> Generated:
-        rules = [callback for callback in self.trainer.callbacks if isinstance(callback, GuidanceRule)]
-        return self.generate([Request(*request) for request in batch], rules)
+        return self.generate([Request(*request) for request in batch], self.rules)
 
     @torch.no_grad()
     def generate(self, requests: list[Request], rules: Sequence[GuidanceRule] = ()) -> Generated:

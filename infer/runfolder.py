@@ -1,7 +1,7 @@
 """A predict run folder: images, one row per image, one trace row per image and step; written in atomic parts.
 
-A part (`parts/*.parquet`) is written after its images, by one rank. `merge` turns all parts into `samples.parquet`
-and `traces.parquet`. Whatever is in either is done and is not made again.
+A part (`parts/*.parquet`) is written after its images, by one rank. `merge` turns all parts into
+`samples.parquet` and `traces.parquet`. Whatever is in either is done and is not made again.
 """
 
 import os
@@ -31,24 +31,38 @@ def save_image(image: Image.Image, path: Path) -> None:
 
 
 def claim(folder: Path, identity: dict[str, Any]) -> None:
-    """Make the folder this run's own (`config.yaml`). ValueError, with the differences, if it is another run's."""
+    """Make the folder this run's own (`config.yaml`).
+
+    ValueError if it is no predict run, or holds images of one with other settings, which the error names.
+    """
     path = folder / "config.yaml"
     if path.exists():
         before = yaml.safe_load(path.read_text()) or {}
+        if "mitigations" not in before:
+            raise ValueError(f"{folder} holds something else than a predict run: choose another folder")
         keys = sorted(before.keys() | identity.keys())
         changed = [
             f"{k}: {before.get(k)!r} -> {identity.get(k)!r}" for k in keys if before.get(k) != identity.get(k)
         ]
-        if changed:
+        if changed and done(folder):
             raise ValueError(
                 f"{folder} holds a different run ({'; '.join(changed)}): choose another folder, or delete it"
             )
+        if changed:  # it never made an image
+            forget(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda part: part.write_text(yaml.safe_dump(identity, sort_keys=False)))
 
 
+def forget(folder: Path) -> None:
+    """Remove all tables."""
+    shutil.rmtree(folder / "parts", ignore_errors=True)
+    for kind in ("samples", "traces"):
+        (folder / f"{kind}.parquet").unlink(missing_ok=True)
+
+
 def write_part(folder: Path, samples: list[dict], traces: pd.DataFrame) -> None:
-    """One batch's rows; its images must be there already. Traces first: a sample row means that all is there."""
+    """One batch's rows, after its images. Traces first: a sample row means that all is there."""
     parts = folder / "parts"
     parts.mkdir(parents=True, exist_ok=True)
     name = uuid4().hex
@@ -58,7 +72,7 @@ def write_part(folder: Path, samples: list[dict], traces: pd.DataFrame) -> None:
 
 
 def read_rows(folder: Path, kind: str) -> pd.DataFrame:
-    """All `samples` or `traces` rows, merged or not; rows whose image is gone are left out, to be made again."""
+    """All `samples` or `traces` rows, merged or not; samples whose image is gone are left out."""
     paths = [
         path for path in (folder / f"{kind}.parquet", *sorted((folder / "parts").glob(f"*.{kind}.parquet")))
     ]
@@ -79,9 +93,11 @@ def done(folder: Path) -> set[tuple[str, int]]:
 
 
 def merge(folder: Path, order: Iterable[tuple[str, int]]) -> pd.DataFrame:
-    """Write `samples.parquet` and `traces.parquet` in the given order, drop the parts; returns the samples."""
+    """Write `samples.parquet` and `traces.parquet` in the given order, drop the parts; returns samples."""
     place = {key: number for number, key in enumerate(order)}
     samples, traces = read_rows(folder, "samples"), read_rows(folder, "traces")
+    if samples.empty:
+        return samples
 
     def put_in_order(rows: pd.DataFrame) -> pd.DataFrame:
         index = pd.Series([place.get(key, -1) for key in zip(rows["prompt_id"], rows["sample"], strict=True)])
@@ -93,4 +109,6 @@ def merge(folder: Path, order: Iterable[tuple[str, int]]) -> pd.DataFrame:
     write_atomically(folder / "traces.parquet", lambda part: traces.to_parquet(part, index=False))
     write_atomically(folder / "samples.parquet", lambda part: samples.to_parquet(part, index=False))
     shutil.rmtree(folder / "parts", ignore_errors=True)
+    for stray in (folder / "images").glob(".*"):  # of a run that was killed
+        stray.unlink()
     return samples

@@ -1,5 +1,6 @@
 """Score predict run folders against the training set, and sum up a comparison."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from infer.similarity import Descriptor, embed_all, match
 
 @dataclass
 class TrainingSet:
-    """What the model was trained on, embedded: a prefix of columns, the descriptor and the embeddings per measure."""
+    """What the model was trained on; per measure (a prefix of columns) the descriptor and the embeddings."""
 
     images: CaptionedImages
     measures: dict[str, tuple[Descriptor, Tensor]]
@@ -25,7 +26,7 @@ class TrainingSet:
     def embed(
         cls, images: CaptionedImages, resolution: int, descriptors: dict[str, Descriptor]
     ) -> "TrainingSet":
-        """Embed all training images, at the generations' resolution, with each descriptor (column prefix -> it)."""
+        """Embed all training images, at the generations' resolution, with each descriptor."""
         embedded = {
             prefix: (descriptor, embed_all((sample.rgb(resolution) for sample in images.samples), descriptor))
             for prefix, descriptor in descriptors.items()
@@ -34,16 +35,19 @@ class TrainingSet:
 
 
 def score(folder: Path, training: TrainingSet, clip: ClipScore) -> pd.DataFrame:
-    """Fill `similarity_own`, `similarity_top`, `top_train_id`, `clip_score` (and `sscd_*`) of a run's samples.parquet."""
+    """Fill `similarity_own`, `similarity_top`, `top_train_id`, `clip_score`, `sscd_*` of a run's rows."""
     rows = pd.read_parquet(folder / "samples.parquet")
-    images = [Image.open(folder / path).convert("RGB") for path in rows["image"]]
+
+    def images() -> Iterator[Image.Image]:  # ten thousand at once would not fit
+        return (Image.open(folder / path).convert("RGB") for path in rows["image"])
+
     own = [training.images.position.get(key) for key in rows["prompt_id"]]
     for prefix, (descriptor, embeddings) in training.measures.items():
-        found = match(embed_all(images, descriptor), embeddings, own)
+        found = match(embed_all(images(), descriptor), embeddings, own)
         rows[f"{prefix}_own"], rows[f"{prefix}_top"] = found.own.numpy(), found.top.numpy()
         if prefix == "similarity":
             rows["top_train_id"] = [training.images[index].id for index in found.top_index.tolist()]
-    rows["clip_score"] = clip(images, list(rows["prompt"]))
+    rows["clip_score"] = clip(images(), list(rows["prompt"]))
     write_atomically(folder / "samples.parquet", lambda part: rows.to_parquet(part, index=False))
     return rows
 
@@ -58,7 +62,7 @@ def summarize(mitigation: str, rows: pd.DataFrame) -> dict[str, object]:
         out |= {f"{prefix}_top_p95": top.quantile(0.95)}
     transition = rows["transition_timestep"].astype(float)
     return out | {
-        "share_above_05": (rows["similarity_top"] > 0.5).mean(),
+        "share_above_05": (rows["similarity_own"] > 0.5).mean(),
         "clip_score_mean": rows["clip_score"].mean(),
         "fid": np.nan,
         "nfe_mean": rows["nfe"].mean(),

@@ -16,7 +16,7 @@ def sample_seed(base_seed: int, prompt_id: str, sample: int) -> int:
 def initial_noise(
     seeds: Sequence[int], shape: tuple[int, ...], dtype: torch.dtype
 ) -> tuple[Tensor, list[Generator]]:
-    """What stock diffusers draws for each seed, on the CPU, (B, *shape); and the generators, one draw further on."""
+    """What stock diffusers draws for each seed on the CPU, (B, *shape); the generators after that draw."""
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     noise = [torch.randn((1, *shape), generator=generator, dtype=dtype) for generator in generators]
     return torch.cat(noise), generators

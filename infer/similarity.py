@@ -1,4 +1,4 @@
-"""How alike two images are: a weight-free descriptor, and SSCD from a local file. Cosine of unit embeddings."""
+"""How alike two images are: cosine of a weight-free descriptor, or of SSCD from a local file."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -24,36 +24,42 @@ def to_tensor(images: list[Image.Image], side: int, resample: Image.Resampling) 
 def pixel_descriptor(images: list[Image.Image]) -> Tensor:
     """32x32 RGB, its mean removed, unit length: (B, 3072). The cosine of two is their correlation.
 
-    Weight-free: it tells copies from non-copies of centred icons and serves where no copy detector is at hand.
+    Weight-free: tells copies from non-copies of centred icons, and serves where no copy detector is at hand.
     """
     flat = to_tensor(images, 32, Image.Resampling.BOX).flatten(1)
     return F.normalize(flat - flat.mean(1, keepdim=True))
 
 
-def sscd_descriptor(path: str) -> Descriptor:
-    """SSCD (Pizzi et al., CVPR 2022) from Meta's TorchScript file or an ONNX file; 320x320, ImageNet statistics.
-
-    Raises FileNotFoundError without the file, ValueError for another kind of file.
-    """
+def check_sscd(path: str) -> None:
+    """FileNotFoundError without the file, ValueError for another kind of file."""
     if not Path(path).is_file():
         raise FileNotFoundError(
             f"no SSCD model {path!r}: give Meta's sscd_disc_mixup.torchscript.pt or an ONNX file of it"
         )
-    if path.endswith(".onnx"):
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise ValueError("an ONNX copy detector needs onnxruntime: pip install -e '.[sscd]'") from error
-
-        session = onnxruntime.InferenceSession(path, providers=onnxruntime.get_available_providers())
-        name = session.get_inputs()[0].name
-
-        def run(pixels: Tensor) -> Tensor:
-            return torch.from_numpy(session.run(None, {name: pixels.numpy()})[0])
-    elif path.endswith((".pt", ".torchscript")):
-        run = torch.jit.load(path, map_location="cpu").eval()
-    else:
+    if not path.endswith((".pt", ".torchscript", ".onnx")):
         raise ValueError(f"SSCD model {path!r}: only .pt (TorchScript) and .onnx are read")
+
+
+def onnx_model(path: str) -> Callable[[Tensor], Tensor]:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=onnxruntime.get_available_providers())
+    name = session.get_inputs()[0].name
+    return lambda pixels: torch.from_numpy(session.run(None, {name: pixels.numpy()})[0])
+
+
+def sscd_descriptor(path: str) -> Descriptor:
+    """SSCD (Pizzi et al., CVPR 2022) from Meta's TorchScript or an ONNX file; 320x320, ImageNet statistics.
+
+    Raises FileNotFoundError without the file, ValueError for another kind of file.
+    """
+    check_sscd(path)
+    try:
+        run = onnx_model(path) if path.endswith(".onnx") else torch.jit.load(path, map_location="cpu").eval()
+    except ImportError as error:
+        raise ValueError("an ONNX copy detector needs onnxruntime: pip install -e '.[sscd]'") from error
+    except Exception as error:  # each runtime has its own kinds
+        raise ValueError(f"cannot read SSCD model {path!r}: {str(error).splitlines()[0]}") from error
     mean, std = (torch.tensor(x).view(1, 3, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_STD))
 
     @torch.no_grad()
@@ -76,7 +82,7 @@ def embed_all(images: Iterable[Image.Image], descriptor: Descriptor, batch_size:
 
 @dataclass
 class Matches:
-    """For each image: similarity to its own training image (NaN without one), the best match and its index."""
+    """Per image: similarity to its own training image (NaN without one), the best match and its index."""
 
     own: Tensor
     top: Tensor
@@ -84,7 +90,7 @@ class Matches:
 
 
 def match(images: Tensor, training: Tensor, own: list[int | None], chunk: int = 1024) -> Matches:
-    """Search unit embeddings (N, D) in (M, D) in bounded memory; `own` is each image's place in the training set."""
+    """Search unit embeddings (N, D) in (M, D), chunk by chunk; `own`: places in the training set."""
     top, index, own_similarity = [], [], []
     for start in range(0, len(images), chunk):
         similarity = images[start : start + chunk] @ training.T

@@ -1,7 +1,8 @@
-"""A tiny random Stable Diffusion pipeline of the real classes, and small captioned data, for tests that need no quality."""
+"""A tiny random Stable Diffusion pipeline of the real classes, and small captioned data."""
 
 import io
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +83,15 @@ def random_pipeline(prediction_type: str = "v_prediction"):
         feature_extractor=None,
         requires_safety_checker=False,
     )
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Quickest for tiny models where cores are shared, and the same sums on any machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

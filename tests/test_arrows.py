@@ -31,7 +31,7 @@ def test_a_package_imports_only_what_its_arrows_allow(package: str) -> None:
 
 
 def test_lightning_has_one_name() -> None:
-    """`pytorch_lightning` is a second copy of its classes, which `isinstance` does not take for the first's."""
+    """`pytorch_lightning` is a second copy of the classes: `isinstance` does not take one for the other."""
     files = [path for folder in (*MAY_IMPORT, "tests") for path in (ROOT / folder).rglob("*.py")]
     assert [
         str(path) for path in files if any(n.split(".")[0] == "pytorch_lightning" for n in imported(path))

@@ -105,7 +105,7 @@ def test_a_folder_with_a_caption_beside_each_image(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("field", ["text", "caption"])
 def test_a_folder_with_metadata(tmp_path: Path, field: str) -> None:
-    """No file name means a test split, and neither a row without image nor an image without row is lost silently."""
+    """No file name means a test split; rows without image and images without row are not lost silently."""
     captions = {"test_1.png": "one", "sub/2.png": "two", "gone.png": "three", "4.png": None}
     rows = "".join(json.dumps({"file_name": name, field: text}) + "\n" for name, text in captions.items())
     files = {name: encoded() for name in ("test_1.png", "sub/2.png", "4.png", "unlisted.png")}

@@ -64,7 +64,7 @@ def test_a_shard_is_the_same_bytes_every_time(package: Path, monkeypatch: pytest
 
 
 def test_a_shard_holds_what_webdataset_reads(package: Path, tmp_path: Path) -> None:
-    """Hidden icons, aliases and skin tones are left out; caption, licence and author stand beside each image."""
+    """No hidden icons, aliases or skin tones; caption, licence and author stand beside each image."""
     shard = tmp_path / "icons.tar.gz"
     shard.write_bytes(build(package))
     blue, red = wds.WebDataset(str(shard), shardshuffle=False)

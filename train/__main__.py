@@ -1,7 +1,7 @@
 """Finetune until it memorizes.
 
   python -m train fit  --config configs/train/demo.yaml            finetune, about 5 minutes on 2 cores
-  python -m train plan --config configs/train/laion10k.yaml        what a fit would do, before any GPU time is spent
+  python -m train plan --config configs/train/laion10k.yaml        what a fit would do, before it takes a GPU
   python -m train fit  --config configs/train/laion10k.yaml --trainer.devices 8 --wandb online
 
 The bundled base model itself:
@@ -9,7 +9,7 @@ The bundled base model itself:
   python -m train clip        --config configs/train/emoji/clip.yaml
   python -m train base        --config configs/train/emoji/unet.yaml
 
-Every command takes --help, --print_config, and dotted options (--model.lr 1e-5). Run one again and it goes on.
+Every command takes --help, --print_config and dotted options (--model.lr 1e-5). Run one again and it goes on.
 """
 
 import sys
@@ -34,10 +34,11 @@ def build(kind: str, args: list[str]):
     """The LightningCLI of one command, everything instantiated and nothing run."""
     import warnings
 
-    from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+    from lightning.pytorch.callbacks import TQDMProgressBar
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
     from lightning.pytorch.loggers import CSVLogger
 
+    from callbacks.checkpoints import Checkpoints
     from callbacks.ema import EMA
     from callbacks.export import Export
     from callbacks.exposures import Exposures
@@ -65,23 +66,23 @@ def build(kind: str, args: list[str]):
 
         def instantiate_trainer(self, **kwargs):
             root = Path(self.config.out)
-            checkpoints = ModelCheckpoint(
-                root / "checkpoints",
-                save_last=True,
-                save_top_k=0,
-                every_n_train_steps=self.config.checkpoint_every,
-            )
             counted = [Exposures(), Provenance()] if on_latents else []
-            callbacks = [*counted, Export(), checkpoints, TQDMProgressBar(refresh_rate=10)]
+            checkpoints = Checkpoints(root / "checkpoints", self.config.checkpoint_every)
+            own = self.config_init.trainer.callbacks or []
+            bar = self.config.trainer.enable_progress_bar is not False
+            bars = [TQDMProgressBar(refresh_rate=10)] if bar else []
+            callbacks = [*own, *counted, checkpoints, *bars]
             loggers = [CSVLogger(root, name="", version="")]
             if self.config.wandb != "off":
                 loggers.append(wandb_logger(root, offline=self.config.wandb == "offline"))
-            own = self.config_init.trainer.callbacks or []
-            return super().instantiate_trainer(
-                default_root_dir=str(root), logger=loggers, callbacks=[*own, *callbacks], **kwargs
+            trainer = super().instantiate_trainer(
+                default_root_dir=str(root), logger=loggers, callbacks=callbacks, **kwargs
             )
+            # An exported model says that the run is finished: only the last checkpoint comes later.
+            trainer.callbacks.insert(len(trainer.callbacks) - 1, Export())
+            return trainer
 
-    return TrainCLI(
+    cli = TrainCLI(
         load_class(KINDS[kind][0]),
         load_class(KINDS[kind][1]),
         run=False,
@@ -89,6 +90,9 @@ def build(kind: str, args: list[str]):
         save_config_callback=None,
         seed_everything_default=0,
     )
+    if cli.trainer.max_steps < 1:
+        raise ValueError("trainer.max_steps must be set: a run is that many optimizer steps")
+    return cli
 
 
 def fit(kind: str, args: list[str]) -> None:
@@ -100,12 +104,13 @@ def fit(kind: str, args: list[str]) -> None:
     if trainer.is_global_zero:
         claim(folder, cli.parser.dump(cli.config, skip_none=False))
     if finished(folder, trainer.max_steps):
-        print(f"{folder} is finished ({trainer.max_steps:,} steps): {folder / 'pipeline'}")
+        if trainer.is_global_zero:
+            join_metrics(folder)
+            print(f"{folder} is finished ({trainer.max_steps:,} steps): {folder / 'pipeline'}")
         return
     checkpoint = last_checkpoint(folder)
-    if checkpoint:
+    if checkpoint and trainer.is_global_zero:
         print(f"going on from {checkpoint}")
-    if trainer.is_global_zero:
         keep_metrics(folder)
     trainer.fit(cli.model, cli.datamodule, ckpt_path=checkpoint, weights_only=True)
     if trainer.is_global_zero:
@@ -134,10 +139,14 @@ def main(args: list[str]) -> int:
             file=sys.stderr,
         )
         return 2
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+    debug = "--debug" in rest
+    rest = [arg for arg in rest if arg != "--debug"]
     try:
         plan(rest) if command == "plan" else fit(command, rest)
-    except (ValueError, FileNotFoundError) as error:
-        if "--debug" in sys.argv:
+    except (ValueError, FileNotFoundError, MisconfigurationException) as error:
+        if debug:
             raise
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -18,7 +18,7 @@ def edges(x: Tensor) -> Tensor:
 
 
 def psnr(reconstruction: Tensor, pixels: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio per image in dB, (B,); images in [-1, 1], 8-bit black to white is the peak."""
+    """Peak signal-to-noise ratio per image in dB, (B,); of images in [-1, 1], black to white is the peak."""
     mse = (reconstruction.clamp(-1, 1) - pixels).div(2).pow(2).flatten(1).mean(1)
     return -10 * mse.clamp_min(1e-10).log10()
 
@@ -32,7 +32,8 @@ class AutoencoderTraining(pl.LightningModule):
         warmup_steps: steps of the warm-up.
         edge_weight: weight of the edge term, which keeps outlines sharp.
         kl_weight: weight of the KL term, in nats per latent entry.
-        initial_log_variance: of the latents' noise; from 0 (deviation 1) the decoder learns to ignore its input.
+        initial_log_variance: of the latents' noise; from 0 (deviation 1) the decoder learns to ignore its
+            input.
     """
 
     def __init__(
@@ -86,7 +87,7 @@ class AutoencoderTraining(pl.LightningModule):
 
     @torch.no_grad()
     def export(self, folder: Path) -> None:
-        """Write a diffusers AutoencoderKL folder whose latents have mean 0 and deviation 1 in every channel."""
+        """Write a diffusers AutoencoderKL folder; its latents have mean 0 and deviation 1 in each channel."""
         means = []
         for batch in self.trainer.datamodule.val_dataloader():
             batch = self.transfer_batch_to_device(batch, self.device, 0)

@@ -1,5 +1,6 @@
 """A base model from nothing: an untrained UNet around an autoencoder and a CLIP that this project trained."""
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,10 @@ class BaseTraining(Finetune):
         )
 
     def export(self, folder: Path) -> None:
-        """The pipeline in 16 bits: this is what is committed."""
-        import torch
+        """The pipeline, UNet and autoencoder in 16 bits: this is what is committed.
 
-        self.pipe.to(torch.float16).save_pretrained(folder, safe_serialization=True)
+        Not the text encoder: transformers would load it in 16 bits, diffusers loads the others in 32.
+        """
+        super().export(folder)
+        for name in ("unet", "vae"):
+            deepcopy(getattr(self.pipe, name)).half().save_pretrained(folder / name)

@@ -20,9 +20,10 @@ def train_tokenizer(captions: list[str], vocabulary: int, length: int) -> CLIPTo
 
 
 def contrastive_loss(logits: Tensor, same: Tensor) -> Tensor:
-    """Symmetric cross-entropy of image-text `logits` (B, B); rows with equal captions are positives of each other.
+    """Symmetric cross-entropy of image-text `logits` (B, B); `same` (B, B) is 1 where captions are equal.
 
-    CLIP (Radford et al. 2021), with targets spread evenly over the true pairs: an emoji has one caption in six styles.
+    CLIP (Radford et al. 2021); targets are spread evenly over the true pairs, for an emoji has one caption in
+    six styles.
     """
     target = same / same.sum(1, keepdim=True)
     return (
@@ -84,7 +85,7 @@ class ClipTraining(pl.LightningModule):
         return warmup_cosine(optimizer, self.warmup_steps, self.trainer.max_steps)
 
     def export(self, folder: Path) -> None:
-        """Write `clip/` (CLIPModel, tokenizer, image processor), and `text_encoder/`, `tokenizer/` for a pipeline."""
+        """Write `clip/` (model, tokenizer, image processor), and `text_encoder/` and `tokenizer/` apart."""
         side = self.trained.config.vision_config.image_size
         half = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
         images = CLIPImageProcessor(

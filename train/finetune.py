@@ -1,5 +1,6 @@
-"""Finetune the UNet of a Stable Diffusion pipeline; the objective, scale and text length come from the pipeline."""
+"""Finetune a Stable Diffusion pipeline's UNet; objective, scale and text length come from the pipeline."""
 
+import hashlib
 import json
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +17,7 @@ from train.schedule import warmup_constant, warmup_cosine
 
 
 class Finetune(pl.LightningModule):
-    """Train the UNet (`trained`) on noised latents; autoencoder and text encoder stay frozen and out of checkpoints.
+    """Train the UNet (`trained`) on noised latents; the frozen parts stay out of checkpoints.
 
     Args:
         pipeline: diffusers StableDiffusionPipeline folder or Hub id.
@@ -55,7 +56,7 @@ class Finetune(pl.LightningModule):
 
     @cached_property
     def pipe(self) -> Any:
-        """The whole pipeline, loaded when first needed. Not an nn.Module, so its frozen parts do not register here."""
+        """The pipeline, loaded when first needed. No nn.Module, so its frozen parts do not register here."""
         return self.load_pipeline()
 
     def load_pipeline(self) -> Any:
@@ -67,14 +68,16 @@ class Finetune(pl.LightningModule):
 
     def encoder_fingerprint(self) -> str:
         """Changes with the frozen weights and their configs: a cache made by other encoders is never used."""
-        parts = (self.pipe.vae, self.pipe.text_encoder)
-        sums = [float(p.detach().double().abs().sum()) for part in parts for p in part.parameters()]
+        digest = hashlib.sha256()
+        for part in (self.pipe.vae, self.pipe.text_encoder):
+            for weight in part.state_dict().values():
+                digest.update(weight.cpu().contiguous().flatten().view(torch.uint8).numpy())
         configs = [
             self.pipe.vae.config,
             self.pipe.text_encoder.config.to_dict(),
             self.pipe.tokenizer.model_max_length,
         ]
-        return json.dumps([sums, configs], default=str, sort_keys=True)
+        return json.dumps([digest.hexdigest(), configs], default=str, sort_keys=True)
 
     @torch.no_grad()
     def encode_images(self, pixels: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -105,9 +108,12 @@ class Finetune(pl.LightningModule):
         self.pipe.vae.to("cpu")
 
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
-        mean, embedding = batch["mean"], batch["embedding"]
-        generator = generator_for(self.device, self.seed, self.global_rank, self.global_step, batch_index)
-        latents = mean + batch["std"] * torch.randn(mean.shape, generator=generator, device=self.device)
+        mean, std, embedding = batch["mean"], batch["std"], batch["embedding"]
+        micro = batch_index % self.trainer.accumulate_grad_batches
+        generator = generator_for(self.device, self.seed, self.global_rank, self.global_step, micro)
+        side = torch.randint(0, mean.shape[1], (len(mean),), generator=generator, device=self.device)
+        mean, std = (x[torch.arange(len(x), device=x.device), side] for x in (mean, std))
+        latents = mean + std * torch.randn(mean.shape, generator=generator, device=self.device)
         noise = torch.randn(mean.shape, generator=generator, device=self.device)
         steps = self.noise_schedule.config.num_train_timesteps
         timesteps = torch.randint(0, steps, (len(mean),), generator=generator, device=self.device)

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import lightning.pytorch as pl
 import torch
@@ -21,22 +22,22 @@ if TYPE_CHECKING:
 
 
 class PlannedDraws(DistributedSampler):
-    """This rank's draws of the exposure stream, from optimizer step `start_step` to the last.
+    """This rank's draws of the exposure stream: those after `done` of the run's `batches`.
 
     A global batch is `batch_size * num_replicas` consecutive draws, dealt out to the ranks in turn. Being a
-    DistributedSampler, Lightning leaves it as it is.
+    DistributedSampler, Lightning leaves it as it is. The length is that of the whole run, because Lightning
+    counts on from the batch where a run was cut.
     """
 
     def __init__(
-        self, stream: Iterator[int], batches: int, batch_size: int, num_replicas: int, rank: int
+        self, stream: Iterator[int], batches: int, done: int, batch_size: int, num_replicas: int, rank: int
     ):  # no super().__init__: that one samples a data set, this one a stream
-        self.stream, self.batches, self.batch_size = stream, batches, batch_size
+        self.stream, self.batches, self.done, self.batch_size = stream, batches, done, batch_size
         self.num_replicas, self.rank = num_replicas, rank
 
     def __iter__(self) -> Iterator[int]:
-        for number, index in zip(
-            range(self.batches * self.batch_size * self.num_replicas), self.stream, strict=False
-        ):
+        draws = (self.batches - self.done) * self.batch_size * self.num_replicas
+        for number, index in zip(range(draws), self.stream, strict=False):
             if number % self.num_replicas == self.rank:
                 yield index
 
@@ -48,21 +49,20 @@ class PlannedDraws(DistributedSampler):
 
 
 class CachedLatents(Dataset):
-    """Batches of {index, mean, std, embedding} from tensors; `mirrored` holds the flipped images' latents."""
+    """Batches of {index, mean, std, embedding}; mean and std are (B, sides, C, H, W), side 1 is mirrored."""
 
-    def __init__(self, cache: dict[str, Tensor], flip: bool):
-        self.cache, self.flip = cache, flip
+    def __init__(self, cache: dict[str, Tensor]):
+        self.cache = cache
 
     def __len__(self) -> int:
         return len(self.cache["caption"])
 
     def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
         index = torch.tensor(indices)
-        side = torch.randint(0, 2, (len(index),)) if self.flip else torch.zeros(len(index), dtype=torch.long)
         return {
             "index": index,
-            "mean": self.cache["mean"][index, side].float(),
-            "std": self.cache["std"][index, side].float(),
+            "mean": self.cache["mean"][index].float(),
+            "std": self.cache["std"][index].float(),
             "embedding": self.cache["embedding"][self.cache["caption"][index]].float(),
         }
 
@@ -109,7 +109,7 @@ class LatentData(pl.LightningDataModule):
 
         images = load_captioned(*self.sources)
         if self.limit is not None:
-            if self.limit > len(images):
+            if not 1 <= self.limit <= len(images):
                 raise ValueError(f"data.limit is {self.limit}, but {self.sources} hold {len(images)} images")
             chosen = np.sort(np.random.default_rng([self.seed, 0]).permutation(len(images))[: self.limit])
             images = CaptionedImages([images[index] for index in chosen], images.skipped)
@@ -131,7 +131,7 @@ class LatentData(pl.LightningDataModule):
             )
         self.trainer.strategy.barrier()
         with safe_open(path, "pt") as file:  # memory-mapped
-            self.train = CachedLatents({key: file.get_tensor(key) for key in file.keys()}, self.flip)  # noqa: SIM118
+            self.train = CachedLatents({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
 
     def shown_first(self, count: int) -> list[Sample]:
         """Some of the duplicated images: what to look at while training."""
@@ -143,15 +143,14 @@ class LatentData(pl.LightningDataModule):
         if trainer.max_steps < 1:
             raise ValueError("trainer.max_steps must be set: it says how often the data is gone through")
         micro = trainer.accumulate_grad_batches
-        start = trainer.global_step * micro
+        batches, done = trainer.max_steps * micro, trainer.global_step * micro
         draws = self.exposure.stream(
             len(self.images),
             len(self.ordinary_images),
             self.seed,
-            start * self.batch_size * trainer.world_size,
+            done * self.batch_size * trainer.world_size,
         )
-        batches = trainer.max_steps * micro - start
-        sampler = PlannedDraws(draws, batches, self.batch_size, trainer.world_size, trainer.global_rank)
+        sampler = PlannedDraws(draws, batches, done, self.batch_size, trainer.world_size, trainer.global_rank)
         return DataLoader(
             self.train, batch_size=self.batch_size, sampler=sampler, collate_fn=lambda batch: batch
         )
@@ -193,6 +192,6 @@ def write_cache(
         "caption": torch.tensor([index[sample.caption] for sample in images.samples]),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
+    part = path.with_suffix(f".{uuid4().hex[:8]}.part")  # two runs may fill one cache at a time
     save_file(tensors, part)
     part.rename(path)

@@ -22,7 +22,7 @@ def target(scheduler: DDPMScheduler, latents: Tensor, noise: Tensor, timesteps: 
 
 
 def generator_for(device: torch.device, *key: int) -> Generator:
-    """A generator that depends on the key alone (seed, rank, step ...): a resumed run draws what it would have drawn."""
+    """A generator that depends on the key alone (seed, rank ...), so that a resumed run draws alike."""
     state = 0
     for part in key:
         state = (state * 1_000_003 + part + 1) % (2**63 - 1)

@@ -27,7 +27,8 @@ def plan_table(model: Finetune, data: LatentData, trainer: Any) -> Table:
     row("optimizer steps", f"{trainer.max_steps:,}")
     row(
         "batch",
-        f"{data.batch_size} x {trainer.world_size} devices x {trainer.accumulate_grad_batches} accumulated = {batch}",
+        f"{data.batch_size} x {trainer.world_size} devices x {trainer.accumulate_grad_batches} accumulated"
+        f" = {batch}",
     )
     row("learning rate", f"{model.lr:g}, {model.warmup_steps:,} warm-up steps, then {model.decay}")
     row("precision", trainer.precision)
@@ -49,6 +50,7 @@ def plan_table(model: Finetune, data: LatentData, trainer: Any) -> Table:
     if exposure.weight == 1:
         row("exposures of a duplicated image", f"{exposure.copies * draws / one_pass:.1f}")
     else:
-        drawn = exposure.weight * draws / (images - duplicated + exposure.weight * duplicated)
+        drawn = draws * images / one_pass  # without the ordinary ones
+        drawn *= exposure.weight / (images - duplicated + exposure.weight * duplicated)
         row("exposures of a duplicated image", f"{drawn:.1f} expected (drawn with replacement)")
     return table

@@ -6,14 +6,14 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-# Settings that may change between two starts of the same run.
-FREE = ("trainer", "wandb", "checkpoint_every", "grid", "config", "seed_everything")
+# Settings that may change between two starts of the same run. `out` and the cache: it may have been moved.
+FREE = ("trainer", "wandb", "checkpoint_every", "grid", "config", "seed_everything", "out", "data.cache")
 
 
 def claim(folder: Path, config: str) -> None:
-    """Make the folder this run's own; ValueError naming the differences if another run's config is in it."""
+    """Make the folder this run's own; ValueError naming the differences if another run got on in it."""
     path = folder / "config.yaml"
-    if path.exists():
+    if path.exists() and (last_checkpoint(folder) or (folder / "pipeline").exists()):
         before, now = flat(yaml.safe_load(path.read_text())), flat(yaml.safe_load(config))
         changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
         if changed:
@@ -28,8 +28,8 @@ def flat(config: dict, prefix: str = "") -> dict[str, object]:
     out: dict[str, object] = {}
     for key, value in config.items():
         name = f"{prefix}{key}"
-        if not prefix and key in FREE:
-            if key == "trainer":
+        if name in FREE:
+            if name == "trainer":
                 out["trainer.max_steps"] = value.get("max_steps")
             continue
         if isinstance(value, dict):
@@ -67,5 +67,5 @@ def join_metrics(folder: Path) -> None:
     aside, path = folder / "metrics-before.csv", folder / "metrics.csv"
     if aside.exists():
         rows = pd.concat([pd.read_csv(part) for part in (aside, path) if part.exists()])
-        rows.drop_duplicates("step", keep="last").sort_values("step").to_csv(path, index=False)
+        rows.groupby("step", as_index=False).last()[rows.columns].to_csv(path, index=False)
         aside.unlink()

@@ -36,7 +36,7 @@ SVG = (
 
 
 def download(icon_set: str, folder: Path) -> Path:
-    """Fetch `@iconify-json/<icon_set>` at its pinned version with npm; the path of the .tgz. Reused if there."""
+    """The .tgz of `@iconify-json/<icon_set>` at its pinned version, fetched with npm unless it is there."""
     archive = folder / f"iconify-json-{icon_set}-{VERSIONS[icon_set]}.tgz"
     if not archive.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -60,7 +60,7 @@ def is_kept(icon_set: str, name: str, icon: dict) -> bool:
 
 
 def render(icon: dict, icon_set: dict, size: int = RESOLUTION) -> Image.Image:
-    """One icon as RGB on white. Box and offset stand on the icon, else on its set, else at Iconify's defaults."""
+    """One icon as RGB on white. Box and offset are the icon's, else its set's, else Iconify's defaults."""
     box = {
         key: icon.get(key, icon_set.get(key, default))
         for key, default in (("left", 0), ("top", 0), ("width", 16), ("height", 16))

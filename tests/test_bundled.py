@@ -1,0 +1,72 @@
+"""The bundled model is what the README says: classes, size, sharpness; and the demo's commands run on it."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+import infer.__main__
+import train.__main__
+from data.captioned import load_captioned
+from data.emoji import BASE, HELD_OUT, SHARDS, STYLES
+from train.autoencoder import psnr
+
+CLIP = BASE.with_name("clip")
+
+
+def test_it_is_a_stable_diffusion_of_the_real_classes_and_small() -> None:
+    from diffusers import StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(BASE)
+    kinds = [type(part).__name__ for part in (pipe.unet, pipe.vae, pipe.text_encoder, pipe.tokenizer)]
+    assert kinds == ["UNet2DConditionModel", "AutoencoderKL", "CLIPTextModel", "CLIPTokenizer"]
+    assert pipe.scheduler.config.prediction_type == "v_prediction"
+    files = [path for folder in (BASE, CLIP, SHARDS) for path in folder.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 70e6
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_the_autoencoder_is_sharp(style: str) -> None:
+    """Mean PSNR of every eighth image of each style, the held-out one included."""
+    from diffusers import AutoencoderKL
+
+    vae = AutoencoderKL.from_pretrained(BASE / "vae").float().eval()
+    samples = load_captioned(f"{SHARDS}/{style}-00000.tar.gz").samples[::8]
+    pixels = torch.stack([torch.from_numpy(sample.pixels(64)) for sample in samples]).float() / 127.5 - 1
+    with torch.no_grad():
+        latents = torch.cat([vae.encode(batch).latent_dist.mean for batch in pixels.split(64)])
+        decoded = torch.cat([vae.decode(batch).sample for batch in latents.split(64)])
+    assert psnr(decoded, pixels).mean() > 28
+    assert latents.std() == pytest.approx(
+        1, abs=0.15
+    )  # one scale for all styles: what the UNet was trained on
+
+
+def test_the_demo_in_miniature(tmp_path: Path) -> None:
+    """fit and compare on the bundled model, a few steps each, through the commands that `make demo` runs."""
+    run, out = tmp_path / "finetune", tmp_path / "compare"
+    assert (
+        train.__main__.main(
+            ["fit", "--config", "configs/train/demo.yaml", "--out", str(run),
+             "--data.cache", str(tmp_path / "cache"), "--data.limit", "6",
+             "--data.ordinary", f"[{SHARDS}/noto-v1-00000.tar.gz]", "--data.batch_size", "8",
+             "--model.warmup_steps", "1", "--trainer.max_steps", "3", "--grid.num_inference_steps", "3"]
+        )
+        == 0
+    )  # fmt: skip
+    assert (
+        infer.__main__.main(
+            ["compare", "--config", "configs/infer/demo.yaml", "--out", str(out), "--run", str(run),
+             "--num_inference_steps", "6"]
+        )
+        == 0
+    )  # fmt: skip
+    table = pd.read_parquet(out / "comparison.parquet").set_index("mitigation")
+    assert list(table.index) == ["none", "stp", "og_stp", "dtp", "og_dtp", "base_model"]
+    assert (table["images"] == 6).all()
+    assert table["nfe_mean"]["none"] == 12 and table["nfe_mean"]["stp"] < 12
+    assert all(
+        prompt.startswith(HELD_OUT) for prompt in pd.read_parquet(out / "none/samples.parquet")["prompt_id"]
+    )
+    assert (out / "report.html").read_text().count("data:image/webp") >= 6 * 7
