@@ -26,7 +26,7 @@ def load_prompts(source: str) -> list[Prompt]:
     """Read prompts in file order; one that comes again is dropped, counted and reported.
 
     - `*.txt`: a prompt a line. `*.jsonl`: {"caption" or "prompt" or "text": ..., "id": optional} a line.
-    - a training run folder: captions and ids of the images that it duplicated (`exposures.parquet`), or of all
+    - a training run folder: captions and ids of the images it duplicated (`exposures.parquet`), or of all
       that it was shown if it duplicated none.
 
     Raises FileNotFoundError for a missing source, ValueError for an empty or unknown one, or one id on two

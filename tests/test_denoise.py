@@ -1,4 +1,4 @@
-"""The denoising loop and the paper's two mitigations, against stock diffusers, hand-written loops and made curves."""
+"""The denoising loop and the two mitigations, against stock diffusers, hand-written loops and made curves."""
 
 import math
 from collections.abc import Callable
@@ -104,7 +104,7 @@ def unet() -> torch.nn.Module:
 def by_hand(
     unet: Callable, scheduler, count: int, steps: int, guide: Callable[[int, Tensor, Tensor], Tensor]
 ) -> Tensor:
-    """The final latents of a loop that evaluates both predictions of everything, and mixes them by `guide`."""
+    """The final latents of a loop that evaluates both predictions of all rows and mixes them by `guide`."""
     latents, unconditional, conditional = inputs(count)
     scheduler.set_timesteps(steps)
     for t in scheduler.timesteps:
@@ -152,7 +152,8 @@ def dry_run(scheduler, rule: GuidanceRule, steps: int = 50) -> Denoised:
 @pytest.mark.parametrize(
     "spacing, timestep, first, count",
     [
-        ("leading", 500, 495, 26), ("leading", 650, 647, 34), ("leading", 700, 685, 36), ("leading", 600, 590, 31),
+        ("leading", 500, 495, 26), ("leading", 650, 647, 34), ("leading", 700, 685, 36),
+        ("leading", 600, 590, 31),
         ("linspace", 500, 500, 25), ("linspace", 650, 639, 32), ("linspace", 700, 699, 35),
         ("linspace", 600, 599, 30),
     ],
@@ -272,7 +273,7 @@ def test_epsilon_and_v_space_can_disagree() -> None:
 
 
 def test_dynamic_transition_in_the_loop(unet: torch.nn.Module) -> None:
-    """Its scales are those that its own trace asks for, and its latents those of a hand-written loop at them."""
+    """Its scales are those its own trace asks for, and its latents those of a hand-written loop at them."""
     made = denoise(unet, scheduler_of(), *inputs(6), 7.5, 20, [DynamicTransition(-2.0)])
     fired = firing(made.difference_rms.tolist(), DynamicTransition(-2.0))
     assert any(step is not NEVER for step in fired) and len(set(fired)) > 1

@@ -15,8 +15,8 @@ NARROW, COUNT = 0.02, 64
 def copies(*rules: StaticTransition) -> Tensor:
     """Which of 64 trajectories of 50 DDIM steps at guidance 7.5 end within 0.1 of the memorized point.
 
-    The data is N(0, 1) but for a memorized point's share: half of it given the prompt, 0.01 % without. The mixtures
-    stay mixtures under noise, so their noise prediction, -sigma grad log p_t, is exact.
+    The data is N(0, 1) but for a memorized point's share: half of it given the prompt, 0.01 % without. The
+    mixtures stay mixtures under noise, so their noise prediction, -sigma grad log p_t, is exact.
     """
     scheduler = DDIMScheduler(
         beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False, steps_offset=1
