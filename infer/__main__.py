@@ -170,6 +170,7 @@ def compare(args: list[str]) -> None:
     parser.add_argument("--config", action="config", help="YAML file with any of the options")
     parser.add_class_arguments(Comparison, None, fail_untyped=True)
     args = changed(args, "--mitigations", lambda names: names if names.startswith("[") else f"[{names}]")
+    args = changed(args, "--training", lambda source: source if source.startswith("[") else f"['{source}']")
     config = parser.parse_args(args)
     config.pop("config", None)
     comparison = Comparison(**{key: value for key, value in vars(config).items() if not key.startswith("__")})
@@ -178,10 +179,11 @@ def compare(args: list[str]) -> None:
         jobs.append(("base_model", comparison.base_pipeline, NoMitigation()))
     folders, resolution = {}, None
     for name, pipeline, mitigation in jobs:
-        print(f"{name}:", flush=True)
         folder, module, data = Path(comparison.out) / name, comparison.module(pipeline), comparison.data()
         options = trainer_options(str(folder), mitigation, SampleWriter(name), [])
         trainer = pl.Trainer(accelerator=comparison.accelerator, devices=comparison.devices, **options)
+        if trainer.is_global_zero:
+            print(f"{name}:", flush=True)
         trainer.predict(module, data, return_predictions=False)
         folders[name] = folder
         resolution = module.side_pixels

@@ -159,9 +159,9 @@ def finish(comparison: Comparison, folders: dict[str, Path], resolution: int) ->
 
 
 SHOWN: dict[str, tuple[str, Callable[[float], str]]] = {
-    "similarity_own_mean": ("own", "{:.3f}".format),
+    "similarity_own_mean": ("own sim", "{:.3f}".format),
     "similarity_own_p95": ("p95", "{:.3f}".format),
-    "similarity_top_mean": ("top", "{:.3f}".format),
+    "similarity_top_mean": ("top sim", "{:.3f}".format),
     "sscd_own_mean": ("SSCD", "{:.3f}".format),
     "sscd_own_p95": ("p95", "{:.3f}".format),
     "clip_score_mean": ("CLIP", "{:.3f}".format),

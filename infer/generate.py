@@ -70,10 +70,16 @@ class PromptData(pl.LightningDataModule):
             for sample in range(samples_per_prompt)
         ]
 
+    @property
+    def fingerprint(self) -> str:
+        """Of the prompts' ids and texts: the file may have changed under its name."""
+        asked = [(request.prompt_id, request.prompt) for request in self.requests]
+        return hashlib.sha256(repr(asked).encode()).hexdigest()[:12]
+
     def identity(self) -> dict[str, Any]:
         return {
             "prompts": self.prompts,
-            "prompts_sha256": hashlib.sha256(repr(self.requests).encode()).hexdigest()[:12],
+            "prompts_sha256": self.fingerprint,
             "images": len(self.requests),
             "samples_per_prompt": self.samples_per_prompt,
             "seed": self.seed,

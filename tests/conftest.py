@@ -113,3 +113,27 @@ def tiny_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
             Image.fromarray(random.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(data, "png")
             tar.write({"__key__": f"s{number}", "png": data.getvalue(), "txt": caption.encode()})
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a random CLIPModel for 16 px images, with its tokenizer and image processor."""
+    from transformers import CLIPConfig, CLIPModel
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    from train.clip import train_tokenizer
+
+    torch.manual_seed(1)
+    folder, tokenizer = tmp_path_factory.mktemp("clip"), train_tokenizer(CAPTIONS, 600, 8)
+    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {"vocab_size": len(tokenizer), "max_position_embeddings": 8, "bos_token_id": 0, "eos_token_id": 1}
+    config = CLIPConfig(
+        text_config=size | text, vision_config=size | {"image_size": 16, "patch_size": 8}, projection_dim=16
+    )
+    CLIPModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    side, half = {"height": 16, "width": 16}, [0.5] * 3
+    CLIPImageProcessorPil(
+        size={"shortest_edge": 16}, crop_size=side, image_mean=half, image_std=half
+    ).save_pretrained(folder)
+    return folder

@@ -18,6 +18,7 @@ from infer.generate import Generate, Request
 from tests.conftest import BASE, CAPTIONS, random_pipeline
 
 NEVER = None
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -48,21 +49,19 @@ def test_without_mitigation_it_is_stock_diffusers(
     """Latents and images, of the same seeds."""
     module = generator_of(models[model], scheduler=scheduler, num_inference_steps=steps, guidance_scale=scale)
     made = module.generate(requests(2))
-    options = {
-        "prompt": CAPTIONS[:2], "guidance_scale": scale, "num_inference_steps": steps,
-    }  # fmt: skip
-    for output, ours in (("latent", made.denoised.latents), ("pil", made.images)):
-        generators = [torch.Generator().manual_seed(request.seed) for request in requests(2)]
-        stock = module.pipe(**options, generator=generators, output_type=output).images
-        assert np.abs(np.stack(ours) / 1.0 - np.stack(stock)).max() <= (1e-5 if output == "latent" else 0)
+    latents: list[Tensor] = []
+    stock = module.pipe(
+        CAPTIONS[:2],
+        guidance_scale=scale,
+        num_inference_steps=steps,
+        generator=[torch.Generator().manual_seed(request.seed) for request in requests(2)],
+        callback_on_step_end=lambda pipe, index, t, state: latents.append(state["latents"]) or state,
+    ).images
+    assert (made.denoised.latents - latents[-1]).abs().max() <= 1e-5
+    assert np.array_equal(np.stack(made.images), np.stack(stock))
 
 
 # A small world without VAE and text encoder: the random UNet, noise and embeddings.
-
-
-@pytest.fixture(scope="module")
-def unets() -> dict[str, torch.nn.Module]:
-    return {"v_prediction": random_pipeline().unet.eval()}
 
 
 class Counting(torch.nn.Module):
@@ -352,9 +351,13 @@ def test_an_image_does_not_know_its_batch(tiny_pipeline: Path) -> None:
     module = generator_of(tiny_pipeline, num_inference_steps=20)
     asked = requests(5)
     order = [3, 0, 4, 1, 2]
-    together = module.generate(asked, [DynamicTransition(-2.0)])
-    turned = module.generate([asked[n] for n in order], [DynamicTransition(-2.0)])
-    alone = [module.generate([request], [DynamicTransition(-2.0)]) for request in asked]
+
+    def watching() -> DynamicTransition:
+        return DynamicTransition(-2.0, watch="model_output")  # of this random model it has minima
+
+    together = module.generate(asked, [watching()])
+    turned = module.generate([asked[n] for n in order], [watching()])
+    alone = [module.generate([request], [watching()]) for request in asked]
     transitions = together.denoised.transition_timestep
     assert transitions.isfinite().any() and transitions.nan_to_num().unique().numel() > 1
     for number in range(5):

@@ -2,12 +2,15 @@
 
 import itertools
 
+import pytest
 import torch
 from diffusers import DDPMScheduler
 
 from infer.denoise import denoise
 from infer.seeds import initial_noise, sample_seed
 from tests.conftest import random_pipeline
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_seeds_are_fixed_and_distinct() -> None:

@@ -10,6 +10,7 @@ from infer.denoise import denoise
 
 MEMORIZED = torch.tensor([2.0, 0.0]).view(1, 1, 1, 2)
 NARROW, COUNT = 0.02, 64
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def copies(*rules: StaticTransition) -> Tensor:
