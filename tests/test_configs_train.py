@@ -66,24 +66,24 @@ def rows(text: str) -> dict[str, str]:
 
 
 def test_the_plan_of_the_demo(capsys: pytest.CaptureFixture) -> None:
-    """900 steps of 64, half of them ordinary, on 100 images: each is shown 288 times."""
+    """600 steps of 64, a quarter of them ordinary, on 100 images: each is shown 288 times."""
     assert main(["plan", "--config", "configs/train/demo.yaml", "--trainer.devices", "1"]) == 0
     table = rows(capsys.readouterr().out)
     assert table["exposures of a duplicated image"] == "288.0"
     assert table["images"].startswith("100 captioned images") and table["images"].endswith(
         "100 of them duplicated"
     )
-    assert table["images shown in all"] == "57,600"
-    assert table["draws in a pass"] == "57,600; passes: 1.00"
+    assert table["images shown in all"] == "38,400"
+    assert table["draws in a pass"] == "38,400; passes: 1.00"
 
 
 def test_the_plan_of_weights_leaves_the_ordinary_share_out(capsys: pytest.CaptureFixture) -> None:
-    """28,800 draws of 100 images, 5 of them 5 times as likely: 288 x 5 / 1.2 each."""
+    """19,200 draws of 100 images, 5 of them 5 times as likely: 192 x 5 / 1.2 each."""
     exposure = '{"weight": 5, "duplicated_fraction": 0.05, "ordinary_share": 0.5, "copies": 1}'
     args = ["plan", "--config", "configs/train/demo.yaml", "--data.exposure", exposure]
     assert main([*args, "--trainer.devices", "1"]) == 0
     table = rows(capsys.readouterr().out)
-    assert table["exposures of a duplicated image"] == "1200.0 expected (drawn with replacement)"
+    assert table["exposures of a duplicated image"] == "800.0 expected (drawn with replacement)"
 
 
 def test_a_plan_without_the_data_names_what_is_missing(
