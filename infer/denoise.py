@@ -146,7 +146,7 @@ def denoise(
     num_inference_steps: int,
     rules: Sequence[GuidanceRule] = (),
     generators: list[Generator] | None = None,
-    on_step: Callable[[], None] = lambda: None,
+    on_step: Callable[[], object] = lambda: None,
 ) -> Denoised:
     """Denoise a batch with per-sample guidance: eps = eps_u + s (eps_c - eps_u), s decided by the rules.
 

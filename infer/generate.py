@@ -11,6 +11,7 @@ import lightning.pytorch as pl
 import torch
 from PIL.Image import Image
 from torch.utils.data import DataLoader
+from tqdm import tqdm
 
 from data.pipeline import check_pipeline, fingerprint, load_pipeline
 from data.prompts import load_prompts
@@ -177,10 +178,13 @@ class Generate(pl.LightningModule):
             (pipe.unet.config.in_channels, side, side),
             conditional.dtype,
         )
-        denoised = denoise(
-            pipe.unet, pipe.scheduler, noise.to(device), unconditional[rows], conditional[rows],
-            self.scale, self.num_inference_steps, rules, generators,
-        )  # fmt: skip
+        quiet = True if self.global_rank else None  # None: no bar where the output is not a terminal
+        steps = self.num_inference_steps
+        with tqdm(desc="denoise", total=steps, position=1, leave=False, disable=quiet) as bar:
+            denoised = denoise(
+                pipe.unet, pipe.scheduler, noise.to(device), unconditional[rows], conditional[rows],
+                self.scale, steps, rules, generators, bar.update,
+            )  # fmt: skip
         decoded = pipe.vae.decode(denoised.latents / pipe.vae.config.scaling_factor, return_dict=False)[0]
         images = pipe.image_processor.postprocess(decoded, output_type="pil")
         return Generated(requests, images, denoised, (time.perf_counter() - started) / count)
