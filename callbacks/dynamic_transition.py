@@ -49,7 +49,7 @@ class DynamicTransition(Mitigation):
         self._history = [*self._history[-2:], magnitude]
         if len(self._history) == 3:
             fires = is_local_minimum(*self._history) & ~self._fired
-            self._transition[fires] = float(step.timestep)
+            self._transition.masked_fill_(fires, step.timestep)  # no device sync
             self._fired |= fires
 
     def guidance_scale(self, step: DenoisingStep, scale: Tensor) -> Tensor:

@@ -13,6 +13,9 @@ class EMA(pl.Callback):
 
     average <- k average + (1 - k) weights, k = min(decay, (1 + step) / (10 + step)): the early, fast-moving
     weights are forgotten. Lightning's own averaging copies the whole module, its frozen parts included.
+
+    Args:
+        decay: largest k, in [0, 1); 0: no average is kept, the weights are as they are.
     """
 
     def __init__(self, decay: float = 0.999):
@@ -22,6 +25,8 @@ class EMA(pl.Callback):
         self.average: list[Tensor] = []
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not self.decay:
+            return
         weights = [p.detach() for p in pl_module.trained.parameters()]
         if self.average:  # resumed
             self.average = [a.to(w) for a, w in zip(self.average, weights, strict=True)]
@@ -32,20 +37,11 @@ class EMA(pl.Callback):
     @torch.no_grad()
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_) -> None:
         step = trainer.global_step
-        if step == self.seen:  # a batch of an accumulated step
+        if not self.decay or step == self.seen:  # a batch of an accumulated step
             return
         self.seen = step
         keep = min(self.decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(self.average, [p.detach() for p in pl_module.trained.parameters()], 1 - keep)
-
-    @contextmanager
-    def applied(self, pl_module: pl.LightningModule) -> Iterator[None]:
-        """Within the block the module holds the average; the raw weights come back after it."""
-        self.swap(pl_module)
-        try:
-            yield
-        finally:
-            self.swap(pl_module)
 
     @torch.no_grad()
     def swap(self, pl_module: pl.LightningModule) -> None:
@@ -65,3 +61,17 @@ class EMA(pl.Callback):
 
     def load_state_dict(self, state_dict: dict) -> None:
         self.average = state_dict["average"]
+
+
+@contextmanager
+def averaged(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Iterator[bool]:
+    """Within the block the module holds the average, if one is kept (True); the raw weights come back."""
+    ema = next((callback for callback in trainer.callbacks if isinstance(callback, EMA)), None)
+    kept = bool(ema and ema.average)
+    if kept:
+        ema.swap(pl_module)
+    try:
+        yield kept
+    finally:
+        if kept:
+            ema.swap(pl_module)

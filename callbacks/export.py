@@ -1,12 +1,12 @@
 """Write the trained model as a diffusers folder."""
 
 import json
-from contextlib import nullcontext
+import shutil
 from pathlib import Path
 
 import lightning.pytorch as pl
 
-from callbacks.ema import EMA
+from callbacks.ema import averaged
 
 
 class Export(pl.Callback):
@@ -24,15 +24,12 @@ class Export(pl.Callback):
         trainer.strategy.barrier()
 
     def write(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        import shutil
-
-        ema = next((callback for callback in trainer.callbacks if isinstance(callback, EMA)), None)
         target = Path(trainer.default_root_dir) / self.folder
         part = target.with_name(target.name + ".part")
         shutil.rmtree(part, ignore_errors=True)
         pl_module.eval()
-        with ema.applied(pl_module) if ema else nullcontext():
+        with averaged(trainer, pl_module) as kept:
             pl_module.export(part)
-        (part / "training.json").write_text(json.dumps({"steps": trainer.global_step, "ema": bool(ema)}))
+        (part / "training.json").write_text(json.dumps({"steps": trainer.global_step, "ema": kept}))
         shutil.rmtree(target, ignore_errors=True)
         part.rename(target)

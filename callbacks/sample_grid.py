@@ -1,15 +1,14 @@
 """See memorization happen: training images above, what the model makes of their captions below."""
 
-from contextlib import nullcontext
 from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
 from PIL import Image
 
-from callbacks.ema import EMA
-from infer.denoise import denoise
-from infer.seeds import initial_noise, sample_seed
+from callbacks.ema import averaged
+from infer.images import make_images
+from infer.seeds import sample_seed
 
 
 def grid(rows: list[list[Image.Image]]) -> Image.Image:
@@ -61,8 +60,7 @@ class SampleGrid(pl.Callback):
         samples = trainer.datamodule.shown_first(self.count)
         resolution = trainer.datamodule.resolution or pl_module.native_resolution
         training = [sample.rgb(resolution) for sample in samples]
-        ema = next((callback for callback in trainer.callbacks if isinstance(callback, EMA)), None)
-        with ema.applied(pl_module) if ema else nullcontext():
+        with averaged(trainer, pl_module):
             made = self.generate(pl_module, [(sample.id, sample.caption) for sample in samples], resolution)
         path = Path(trainer.default_root_dir) / "samples" / f"step-{self.drawn:06d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -74,23 +72,26 @@ class SampleGrid(pl.Callback):
                     "samples", [sheet], step=self.drawn, caption=["training images | generations"]
                 )
 
-    @torch.no_grad()
     def generate(
         self, pl_module: pl.LightningModule, prompts: list[tuple[str, str]], resolution: int
     ) -> list[Image.Image]:
-        pipe, unet, device = pl_module.pipe, pl_module.trained, pl_module.device
-        seeds = [sample_seed(self.seed, key, 0) for key, _ in prompts]
-        side = resolution // pipe.vae_scale_factor
-        noise, generators = initial_noise(seeds, (unet.config.in_channels, side, side), torch.float32)
-        conditional = pl_module.encode_prompts([text for _, text in prompts], device).float()
-        unconditional = pl_module.encode_prompts([""], device).float().expand_as(conditional)
-        unet.eval()
+        """In full precision; the frozen parts are on the device for as long as it takes."""
+        pipe, device = pl_module.pipe, pl_module.device
+        frozen = (pipe.vae, pipe.text_encoder)
+        for part in frozen:
+            part.to(device)
+        pipe.unet.eval()
         with torch.autocast(device.type, enabled=False):
-            latents = denoise(
-                unet, pipe.scheduler, noise.to(device), unconditional, conditional,
-                self.guidance_scale, self.num_inference_steps, generators=generators,
-            ).latents  # fmt: skip
-        unet.train()
-        vae = pipe.vae.to(device)
-        decoded = vae.decode((latents / vae.config.scaling_factor).to(vae.dtype), return_dict=False)[0]
-        return pipe.image_processor.postprocess(decoded.float(), output_type="pil")
+            images, _ = make_images(
+                pipe,
+                device,
+                [text for _, text in prompts],
+                [sample_seed(self.seed, key, 0) for key, _ in prompts],
+                resolution,
+                self.guidance_scale,
+                self.num_inference_steps,
+            )
+        pipe.unet.train()
+        for part in frozen:
+            part.to("cpu")
+        return images

@@ -9,7 +9,7 @@
 
 --mitigation takes the name of a preset in configs/mitigation, the path of a YAML file, or a class with its
 options. Every command takes --help; predict and compare take --print_config. Run one again and only what is
-missing is made.
+missing is made. --debug shows the traceback behind an error.
 """
 
 import sys
@@ -28,7 +28,8 @@ def preset_path(name: str) -> Path | None:
 
 
 def unknown(name: str) -> ValueError:
-    known = ", ".join(sorted(path.stem for path in PRESETS.glob("*.yaml")))
+    names = [str(path.relative_to(PRESETS).with_suffix("")) for path in PRESETS.rglob("*.yaml")]
+    known = ", ".join(sorted(names, key=lambda name: (name.count("/"), name)))
     return ValueError(f"no mitigation preset {name!r}; there are {known}, or give the path of a YAML file")
 
 
@@ -177,18 +178,19 @@ def compare(args: list[str]) -> None:
     jobs = [(Path(name).stem, comparison.pipeline, load_mitigation(name)) for name in comparison.mitigations]
     if comparison.base_pipeline:
         jobs.append(("base_model", comparison.base_pipeline, NoMitigation()))
-    folders, resolution = {}, None
+    folders, module = {}, None
     for name, pipeline, mitigation in jobs:
-        folder, module, data = Path(comparison.out) / name, comparison.module(pipeline), comparison.data()
+        if module is None or module.source != pipeline:  # load a model once
+            module = comparison.module(pipeline)
+        folder, data = Path(comparison.out) / name, comparison.data()
         options = trainer_options(str(folder), mitigation, SampleWriter(name), [])
         trainer = pl.Trainer(accelerator=comparison.accelerator, devices=comparison.devices, **options)
         if trainer.is_global_zero:
             print(f"{name}:", flush=True)
         trainer.predict(module, data, return_predictions=False)
         folders[name] = folder
-        resolution = module.side_pixels
     if trainer.is_global_zero:
-        table = finish(comparison, folders, resolution)
+        table = finish(comparison, folders, module.side_pixels)
         Console().print(terminal_table(table))
         print(f"report: {write_report(Path(comparison.out)).resolve()}")
 
@@ -206,24 +208,9 @@ COMMANDS = {"predict": predict, "compare": compare, "report": report}
 
 
 def main(args: list[str]) -> int:
-    if not args or args[0] in ("-h", "--help"):
-        print(__doc__)
-        return 0
-    if args[0] not in COMMANDS:
-        print(f"python -m infer: no command {args[0]!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
-        return 2
-    try:
-        COMMANDS[args[0]](args[1:])
-    except Exception as error:
-        # OSError: a full disk; MisconfigurationException: Lightning's, such as a GPU that is not there
-        known = (
-            isinstance(error, (ValueError, OSError)) or type(error).__name__ == "MisconfigurationException"
-        )
-        if not known:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    from data.command_line import run
+
+    return run("python -m infer", __doc__, COMMANDS, args)
 
 
 if __name__ == "__main__":

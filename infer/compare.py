@@ -1,7 +1,6 @@
 """Compare mitigations over the same prompts and seeds: one run folder each, one table, one page."""
 
 import json
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +18,6 @@ from infer.runfolder import save_image, write_atomically
 from infer.score import TrainingSet, score, summarize
 from infer.similarity import check_sscd, pixel_descriptor, sscd_descriptor
 
-log = logging.getLogger(__name__)
 PAPER = ["none", "stp", "og_stp", "dtp", "og_dtp"]
 
 
@@ -31,7 +29,7 @@ class Comparison:
         out: comparison folder.
         run: training run folder; gives pipeline, base_pipeline, prompts and training where these are not set.
         pipeline: model under test: diffusers folder or Hub id.
-        base_pipeline: the untouched model it was finetuned from: a row of its own.
+        base_pipeline: the untouched model it was finetuned from: a row of its own. (null: that of `run`.)
         prompts: prompt file or training run folder.
         training: sources of the training images, for the similarity search.
         mitigations: names of presets in configs/mitigation, or paths of YAML files.
@@ -72,8 +70,11 @@ class Comparison:
     devices: int | str = "auto"
 
     def __post_init__(self) -> None:
-        if len(set(self.mitigations)) < len(self.mitigations):
-            raise ValueError(f"a mitigation is named twice: {self.mitigations}")
+        names = [Path(name).stem for name in self.mitigations]  # of their folders and rows
+        if len(set(names)) < len(names):
+            raise ValueError(f"a mitigation is named twice (its file names its folder): {names}")
+        if "base_model" in names:
+            raise ValueError("no mitigation can be called base_model: that is the untouched model's row")
         if self.run:
             about = Path(self.run) / "provenance.json"
             if not about.exists():

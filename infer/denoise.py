@@ -4,6 +4,7 @@ Each step asks the rules which predictions they want to see, runs the UNet once 
 needed, lets the rules look, and applies the guidance scale that they decide per sample.
 """
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -129,8 +130,6 @@ def prepare(
 
 def step_options(scheduler: Any, generators: list[Generator] | None) -> dict[str, Any]:
     """Stochastic schedulers draw from the samples' own generators."""
-    import inspect
-
     takes = inspect.signature(scheduler.step).parameters
     return {"generator": generators} if generators and "generator" in takes else {}
 
@@ -172,6 +171,7 @@ def denoise(
     alphas_cumprod = scheduler.alphas_cumprod.tolist()
     count = len(latents)
     nfe = torch.zeros(count, dtype=torch.long)
+    rows: Rows | None = None  # the same for many steps: embeddings are gathered when they change
     trace: dict[str, list[Tensor]] = {"unconditional": [], "conditional": [], "difference": [], "scale": []}
 
     for index, t in enumerate(scheduler.timesteps):
@@ -191,8 +191,11 @@ def denoise(
         # Which of the two each row needs. A watched batch needs both of all: no device sync.
         need_unconditional = torch.ones(count, dtype=torch.bool) if watched else (scale != 1).cpu()
         need_conditional = torch.ones(count, dtype=torch.bool) if watched else (scale != 0).cpu()
-        predict(unet, scheduler, step, t, need_unconditional, need_conditional,
-                unconditional_embedding, conditional_embedding)  # fmt: skip
+        if rows is None or not rows.serves(need_unconditional, need_conditional):
+            rows = Rows.select(
+                need_unconditional, need_conditional, unconditional_embedding, conditional_embedding
+            )
+        predict(unet, scheduler, step, t, rows)
         nfe += need_unconditional.long() + need_conditional.long()
         for rule in rules:
             rule.observe(step)
@@ -223,31 +226,45 @@ def decide(rules: Sequence[GuidanceRule], step: DenoisingStep, count: int) -> Te
     return scale
 
 
-def predict(
-    unet: Callable,
-    scheduler: Any,
-    step: DenoisingStep,
-    t: Tensor,
-    need_unconditional: Tensor,
-    need_conditional: Tensor,
-    unconditional_embedding: Tensor,
-    conditional_embedding: Tensor,
-) -> None:
-    """Run the UNet once on the needed rows (unconditional ones first) and put the predictions on the step."""
-    rows = torch.cat([need_unconditional.nonzero()[:, 0], need_conditional.nonzero()[:, 0]]).to(
-        step.latents.device
-    )
-    split = int(need_unconditional.sum())
-    inputs = scheduler.scale_model_input(step.latents, t)[rows]
-    embeddings = torch.cat([unconditional_embedding[rows[:split]], conditional_embedding[rows[split:]]])
-    output = unet(inputs, t, encoder_hidden_states=embeddings, return_dict=False)[0]
-    if need_unconditional.all() and need_conditional.all():
+@dataclass
+class Rows:
+    """The rows of one UNet call: unconditional ones up to `split`, conditional ones from there, embedded."""
+
+    need_unconditional: Tensor
+    need_conditional: Tensor
+    index: Tensor
+    split: int
+    embeddings: Tensor
+
+    @classmethod
+    def select(
+        cls, need_unconditional: Tensor, need_conditional: Tensor, unconditional: Tensor, conditional: Tensor
+    ) -> "Rows":
+        """From which of the two each sample needs, (B,) on the CPU, and embeddings (B, tokens, width)."""
+        split = int(need_unconditional.sum())
+        needed = [need.nonzero()[:, 0] for need in (need_unconditional, need_conditional)]
+        index = torch.cat(needed).to(conditional.device)
+        embeddings = torch.cat([unconditional[index[:split]], conditional[index[split:]]])
+        return cls(need_unconditional, need_conditional, index, split, embeddings)
+
+    def serves(self, need_unconditional: Tensor, need_conditional: Tensor) -> bool:
+        return torch.equal(self.need_unconditional, need_unconditional) and torch.equal(
+            self.need_conditional, need_conditional
+        )
+
+
+def predict(unet: Callable, scheduler: Any, step: DenoisingStep, t: Tensor, rows: Rows) -> None:
+    """Run the UNet once on the needed rows and put the predictions on the step."""
+    inputs = scheduler.scale_model_input(step.latents, t)[rows.index]
+    output = unet(inputs, t, encoder_hidden_states=rows.embeddings, return_dict=False)[0]
+    if rows.need_unconditional.all() and rows.need_conditional.all():
         step.unconditional, step.conditional = output.chunk(2)
         return
+    split, index = rows.split, rows.index
     unconditional, conditional = torch.empty_like(step.latents), torch.empty_like(step.latents)
-    unconditional[rows[:split]], conditional[rows[split:]] = output[:split], output[split:]
-    has_u = need_unconditional.to(output.device).view(-1, 1, 1, 1)
-    has_c = need_conditional.to(output.device).view(-1, 1, 1, 1)
+    unconditional[index[:split]], conditional[index[split:]] = output[:split], output[split:]
+    has_u = rows.need_unconditional.to(output.device).view(-1, 1, 1, 1)
+    has_c = rows.need_conditional.to(output.device).view(-1, 1, 1, 1)
     step.unconditional = torch.where(has_u, unconditional, conditional)
     step.conditional = torch.where(has_c, conditional, unconditional)
 

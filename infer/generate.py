@@ -15,9 +15,10 @@ from tqdm import tqdm
 
 from data.pipeline import check_pipeline, fingerprint, load_pipeline
 from data.prompts import load_prompts
-from infer.denoise import Denoised, GuidanceRule, denoise, prepare
+from infer.denoise import Denoised, GuidanceRule, prepare
+from infer.images import make_images
 from infer.runfolder import done
-from infer.seeds import initial_noise, sample_seed
+from infer.seeds import sample_seed
 
 
 class Request(NamedTuple):
@@ -140,7 +141,9 @@ class Generate(pl.LightningModule):
         }
 
     def setup(self, stage: str) -> None:
-        self.pipe = load_pipeline(self.source, self.revision, self.scheduler, getattr(torch, self.weights))
+        if not hasattr(self, "pipe"):  # a comparison predicts with one module again and again
+            dtype = getattr(torch, self.weights)
+            self.pipe = load_pipeline(self.source, self.revision, self.scheduler, dtype)
         prepare(self.pipe.scheduler, self.scale, self.num_inference_steps, self.rules)  # fails before the bar
 
     @property
@@ -158,33 +161,22 @@ class Generate(pl.LightningModule):
     def predict_step(self, batch: list[Request], batch_index: int) -> Generated:
         return self.generate([Request(*request) for request in batch], self.rules)
 
-    @torch.no_grad()
     def generate(self, requests: list[Request], rules: Sequence[GuidanceRule] = ()) -> Generated:
         """Images of the requests, under the rules."""
-        pipe, device, count = self.pipe, self.device, len(requests)
         started = time.perf_counter()
-        texts = list(dict.fromkeys(request.prompt for request in requests))
-        conditional, unconditional = pipe.encode_prompt(
-            texts,
-            device,
-            1,
-            do_classifier_free_guidance=True,
-            negative_prompt=[self.negative_prompt] * len(texts),
-        )
-        rows = torch.tensor([texts.index(request.prompt) for request in requests], device=device)
-        side = self.side_pixels // pipe.vae_scale_factor
-        noise, generators = initial_noise(
-            [request.seed for request in requests],
-            (pipe.unet.config.in_channels, side, side),
-            conditional.dtype,
-        )
         quiet = True if self.global_rank else None  # None: no bar where the output is not a terminal
         steps = self.num_inference_steps
         with tqdm(desc="denoise", total=steps, position=1, leave=False, disable=quiet) as bar:
-            denoised = denoise(
-                pipe.unet, pipe.scheduler, noise.to(device), unconditional[rows], conditional[rows],
-                self.scale, steps, rules, generators, bar.update,
-            )  # fmt: skip
-        decoded = pipe.vae.decode(denoised.latents / pipe.vae.config.scaling_factor, return_dict=False)[0]
-        images = pipe.image_processor.postprocess(decoded, output_type="pil")
-        return Generated(requests, images, denoised, (time.perf_counter() - started) / count)
+            images, denoised = make_images(
+                self.pipe,
+                self.device,
+                [request.prompt for request in requests],
+                [request.seed for request in requests],
+                self.side_pixels,
+                self.scale,
+                steps,
+                self.negative_prompt,
+                rules,
+                bar.update,
+            )
+        return Generated(requests, images, denoised, (time.perf_counter() - started) / len(requests))

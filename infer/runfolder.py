@@ -73,9 +73,7 @@ def write_part(folder: Path, samples: list[dict], traces: pd.DataFrame) -> None:
 
 def read_rows(folder: Path, kind: str) -> pd.DataFrame:
     """All `samples` or `traces` rows, merged or not; samples whose image is gone are left out."""
-    paths = [
-        path for path in (folder / f"{kind}.parquet", *sorted((folder / "parts").glob(f"*.{kind}.parquet")))
-    ]
+    paths = [folder / f"{kind}.parquet", *sorted((folder / "parts").glob(f"*.{kind}.parquet"))]
     tables = [pd.read_parquet(path) for path in paths if path.exists()]
     if not tables:
         return pd.DataFrame()
@@ -100,10 +98,9 @@ def merge(folder: Path, order: Iterable[tuple[str, int]]) -> pd.DataFrame:
         return samples
 
     def put_in_order(rows: pd.DataFrame) -> pd.DataFrame:
-        index = pd.Series([place.get(key, -1) for key in zip(rows["prompt_id"], rows["sample"], strict=True)])
-        return rows.reset_index(drop=True)[(index >= 0).values].assign(_=index[index >= 0]).sort_values(
-            ["_", "step"] if "step" in rows else ["_"], kind="stable"
-        ).drop(columns="_").reset_index(drop=True)  # fmt: skip
+        asked = rows.assign(place=pd.MultiIndex.from_frame(rows[KEY]).map(place)).dropna(subset="place")
+        by = ["place", "step"] if "step" in rows else ["place"]
+        return asked.sort_values(by).drop(columns="place").reset_index(drop=True)
 
     samples, traces = put_in_order(samples), put_in_order(traces)
     write_atomically(folder / "traces.parquet", lambda part: traces.to_parquet(part, index=False))

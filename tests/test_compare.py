@@ -153,6 +153,7 @@ def test_a_mitigation_of_ones_own_is_a_file(arguments: list[str], tmp_path: Path
             "no mitigation preset 'spt'; there are dtp, none, og_dtp, og_stp, stp",
         ),
         (["--mitigations", "none,none"], "named twice"),
+        (["--mitigations", "stp,emoji/stp"], "named twice"),  # two files, one folder
         (["--run", "/nowhere"], "'/nowhere' is no training run"),
         (["--clip", "/nowhere"], "no CLIP model folder '/nowhere'"),
         (["--sscd", "/nowhere.pt"], "no SSCD model '/nowhere.pt'"),

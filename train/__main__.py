@@ -10,9 +10,11 @@ The bundled base model itself:
   python -m train base        --config configs/train/emoji/unet.yaml
 
 Every command takes --help, --print_config and dotted options (--model.lr 1e-5). Run one again and it goes on.
+--debug shows the traceback behind an error.
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 
 KINDS = {
@@ -129,28 +131,10 @@ def plan(args: list[str]) -> None:
 
 
 def main(args: list[str]) -> int:
-    if not args or args[0] in ("-h", "--help"):
-        print(__doc__)
-        return 0
-    command, rest = args[0], args[1:]
-    if command not in (*KINDS, "plan"):
-        print(
-            f"python -m train: no command {command!r}; there are {', '.join((*KINDS, 'plan'))}",
-            file=sys.stderr,
-        )
-        return 2
-    from lightning.fabric.utilities.exceptions import MisconfigurationException
+    from data.command_line import run
 
-    debug = "--debug" in rest
-    rest = [arg for arg in rest if arg != "--debug"]
-    try:
-        plan(rest) if command == "plan" else fit(command, rest)
-    except (ValueError, FileNotFoundError, MisconfigurationException) as error:
-        if debug:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    commands = {kind: partial(fit, kind) for kind in KINDS} | {"plan": plan}
+    return run("python -m train", __doc__, commands, args)
 
 
 if __name__ == "__main__":

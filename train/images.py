@@ -10,7 +10,7 @@ from data.captioned import load_captioned
 
 
 class Pixels(Dataset):
-    """Decoded once: {id, pixels: uint8 (3, H, W), caption}; every second visit mirrored when `flip`."""
+    """Decoded once: {id, pixels: uint8 (3, H, W), caption}; half of the visits mirrored when `flip`."""
 
     def __init__(self, sources: list[str], resolution: int, flip: bool):
         images = load_captioned(*sources)

@@ -179,7 +179,7 @@ def write_cache(
             sides.append(module.encode_images(pixels.flip(-1), device))
         means.append(torch.stack([mean for mean, _ in sides], 1).half().cpu())  # (B, sides, C, h, w)
         stds.append(torch.stack([std for _, std in sides], 1).half().cpu())
-    captions = ["", *sorted({sample.caption for sample in images.samples})]  # index 0: the empty prompt
+    captions = sorted({sample.caption for sample in images.samples})
     index = {caption: number for number, caption in enumerate(captions)}
     embeddings = [
         module.encode_prompts(captions[start : start + batch], device).half().cpu()

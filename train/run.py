@@ -50,16 +50,15 @@ def last_checkpoint(folder: Path) -> str | None:
     return str(path) if path.exists() else None
 
 
-def keep_metrics(folder: Path) -> Path | None:
+def keep_metrics(folder: Path) -> None:
     """Set `metrics.csv` of the interrupted start aside: Lightning's CSV logger would delete it."""
     path = folder / "metrics.csv"
     if not path.exists():
-        return None
+        return
     aside = folder / "metrics-before.csv"
     tables = [pd.read_csv(part) for part in (aside, path) if part.exists()]
     pd.concat(tables).to_csv(aside, index=False)
     path.unlink()
-    return aside
 
 
 def join_metrics(folder: Path) -> None:

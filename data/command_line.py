@@ -1,0 +1,31 @@
+"""What the entry points share: help, unknown commands, and errors of the user's in one line."""
+
+import sys
+from collections.abc import Callable
+
+
+def is_users(error: Exception) -> bool:
+    """ValueError, a file's or a disk's, or Lightning's own, such as for a GPU that is not there."""
+    return isinstance(error, (ValueError, OSError)) or type(error).__name__ == "MisconfigurationException"
+
+
+def run(program: str, text: str, commands: dict[str, Callable[[list[str]], None]], args: list[str]) -> int:
+    """Run `commands[args[0]]` on the rest; the exit code. `text` is the help.
+
+    An error that is the user's is one line on stderr and 1; with --debug, or any other, it is raised.
+    """
+    if not args or args[0] in ("-h", "--help"):
+        print(text)
+        return 0
+    command, rest = args[0], [arg for arg in args[1:] if arg != "--debug"]
+    if command not in commands:
+        print(f"{program}: no command {command!r}; there are {', '.join(commands)}", file=sys.stderr)
+        return 2
+    try:
+        commands[command](rest)
+    except Exception as error:
+        if "--debug" in args or not is_users(error):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
