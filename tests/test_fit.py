@@ -197,7 +197,7 @@ def test_the_export_is_the_moving_average(whole: Path, world: Path, tiny_pipelin
 def test_without_decay_no_average_is_kept(world: Path, tmp_path: Path) -> None:
     """Not in memory, not in the checkpoint; the export holds the weights as they are, and says so."""
     run = tmp_path / "run"
-    assert main(short(world, run, ema__decay=0)) == 0
+    assert main(short(world, run, ema__decay=0, data__cache=tmp_path / "cache")) == 0
     checkpoint = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
     assert checkpoint["callbacks"]["EMA"] == {"average": []}
     raw = checkpoint["state_dict"]["trained.conv_in.weight"]
