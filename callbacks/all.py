@@ -3,5 +3,6 @@
 from callbacks.dynamic_transition import DynamicTransition
 from callbacks.mitigation import NoMitigation
 from callbacks.static_transition import StaticTransition
+from callbacks.two_pass_transition import TwoPassTransition
 
-MITIGATIONS = (NoMitigation, StaticTransition, DynamicTransition)
+MITIGATIONS = (NoMitigation, StaticTransition, DynamicTransition, TwoPassTransition)

@@ -6,55 +6,105 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from callbacks.mitigation import Mitigation, check_guidance_before
-from infer.denoise import DenoisingStep
+from callbacks.transition import Transition
+from infer.rules import DenoisingStep
 
 
-def is_local_minimum(before: Tensor, middle: Tensor, now: Tensor) -> Tensor:
-    """d[i-2] > d[i-1] and d[i] > d[i-1], elementwise: the minimum is seen one step after it."""
-    return (before > middle) & (now > middle)
+def minimum_passed(recent: Sequence[Tensor]) -> Tensor:
+    """recent[0] > recent[1] < all later ones, elementwise: a minimum, seen some steps after it."""
+    before, minimum, *later = recent
+    return (before > minimum) & (torch.stack(later) > minimum).all(0)
 
 
-class DynamicTransition(Mitigation):
+class DynamicTransition(Transition):
     """Full guidance from the step at which a sample's own difference has passed its first local minimum.
 
     Jain et al., CVPR 2025, dynamic transition point: d_t = RMS(eps_c - eps_u) falls when the trajectory
-    leaves the attraction basin. Per sample, latched; the earliest step that can fire has index 2. Both
-    predictions of every step are evaluated. A sample whose curve has no minimum never gets the full scale.
+    leaves the attraction basin; fires at step i if d[i-2] > d[i-1] and d[i] > d[i-1]. Per sample, latched;
+    the earliest step that can fire has index 2, and its own predictions are used. Both predictions of every
+    step are evaluated; a timestep that a solver evaluates twice counts once. Without a fallback, a sample
+    whose curve has no minimum never gets the full scale.
+
+    The options after `watch` go beyond the paper and are off by default. They make the rule robust where it
+    is known to fail: ripples fire it early, monotone curves never.
 
     Args:
         guidance_before: scale before the transition: 0 none, 1 conditional, negative opposite.
         watch: the difference of the noise predictions, or of the raw model outputs (v space for v-prediction,
             where the two may fire at different steps).
+        smoothing: take the mean of the last so many differences as d; 1: each as it is.
+        prominence: the minimum must lie below the highest d before it by this share of it, 0..1.
+        patience: so many steps in a row must lie above the minimum.
+        fallback_timestep: fire here at the latest.
+        gate: ordinary guidance for samples whose first RMS(eps_c - eps_u) is below it; see Transition.
+        ramp_timesteps: reach the full scale within so many timesteps; 0: at once.
+        steps_after: take the steps after the transition from a denser grid of so many.
+        restart_solver: forget a multistep solver's history at the transition.
     """
 
-    def __init__(self, guidance_before: float = 0.0, watch: Literal["epsilon", "model_output"] = "epsilon"):
-        self.guidance_before, self.watch = guidance_before, watch
+    def __init__(
+        self,
+        guidance_before: float = 0.0,
+        watch: Literal["epsilon", "model_output"] = "epsilon",
+        smoothing: int = 1,
+        prominence: float = 0.0,
+        patience: int = 1,
+        fallback_timestep: float | None = None,
+        gate: float | None = None,
+        ramp_timesteps: float = 0.0,
+        steps_after: int | None = None,
+        restart_solver: bool = False,
+    ):
+        super().__init__(guidance_before, gate, ramp_timesteps, steps_after, restart_solver)
+        if smoothing < 1 or patience < 1:
+            raise ValueError("smoothing and patience are numbers of steps, at least 1")
+        if not 0 <= prominence < 1:
+            raise ValueError(f"prominence is a share of the highest difference, in [0, 1), not {prominence}")
+        self.watch, self.smoothing, self.prominence, self.patience = watch, smoothing, prominence, patience
+        self.fallback_timestep, self.watched_space = fallback_timestep, watch
 
-    def check(self, timesteps: Sequence[int], guidance_scale: float) -> None:
-        check_guidance_before(self.guidance_before, guidance_scale)
-        if len(timesteps) < 3:
-            raise ValueError(f"a local minimum needs at least 3 denoising steps, not {len(timesteps)}")
+    def check(
+        self, timesteps: Sequence[float], guidance_scale: float, num_train_timesteps: int = 1000
+    ) -> None:
+        super().check(timesteps, guidance_scale, num_train_timesteps)
+        needed = 1 + self.patience + self.smoothing
+        if len(set(timesteps)) < needed:
+            raise ValueError(
+                f"a local minimum needs at least {needed} denoising steps, not {len(set(timesteps))}"
+            )
+        first, last = timesteps[0], timesteps[-1]
+        if self.fallback_timestep is not None and not last <= self.fallback_timestep < first:
+            raise ValueError(
+                f"a fallback at {self.fallback_timestep:g} is outside of the schedule: its {len(timesteps)} "
+                f"timesteps run from {first:g} to {last:g}"
+            )
 
     def begin(self, batch_size: int, device: torch.device) -> None:
-        self._fired = torch.zeros(batch_size, dtype=torch.bool, device=device)
-        self._transition = torch.full((batch_size,), torch.nan, device=device)
-        self._history: list[Tensor] = []
+        super().begin(batch_size, device)
+        self._window: list[Tensor] = []  # the last differences, as they are
+        self._recent: list[Tensor] = []  # the last smoothed ones
+        self._highest = torch.zeros(batch_size, device=device)
+        self._timestep: float | None = None
 
     def watches(self, step: DenoisingStep) -> bool:
         return True
 
-    def observe(self, step: DenoisingStep) -> None:
+    def look(self, step: DenoisingStep) -> None:
+        if step.timestep == self._timestep:
+            return
+        self._timestep = step.timestep
         magnitude = step.difference_rms if self.watch == "epsilon" else step.output_difference_rms
-        self._history = [*self._history[-2:], magnitude]
-        if len(self._history) == 3:
-            fires = is_local_minimum(*self._history) & ~self._fired
-            self._transition.masked_fill_(fires, step.timestep)  # no device sync
-            self._fired |= fires
+        self._window = [*self._window, magnitude][-self.smoothing :]
+        if len(self._window) == self.smoothing:
+            smooth = magnitude if self.smoothing == 1 else torch.stack(self._window).mean(0)
+            self._recent = [*self._recent, smooth][-2 - self.patience :]
+            if len(self._recent) == 2 + self.patience:
+                self._highest = torch.maximum(self._highest, self._recent[0])
+                prominent = self._highest - self._recent[1] >= self.prominence * self._highest
+                self.fire(step, minimum_passed(self._recent) & prominent)
+        if self.fallback_timestep is not None and step.timestep <= self.fallback_timestep:
+            self.fire(step, torch.ones_like(self._since, dtype=torch.bool))
 
-    def guidance_scale(self, step: DenoisingStep, scale: Tensor) -> Tensor:
-        scale = scale.to(self._fired.device)
-        return torch.where(self._fired, scale, torch.full_like(scale, self.guidance_before))
-
-    def transition_timestep(self) -> Tensor:
-        return self._transition
+    def fire(self, step: DenoisingStep, where: Tensor) -> None:
+        """Latched: whoever has fired stays."""
+        self._since = torch.where(where & self._since.isnan(), step.timestep, self._since)

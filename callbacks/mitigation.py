@@ -5,7 +5,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from infer.denoise import GuidanceRule
+from infer.rules import GuidanceRule
 
 
 class Mitigation(pl.Callback, GuidanceRule):
@@ -23,17 +23,3 @@ class Mitigation(pl.Callback, GuidanceRule):
 
 class NoMitigation(Mitigation):
     """Ordinary classifier-free guidance."""
-
-
-def check_timestep(timestep: int) -> None:
-    """Timesteps of the trained noise schedule run from 999 (noise) to 0 (image)."""
-    if not 0 <= timestep <= 999:
-        raise ValueError(f"a transition timestep must be in 0..999, not {timestep}")
-
-
-def check_guidance_before(guidance_before: float, guidance_scale: float) -> None:
-    """Before the transition something else must happen than after it."""
-    if guidance_before == guidance_scale:
-        raise ValueError(
-            f"guidance_before equals guidance_scale ({guidance_scale}): the mitigation would do nothing"
-        )

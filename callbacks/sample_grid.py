@@ -8,6 +8,7 @@ from PIL import Image
 
 from callbacks.ema import averaged
 from infer.images import make_images
+from infer.rules import Request
 from infer.seeds import sample_seed
 
 
@@ -85,8 +86,7 @@ class SampleGrid(pl.Callback):
             images, _ = make_images(
                 pipe,
                 device,
-                [text for _, text in prompts],
-                [sample_seed(self.seed, key, 0) for key, _ in prompts],
+                [Request(key, 0, text, sample_seed(self.seed, key, 0)) for key, text in prompts],
                 resolution,
                 self.guidance_scale,
                 self.num_inference_steps,

@@ -3,13 +3,11 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
-from callbacks.mitigation import Mitigation, check_guidance_before, check_timestep
-from infer.denoise import DenoisingStep
+from callbacks.transition import Transition
 
 
-class StaticTransition(Mitigation):
+class StaticTransition(Transition):
     """`guidance_before` while t > timestep, the full guidance scale when t <= timestep.
 
     Jain et al., CVPR 2025, static transition point: eps = eps_u + s(t) (eps_c - eps_u). Opposite guidance is
@@ -19,31 +17,38 @@ class StaticTransition(Mitigation):
     Args:
         timestep: the transition, in timesteps of the trained schedule, 0..999.
         guidance_before: scale before it: 0 none, 1 conditional, negative opposite.
+        gate: ordinary guidance for samples whose first RMS(eps_c - eps_u) is below it; see Transition.
+        ramp_timesteps: reach the full scale within so many timesteps; 0: at once.
+        steps_after: take the steps after the transition from a denser grid of so many.
+        restart_solver: forget a multistep solver's history at the transition.
     """
 
-    def __init__(self, timestep: int = 500, guidance_before: float = 0.0):
-        check_timestep(timestep)
-        self.timestep, self.guidance_before = timestep, guidance_before
+    def __init__(
+        self,
+        timestep: float = 500,
+        guidance_before: float = 0.0,
+        gate: float | None = None,
+        ramp_timesteps: float = 0.0,
+        steps_after: int | None = None,
+        restart_solver: bool = False,
+    ):
+        super().__init__(guidance_before, gate, ramp_timesteps, steps_after, restart_solver)
+        if timestep < 0:
+            raise ValueError(f"a transition timestep must not be negative, as {timestep} is")
+        self.timestep = timestep
 
-    def check(self, timesteps: Sequence[int], guidance_scale: float) -> None:
-        check_guidance_before(self.guidance_before, guidance_scale)
-        if timesteps[0] <= self.timestep:
+    def check(
+        self, timesteps: Sequence[float], guidance_scale: float, num_train_timesteps: int = 1000
+    ) -> None:
+        super().check(timesteps, guidance_scale, num_train_timesteps)
+        first, last = timesteps[0], timesteps[-1]
+        if not last <= self.timestep < first:
+            what = "never hold guidance back" if self.timestep >= first else "never give guidance"
             raise ValueError(
-                f"transition timestep {self.timestep} never holds guidance back: "
-                f"the first of {len(timesteps)} timesteps is {timesteps[0]}"
+                f"a transition at {self.timestep:g} would {what}: the {len(timesteps)} timesteps of this "
+                f"schedule run from {first:g} to {last:g} (of 0..{num_train_timesteps - 1})"
             )
 
     def begin(self, batch_size: int, device: torch.device) -> None:
-        self._transition = torch.full((batch_size,), torch.nan)
-
-    def observe(self, step: DenoisingStep) -> None:
-        if step.timestep <= self.timestep and (
-            step.index == 0 or step.timesteps[step.index - 1] > self.timestep
-        ):
-            self._transition.fill_(step.timestep)
-
-    def guidance_scale(self, step: DenoisingStep, scale: Tensor) -> Tensor:
-        return torch.full_like(scale, self.guidance_before) if step.timestep > self.timestep else scale
-
-    def transition_timestep(self) -> Tensor:
-        return self._transition
+        super().begin(batch_size, torch.device("cpu"))  # decisions wait for no device
+        self._since.fill_(self.timestep)

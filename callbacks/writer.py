@@ -1,6 +1,6 @@
 """Write images, rows and traces as the batches finish; a rerun makes only what is missing."""
 
-import json
+import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,18 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 
 from callbacks.mitigation import Mitigation
 from infer.generate import Generated
-from infer.runfolder import claim, merge, save_image, write_atomically, write_part
+from infer.rules import GuidanceRule
+from infer.runfolder import claim, merge, save_image, write_part, write_summary
+
+log = logging.getLogger(__name__)
+
+
+def rules_of(trainer: pl.Trainer) -> list[Mitigation]:
+    return [callback for callback in trainer.callbacks if isinstance(callback, Mitigation)]
+
+
+def has_transition(rule: Mitigation) -> bool:
+    return type(rule).transition_timestep is not GuidanceRule.transition_timestep
 
 
 class SampleWriter(BasePredictionWriter):
@@ -26,7 +37,7 @@ class SampleWriter(BasePredictionWriter):
         self.mitigation = mitigation
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        rules = [callback.identity() for callback in trainer.callbacks if isinstance(callback, Mitigation)]
+        rules = [rule.identity() for rule in rules_of(trainer)]
         claim(  # on every rank, so that all of them refuse; they write the same
             Path(trainer.default_root_dir),
             {
@@ -56,34 +67,45 @@ class SampleWriter(BasePredictionWriter):
             transition = (
                 made.transition_timestep[number].item() if made.transition_timestep is not None else math.nan
             )
+            failed_at = made.failed_at[number].item()
             rows.append(
                 {
                     "prompt_id": request.prompt_id,
                     "sample": request.sample,
                     "prompt": request.prompt,
+                    "negative_prompt": request.negative_prompt,
+                    "alternative_prompt": prediction.alternatives[number],
                     "seed": request.seed,
                     "mitigation": self.mitigation,
                     "guidance_scale": pl_module.scale,
+                    "watched": prediction.watched_space,
                     "transition_timestep": transition,
                     "nfe": made.nfe[number].item(),
                     "seconds": prediction.seconds_per_image,
                     "image": path,
+                    "failed_step": failed_at if failed_at >= 0 else None,
                 }
             )
+            taken = made.timesteps[number].isfinite()
             traces.append(
                 pd.DataFrame(
                     {
                         "prompt_id": request.prompt_id,
                         "sample": request.sample,
-                        "step": range(len(made.timesteps)),
-                        "timestep": made.timesteps,
-                        "unconditional_rms": made.unconditional_rms[number],
-                        "conditional_rms": made.conditional_rms[number],
-                        "difference_rms": made.difference_rms[number],
-                        "guidance_scale": made.guidance_scale[number],
+                        "step": range(int(taken.sum())),
+                        "timestep": made.timesteps[number][taken],
+                        "unconditional_rms": made.unconditional_rms[number][taken],
+                        "conditional_rms": made.conditional_rms[number][taken],
+                        "difference_rms": made.difference_rms[number][taken],
+                        "guidance_scale": made.guidance_scale[number][taken],
                     }
                 )
             )
+            if failed_at >= 0:
+                log.warning(
+                    "%s, sample %d: latents are not finite after step %d (t = %g): its image is black",
+                    request.prompt_id, request.sample, failed_at, made.timesteps[number][taken][failed_at],
+                )  # fmt: skip
         write_part(folder, rows, pd.concat(traces, ignore_index=True))
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -93,14 +115,5 @@ class SampleWriter(BasePredictionWriter):
             folder = Path(trainer.default_root_dir)
             rows = merge(folder, [request[:2] for request in trainer.datamodule.requests])
             if len(rows):
-                summary = {
-                    "mitigation": self.mitigation,
-                    "images": len(rows),
-                    "nfe_mean": rows["nfe"].mean(),
-                    "seconds_per_image": rows["seconds"].mean(),
-                    "fired": int(rows["transition_timestep"].notna().sum()),
-                }
-                write_atomically(
-                    folder / "summary.json", lambda part: part.write_text(json.dumps(summary, indent=2))
-                )
+                write_summary(folder, rows, any(has_transition(rule) for rule in rules_of(trainer)))
         trainer.strategy.barrier()

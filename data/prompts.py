@@ -1,20 +1,34 @@
-"""Prompts from files: plain text, JSON lines with captions, or the duplicated images of a training run."""
+"""Prompts in every form that people have: text, JSON lines, tables, training runs, captioned images."""
 
+import csv
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from data.captioned import IMAGE_SUFFIXES, SHARD_SUFFIXES, load_captioned
 
 log = logging.getLogger(__name__)
+# What each part of a prompt may be called in a file, in any case; the first that has a value counts.
+TEXT, ID = ("caption", "prompt", "text"), ("id", "index")
+NEGATIVE, ALTERNATIVE = ("negative_prompt", "negative"), ("alternative_prompt", "alternative")
+KNOWN = TEXT + ID + NEGATIVE + ALTERNATIVE
 
 
 class Prompt(NamedTuple):
-    """An id that does not depend on the order of the file, and the text."""
+    """An id that does not depend on the order of the file, the text, and what may come with it.
+
+    `negative` stands in for the empty prompt ("" is the empty prompt, None is none of its own);
+    `alternative` is another prompt, to guide towards while waiting.
+    """
 
     id: str
     text: str
+    negative: str | None = None
+    alternative: str | None = None
 
 
 def text_id(text: str) -> str:
@@ -23,38 +37,62 @@ def text_id(text: str) -> str:
 
 
 def load_prompts(source: str) -> list[Prompt]:
-    """Read prompts in file order; one that comes again is dropped, counted and reported.
+    """Read prompts in the source's order; one that comes again is dropped, counted and reported.
 
-    - `*.txt`: a prompt a line. `*.jsonl`: {"caption" or "prompt" or "text": ..., "id": optional} a line.
+    - `*.txt`: a prompt a line.
+    - `*.jsonl`: {"caption" or "prompt" or "text": ...} a line; may have "id" or "index" (else the id comes
+      from the text), "negative_prompt" and "alternative_prompt".
+    - `*.csv`, `*.tsv`: the same as columns, between `,`, `;` or tabs: the header decides.
     - a training run folder: captions and ids of the images it duplicated (`exposures.parquet`), or of all
       that it was shown if it duplicated none.
+    - captions and ids of captioned images: another folder or a shard pattern, as `load_captioned` takes them.
 
-    Raises FileNotFoundError for a missing source, ValueError for an empty or unknown one, or one id on two
-    texts.
+    Raises FileNotFoundError for a missing source; ValueError for an unknown one, one without prompts, a row
+    that cannot be read, or one id on two prompts.
     """
     path = Path(source)
-    if path.is_dir():
-        prompts = from_training_run(path)
-    elif not path.exists():
-        raise FileNotFoundError(f"no prompt file {source!r}")
-    elif path.suffix == ".txt":
-        prompts = [Prompt(text_id(line), line) for _, line in lines(path)]
-    elif path.suffix == ".jsonl":
-        prompts = from_json_lines(path)
-    else:
-        raise ValueError(f"prompt file {source!r}: only .txt, .jsonl and training run folders are read")
+    suffix = path.suffix.lower()
+    try:
+        if (path / "exposures.parquet").exists():
+            prompts = from_training_run(path)
+        elif path.is_dir() or source.endswith(SHARD_SUFFIXES):
+            prompts = from_captioned_images(source)
+        elif not path.exists():
+            raise FileNotFoundError(f"no prompt file {source!r}")
+        elif suffix == ".txt":
+            prompts = [Prompt(text_id(line), line) for _, line in lines(path)]
+        elif suffix == ".jsonl":
+            prompts = from_rows(path, json_rows(path))
+        elif suffix in (".csv", ".tsv"):
+            prompts = from_rows(path, table_rows(path))
+        else:
+            raise ValueError(f"{source!r}: only .txt, .jsonl, .csv, .tsv, shards and folders are read")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{source!r} is no UTF-8 text: {error}") from error
     if not prompts:
         raise ValueError(f"{source!r} holds no prompt")
-    distinct: dict[str, Prompt] = {}
+    return distinct(prompts, source)
+
+
+def inline_prompts(texts: list[str]) -> list[Prompt]:
+    """Prompts given on the command line, ids from their texts; ValueError for an empty one, or none."""
+    texts = [text.strip() for text in texts]
+    if not texts or not all(texts):
+        raise ValueError(f"an empty prompt, or none, was given: {texts}")
+    return distinct([Prompt(text_id(text), text) for text in texts], "prompts")
+
+
+def distinct(prompts: list[Prompt], source: str) -> list[Prompt]:
+    """Each prompt once; ValueError for an id that stands on two."""
+    found: dict[str, Prompt] = {}
     for prompt in prompts:
-        other = distinct.setdefault(prompt.id, prompt)
-        if other.text != prompt.text:
-            raise ValueError(f"{source!r}: id {prompt.id!r} stands on {other.text!r} and on {prompt.text!r}")
-    if len(distinct) < len(prompts):
-        log.warning(
-            "%s: %d prompts come more than once and are used once", source, len(prompts) - len(distinct)
-        )
-    return list(distinct.values())
+        other = found.setdefault(prompt.id, prompt)
+        if other != prompt:
+            what = [each.text if other.text != prompt.text else each[1:] for each in (other, prompt)]
+            raise ValueError(f"{source!r}: id {prompt.id!r} stands on {what[0]!r} and on {what[1]!r}")
+    if len(found) < len(prompts):
+        log.warning("%s: %d prompts come more than once and are used once", source, len(prompts) - len(found))
+    return list(found.values())
 
 
 def lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -65,31 +103,99 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
                 yield number, line
 
 
-def from_json_lines(path: Path) -> list[Prompt]:
-    prompts = []
+def json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Numbered objects under lower-case names; NaN, which pandas writes and JSON has not, is null."""
     for number, line in lines(path):
         try:
-            row = json.loads(line)
-            text = next(row[key] for key in ("caption", "prompt", "text") if key in row).strip()
-        except (json.JSONDecodeError, StopIteration, TypeError, AttributeError) as error:
-            raise ValueError(
-                f"{path}, line {number}: not an object with a caption, prompt or text"
-            ) from error
-        if not text:
-            raise ValueError(f"{path}, line {number}: the prompt is empty")
-        prompts.append(Prompt(text_id(text) if row.get("id") is None else safe_id(str(row["id"])), text))
+            row = json.loads(line, parse_constant=lambda _: None)
+            row = {name.lower(): value for name, value in row.items()}
+            if first(row, TEXT) is None:
+                raise ValueError(f"it has {list(row)}")
+        except (ValueError, AttributeError) as error:
+            wrong = f"not an object with a caption, prompt or text: {line[:200]}"
+            raise ValueError(f"{path}, line {number}: {wrong}") from error
+        yield number, row
+
+
+def table_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Rows under lower-case names, numbered by their last lines; a cell with NaN or an empty id is None."""
+    with path.open(encoding="utf-8-sig") as file:
+        header = next(filter(str.strip, file), "")
+        marks = "\t,;" if path.suffix.lower() == ".tsv" else ",;\t"
+        separator = max(marks, key=lambda mark: len(next(csv.reader([header], delimiter=mark), [])))
+        file.seek(0)
+        reader = csv.reader(file, delimiter=separator, skipinitialspace=True, strict=True)
+        try:
+            rows = filter(None, reader)  # without blank lines
+            names = [name.strip().lower() for name in next(rows, TEXT)]
+            if not set(TEXT) & set(names):
+                raise ValueError(f"{path}: no column caption, prompt or text among {names}")
+            if twice := [name for name in KNOWN if names.count(name) > 1]:
+                raise ValueError(f"{path}: two columns are called {twice[0]!r}: {names}")
+            for cells in rows:
+                if len(cells) != len(names):
+                    raise ValueError(
+                        f"{path}, line {reader.line_num}: {len(cells)} fields under {len(names)} columns; "
+                        f"a text with {separator!r} or a newline in it needs quotes"
+                    )
+                row = dict(zip(names, map(str.strip, cells), strict=True))
+                void = [key for key in row if row[key] in ("NaN", "nan") or key in ID and not row[key]]
+                yield reader.line_num, row | dict.fromkeys(void)
+        except csv.Error as error:
+            raise ValueError(f"{path}, line {reader.line_num}: {error}") from error
+
+
+def from_rows(path: Path, rows: Iterable[tuple[int, dict[str, Any]]]) -> list[Prompt]:
+    prompts = []
+    for number, row in rows:
+        try:
+            prompts.append(from_row(row))
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}") from error
     return prompts
+
+
+def from_row(row: dict[str, Any]) -> Prompt:
+    """ValueError for an empty prompt, a field that is no text, or an id that cannot name a file."""
+    text, key = words(row, TEXT), first(row, ID)
+    if not text:
+        raise ValueError("the prompt is empty")
+    from_text = text_id(text)
+    if not isinstance(key, str | int | float | None):
+        raise ValueError(f"id {key!r} is neither text nor number")
+    # 7.0 is what pandas makes of a 7 in a column with gaps
+    own = from_text if key is None else safe_id(re.sub(r"^(\d+)\.0$", r"\1", str(key).strip()))
+    return Prompt(own, text, words(row, NEGATIVE), words(row, ALTERNATIVE) or None)
+
+
+def first(row: dict[str, Any], names: tuple[str, ...]) -> Any:
+    return next((row[name] for name in names if row.get(name) is not None), None)
+
+
+def words(row: dict[str, Any], names: tuple[str, ...]) -> str | None:
+    value = first(row, names)
+    if not isinstance(value, str | None):
+        raise ValueError(f"{names[0]} {value!r} is no text")
+    return value and value.strip()
 
 
 def from_training_run(folder: Path) -> list[Prompt]:
     import pandas as pd
 
-    path = folder / "exposures.parquet"
-    if not path.exists():
-        raise FileNotFoundError(f"{folder} is no finished training run: it has no exposures.parquet")
-    rows = pd.read_parquet(path)
+    rows = pd.read_parquet(folder / "exposures.parquet")
     chosen = rows["duplicated"] if rows["duplicated"].any() else rows["times_shown"] > 0
     return [Prompt(safe_id(row.id), row.caption) for row in rows[chosen].itertuples()]
+
+
+def from_captioned_images(source: str) -> list[Prompt]:
+    """FileNotFoundError for a folder that is not even meant as one."""
+    usable = (*SHARD_SUFFIXES, *(f".{suffix}" for suffix in IMAGE_SUFFIXES), "metadata.jsonl")
+    folder = Path(source)
+    if folder.is_dir() and not any(file.name.lower().endswith(usable) for file in folder.iterdir()):
+        raise FileNotFoundError(
+            f"{folder} is no finished training run, with no exposures.parquet, and holds no images or shards"
+        )
+    return [Prompt(safe_id(sample.id), sample.caption) for sample in load_captioned(source).samples]
 
 
 def safe_id(key: str) -> str:

@@ -3,6 +3,8 @@
   python -m infer predict --config configs/infer/demo_predict.yaml --mitigation stp
   python -m infer predict --config configs/infer/demo_predict.yaml --mitigation StaticTransition \\
     --mitigation.timestep 500
+  python -m infer predict --model.pipeline outputs/demo/finetune/pipeline --out outputs/mine \\
+    --prompt "a red car" --prompt "a blue dog" --data.samples_per_prompt 4
   python -m infer compare --config configs/infer/demo.yaml
   python -m infer compare --config configs/infer/demo.yaml --mitigations none,stp --out outputs/x
   python -m infer report  outputs/demo/compare
@@ -12,6 +14,7 @@ options. Every command takes --help; predict and compare take --print_config. Ru
 missing is made. --debug shows the traceback behind an error.
 """
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -33,13 +36,13 @@ def unknown(name: str) -> ValueError:
     return ValueError(f"no mitigation preset {name!r}; there are {known}, or give the path of a YAML file")
 
 
-def changed(args: list[str], option: str, change: Callable[[str], str]) -> list[str]:
-    """The arguments with `option value` and `option=value` as `option=change(value)`."""
+def changed(args: list[str], option: str, change: Callable[[str], str], new: str | None = None) -> list[str]:
+    """The arguments with `option value` and `option=value` as `new=change(value)`; `new` is `option` again."""
     out, arguments = [], iter(args)
     for arg in arguments:
         name, equals, value = arg.partition("=")
         if name == option:
-            arg = f"{option}={change(value if equals else next(arguments, ''))}"
+            arg = f"{new or option}={change(value if equals else next(arguments, ''))}"
         out.append(arg)
     return out
 
@@ -77,6 +80,7 @@ def predict(args: list[str]) -> None:
     from callbacks.mitigation import Mitigation
     from callbacks.writer import SampleWriter
     from infer.generate import Generate, PromptData
+    from infer.runfolder import told
 
     calm_lightning()
     presets: list[str | None] = []  # of each --mitigation; a class has none
@@ -89,6 +93,7 @@ def predict(args: list[str]) -> None:
         return str(path or value)
 
     args = changed(args, "--mitigation", file_of)
+    args = changed(args, "--prompt", json.dumps, "--data.prompt+")
 
     class PredictCLI(LightningCLI):
         def add_arguments_to_parser(self, parser) -> None:
@@ -126,6 +131,7 @@ def predict(args: list[str]) -> None:
     )
     cli.trainer.predict(cli.model, cli.datamodule, return_predictions=False)
     if cli.trainer.is_global_zero:
+        print(told(Path(cli.config.out)))
         print(f"images: {cli.config.out}/images, rows: {cli.config.out}/samples.parquet")
 
 
@@ -161,6 +167,7 @@ def compare(args: list[str]) -> None:
     from callbacks.writer import SampleWriter
     from infer.compare import Comparison, finish, terminal_table
     from infer.report import write_report
+    from infer.runfolder import told
 
     calm_lightning()
     parser = jsonargparse.ArgumentParser(
@@ -188,6 +195,8 @@ def compare(args: list[str]) -> None:
         if trainer.is_global_zero:
             print(f"{name}:", flush=True)
         trainer.predict(module, data, return_predictions=False)
+        if trainer.is_global_zero:
+            print(told(folder), flush=True)
         folders[name] = folder
     if trainer.is_global_zero:
         table = finish(comparison, folders, module.side_pixels)

@@ -15,6 +15,7 @@ from data.pipeline import check_pipeline
 from infer.alignment import ClipScore, check_clip
 from infer.generate import Generate, PromptData
 from infer.runfolder import save_image, write_atomically
+from infer.schedulers import Scheduler
 from infer.score import TrainingSet, score, summarize
 from infer.similarity import check_sscd, pixel_descriptor, sscd_descriptor
 
@@ -36,7 +37,7 @@ class Comparison:
         samples_per_prompt: images per prompt.
         seed: base seed.
         limit: only the first prompts.
-        scheduler: the pipeline's own, ddim or dpm.
+        scheduler: the pipeline's own, or another kind built from its config.
         num_inference_steps: denoising steps.
         guidance_scale: of classifier-free guidance.
         resolution: side in pixels; null: the UNet's own.
@@ -58,7 +59,7 @@ class Comparison:
     samples_per_prompt: int = 1
     seed: int = 0
     limit: int | None = None
-    scheduler: Literal["own", "ddim", "dpm"] = "own"
+    scheduler: Scheduler = "own"
     num_inference_steps: int = 50
     guidance_scale: float = 7.5
     resolution: int | None = None
@@ -110,7 +111,7 @@ class Comparison:
         )
 
     def data(self) -> PromptData:
-        return PromptData(self.prompts, self.samples_per_prompt, self.seed, self.limit, self.batch_size)
+        return PromptData(self.prompts, None, self.samples_per_prompt, self.seed, self.limit, self.batch_size)
 
     def training_images(self) -> CaptionedImages:
         """The images that the model saw: all of the sources, or those that the training run showed."""

@@ -1,115 +1,37 @@
-"""The denoising loop, free of Lightning, and what a mitigation may do in it.
-
-Each step asks the rules which predictions they want to see, runs the UNet once on exactly the rows that are
-needed, lets the rules look, and applies the guidance scale that they decide per sample.
-"""
+"""The denoising loop, free of Lightning."""
 
 import inspect
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Generator, Tensor
+from tqdm import tqdm
 
-
-@dataclass
-class DenoisingStep:
-    """What a rule sees of one step. Predictions are None before the UNet ran; (B, C, H, W) after.
-
-    A row whose prediction was not computed holds the other one, so that any scale gives that other one.
-    """
-
-    index: int
-    timestep: int
-    timesteps: Sequence[int]
-    latents: Tensor
-    alpha: float
-    sigma: float
-    prediction_type: str
-    guidance_scale: float
-    unconditional: Tensor | None = None
-    conditional: Tensor | None = None
-
-    @cached_property
-    def difference_rms(self) -> Tensor:
-        """d_t = RMS(eps_c - eps_u) per sample, (B,). For v-prediction eps_c - eps_u = alpha_t (v_c - v_u)."""
-        scale = self.alpha if self.prediction_type == "v_prediction" else 1.0
-        return rms(self.conditional - self.unconditional) * scale
-
-    @cached_property
-    def output_difference_rms(self) -> Tensor:
-        """RMS(model output conditional - unconditional) per sample, (B,): v space for v-prediction models."""
-        return rms(self.conditional - self.unconditional)
-
-    def epsilon(self, output: Tensor) -> Tensor:
-        """Model output -> noise prediction: eps = alpha_t v + sigma_t x_t (Salimans & Ho 2022)."""
-        if self.prediction_type == "v_prediction":
-            return self.alpha * output + self.sigma * self.latents
-        return output
-
-
-def rms(x: Tensor) -> Tensor:
-    """Root mean square per sample: the L2 norm over the square root of the number of entries."""
-    return x.float().flatten(1).pow(2).mean(1).sqrt()
-
-
-class GuidanceRule:
-    """What a mitigation may do; every hook is neutral here. One object serves one batch at a time.
-
-    `guidance_scale` is a pure function of the step's timestep and the rule's state. State changes in
-    `observe` only, so rows that nobody watches are known before the UNet runs.
-    """
-
-    def check(self, timesteps: Sequence[int], guidance_scale: float) -> None:
-        """Raise ValueError when this rule cannot take effect on these timesteps at this scale."""
-
-    def begin(self, batch_size: int, device: torch.device) -> None:
-        """Forget the previous batch."""
-
-    def watches(self, step: DenoisingStep) -> bool:
-        """Whether both predictions of every row are wanted, whatever their scale."""
-        return False
-
-    def observe(self, step: DenoisingStep) -> None:
-        """Look at the step's predictions."""
-
-    def guidance_scale(self, step: DenoisingStep, scale: Tensor) -> Tensor:
-        """The scale of each row, (B,), from what it would be without this rule."""
-        return scale
-
-    def transition_timestep(self) -> Tensor | None:
-        """Timestep at which each row got the full scale, (B,), NaN where never; None: not its affair."""
-        return None
+from infer.guidance import Guidance, Rows
+from infer.rules import DenoisingStep, GuidanceRule
+from infer.schedulers import check_scheduler, continued, noise_levels
 
 
 @dataclass
 class Denoised:
-    """Final latents and what happened: traces are (B, steps), `nfe` counts UNet rows per sample, (B,)."""
+    """Final latents and what happened: traces are (B, steps), NaN where nothing was computed.
+
+    `timesteps` is NaN where a sample did not take the step; `nfe` counts UNet rows per sample, (B,);
+    `failed_at` is the step after which a sample's latents were not finite, (B,), -1 where they always were.
+    """
 
     latents: Tensor
-    timesteps: list[int]
+    timesteps: Tensor
     nfe: Tensor
     unconditional_rms: Tensor
     conditional_rms: Tensor
     difference_rms: Tensor
     guidance_scale: Tensor
     transition_timestep: Tensor | None
-
-
-def check_scheduler(scheduler: Any) -> None:
-    """ValueError unless latents are alpha x_0 + sigma noise and the model predicts noise or v."""
-    if float(scheduler.init_noise_sigma) != 1.0:
-        name = type(scheduler).__name__
-        raise ValueError(
-            f"{name} scales its latents by its own sigmas; use DDIM or DPMSolverMultistep (variance kept)"
-        )
-    if scheduler.config.prediction_type not in ("epsilon", "v_prediction"):
-        raise ValueError(
-            f"prediction_type {scheduler.config.prediction_type!r}: only epsilon and v_prediction work"
-        )
+    failed_at: Tensor
 
 
 def prepare(
@@ -118,13 +40,19 @@ def prepare(
     num_inference_steps: int,
     rules: Sequence[GuidanceRule] = (),
     device: torch.device | str = "cpu",
-) -> list[int]:
+) -> list[float]:
     """Set the scheduler's timesteps and return them; ValueError where it, or a rule, cannot work."""
     check_scheduler(scheduler)
     scheduler.set_timesteps(num_inference_steps, device=device)
-    timesteps = [int(t) for t in scheduler.timesteps]
+    timesteps = scheduler.timesteps.tolist()
     for rule in rules:
-        rule.check(timesteps, guidance_scale)
+        rule.check(timesteps, guidance_scale, scheduler.config.num_train_timesteps)
+    for what in ("rehearsal", "continuation"):
+        if len(rules) > 1 and any(getattr(rule, what) for rule in rules):
+            raise ValueError(f"a mitigation with a {what} cannot be combined with another")
+    if any(rule.continuation for rule in rules):
+        grid = rules[0].continuation.num_inference_steps
+        continued(scheduler, len(timesteps) // 2, grid, device)  # can it?
     return timesteps
 
 
@@ -132,6 +60,11 @@ def step_options(scheduler: Any, generators: list[Generator] | None) -> dict[str
     """Stochastic schedulers draw from the samples' own generators."""
     takes = inspect.signature(scheduler.step).parameters
     return {"generator": generators} if generators and "generator" in takes else {}
+
+
+def copied(generators: list[Generator] | None) -> list[Generator] | None:
+    """Generators in the same state, which draw without moving these."""
+    return generators and [torch.Generator().set_state(generator.get_state()) for generator in generators]
 
 
 @torch.no_grad()
@@ -145,137 +78,121 @@ def denoise(
     num_inference_steps: int,
     rules: Sequence[GuidanceRule] = (),
     generators: list[Generator] | None = None,
-    on_step: Callable[[], object] = lambda: None,
+    bar: tqdm | None = None,
 ) -> Denoised:
     """Denoise a batch with per-sample guidance: eps = eps_u + s (eps_c - eps_u), s decided by the rules.
 
     Args:
         unet: diffusers UNet2DConditionModel, or anything called alike.
-        scheduler: diffusers scheduler whose latents keep their variance (DDIM, DPM-Solver++ ...).
-        latents: initial noise, (B, C, H, W).
+        scheduler: diffusers scheduler, one of `infer.schedulers.SCHEDULERS`.
+        latents: initial noise of unit variance, (B, C, H, W).
         unconditional_embedding: of the empty or negative prompt, (B, tokens, width).
         conditional_embedding: of the prompts, (B, tokens, width).
         guidance_scale: s where no rule changes it. 0: unconditional, 1: conditional, negative: opposite.
         num_inference_steps: of the scheduler.
         rules: mitigations, applied in order.
         generators: one a sample, for stochastic schedulers.
-        on_step: called after each step (progress).
+        bar: counts the steps.
 
     Raises:
         ValueError: scheduler or prediction type not supported, or a rule that cannot take effect.
     """
-    timesteps = prepare(scheduler, guidance_scale, num_inference_steps, rules, latents.device)
+    device, count = latents.device, len(latents)
+    prepare(scheduler, guidance_scale, num_inference_steps, rules, device)
+    bar = tqdm(disable=True, total=0) if bar is None else bar
+    bar.total = (bar.total or 0) + len(scheduler.timesteps)
+    embeddings = (unconditional_embedding, conditional_embedding)
+    guidance = Guidance(rules, count, device)
     for rule in rules:
-        rule.begin(len(latents), latents.device)
-    options = step_options(scheduler, generators)
-    alphas_cumprod = scheduler.alphas_cumprod.tolist()
-    count = len(latents)
-    nfe = torch.zeros(count, dtype=torch.long)
-    rows: Rows | None = None  # the same for many steps: embeddings are gathered when they change
-    trace: dict[str, list[Tensor]] = {"unconditional": [], "conditional": [], "difference": [], "scale": []}
+        if rule.rehearsal:
+            rehearsed = denoise(
+                unet, scheduler, latents, *embeddings, guidance_scale, num_inference_steps,
+                [rule.rehearsal], copied(generators), bar,
+            )  # fmt: skip
+            guidance.nfe += rehearsed.nfe
+            scheduler.set_timesteps(num_inference_steps, device=device)
+            rule.rehearsed(scheduler.timesteps.tolist())
+    continuation = next((rule.continuation for rule in rules if rule.continuation), None)
+    run = Run(unet, scheduler, scheduler.timesteps, embeddings, guidance, guidance_scale, generators, bar)
+    latents = run(latents * scheduler.init_noise_sigma, leave=continuation is not None)
 
-    for index, t in enumerate(scheduler.timesteps):
-        timestep = timesteps[index]
-        step = DenoisingStep(
-            index=index,
-            timestep=timestep,
-            timesteps=timesteps,
-            latents=latents,
-            alpha=math.sqrt(alphas_cumprod[timestep]),
-            sigma=math.sqrt(1 - alphas_cumprod[timestep]),
-            prediction_type=scheduler.config.prediction_type,
-            guidance_scale=guidance_scale,
-        )
-        watched = any(rule.watches(step) for rule in rules)
-        scale = decide(rules, step, count)
-        # Which of the two each row needs. A watched batch needs both of all: no device sync.
-        need_unconditional = torch.ones(count, dtype=torch.bool) if watched else (scale != 1).cpu()
-        need_conditional = torch.ones(count, dtype=torch.bool) if watched else (scale != 0).cpu()
-        if rows is None or not rows.serves(need_unconditional, need_conditional):
-            rows = Rows.select(
-                need_unconditional, need_conditional, unconditional_embedding, conditional_embedding
-            )
-        predict(unet, scheduler, step, t, rows)
-        nfe += need_unconditional.long() + need_conditional.long()
-        for rule in rules:
-            rule.observe(step)
-        scale = decide(rules, step, count).to(latents)
-        record(trace, step, scale, need_unconditional, need_conditional)
-        guided = step.unconditional + scale.view(-1, 1, 1, 1) * (step.conditional - step.unconditional)
-        latents = scheduler.step(guided, t, latents, **options, return_dict=False)[0]
-        on_step()
+    for index, (left, started, guided, own) in run.left.items():
+        fresh, timesteps = continued(scheduler, index, continuation.num_inference_steps, device)
+        bar.total += len(timesteps)
+        rest = Run(unet, fresh, timesteps, embeddings, guidance, guidance_scale, own, bar)
+        finished = rest(started, active=left, first=guided, observe=False)
+        here = left.to(device).view(-1, 1, 1, 1)
+        latents = torch.where(here, finished, latents)
+        failed_at = torch.where(rest.failed_at < 0, -1, rest.failed_at + index)
+        run.failed_at = torch.where(left.to(device), failed_at, run.failed_at)
 
     transitions = [found.cpu() for rule in rules if (found := rule.transition_timestep()) is not None]
     return Denoised(
         latents=latents,
-        timesteps=timesteps,
-        nfe=nfe,
-        unconditional_rms=torch.stack(trace["unconditional"], 1).cpu(),
-        conditional_rms=torch.stack(trace["conditional"], 1).cpu(),
-        difference_rms=torch.stack(trace["difference"], 1).cpu(),
-        guidance_scale=torch.stack(trace["scale"], 1).cpu(),
+        timesteps=torch.stack(guidance.timesteps, 1).cpu(),
+        nfe=guidance.nfe,
+        unconditional_rms=torch.stack(guidance.unconditional_rms, 1).cpu(),
+        conditional_rms=torch.stack(guidance.conditional_rms, 1).cpu(),
+        difference_rms=torch.stack(guidance.difference_rms, 1).cpu(),
+        guidance_scale=torch.stack(guidance.guidance_scale, 1).cpu(),
         transition_timestep=torch.stack(transitions).amin(0) if transitions else None,  # the last to let go
+        failed_at=run.failed_at.cpu(),
     )
 
 
-def decide(rules: Sequence[GuidanceRule], step: DenoisingStep, count: int) -> Tensor:
-    """The scale of each row, (B,), after all rules."""
-    scale = torch.full((count,), float(step.guidance_scale))
-    for rule in rules:
-        scale = rule.guidance_scale(step, scale)
-    return scale
+class Run:
+    """The steps of one scheduler. `left` keeps, by step, the samples that go on elsewhere from there."""
 
+    def __init__(
+        self, unet: Callable, scheduler: Any, timesteps: Tensor, embeddings: tuple[Tensor, Tensor],
+        guidance: Guidance, guidance_scale: float, generators: list[Generator] | None, bar: tqdm,
+    ):  # fmt: skip
+        self.unet, self.scheduler, self.timesteps, self.embeddings = unet, scheduler, timesteps, embeddings
+        self.guidance, self.guidance_scale, self.bar = guidance, guidance_scale, bar
+        self.generators, self.options = generators, step_options(scheduler, generators)
+        self.left: dict[int, tuple] = {}  # index -> samples, latents, guided prediction, generators
+        self.rows: Rows | None = None
 
-@dataclass
-class Rows:
-    """The rows of one UNet call: unconditional ones up to `split`, conditional ones from there, embedded."""
+    def __call__(
+        self, latents: Tensor, active: Tensor | None = None, first: Tensor | None = None,
+        observe: bool = True, leave: bool = False,
+    ) -> Tensor:  # fmt: skip
+        """The final latents of the active samples; `first`: the first step's prediction, if it is known."""
+        count, device = len(latents), latents.device
+        timesteps = self.timesteps.tolist()
+        levels = noise_levels(self.scheduler)[-len(timesteps) :]
+        active = torch.ones(count, dtype=torch.bool) if active is None else active
+        self.failed_at = torch.full((count,), -1, device=device)
+        for index, t in enumerate(self.timesteps):
+            inputs, kind = self.scheduler.scale_model_input(latents, t), self.scheduler.config.prediction_type
+            step = DenoisingStep(
+                index, timesteps[index], timesteps, inputs, *levels[index], kind, self.guidance_scale
+            )
+            if index == 0 and first is not None:
+                guided = first
+            else:
+                guided = self.guidance(step, partial(self.predict, step, t), active, observe)
+            if leave:
+                active = self.let_go(index, latents, guided, active)
+                if not active.any():
+                    break
+            latents = self.scheduler.step(guided, t, latents, **self.options, return_dict=False)[0]
+            broken = ~latents.isfinite().flatten(1).all(1) & (self.failed_at < 0)
+            self.failed_at = self.failed_at.masked_fill(broken, index)
+            for rule in self.guidance.rules:
+                rule.stepped(step, latents)
+            self.bar.update()
+        return latents
 
-    need_unconditional: Tensor
-    need_conditional: Tensor
-    index: Tensor
-    split: int
-    embeddings: Tensor
+    def predict(self, step: DenoisingStep, t: Tensor, rows: Rows) -> Tensor:
+        if self.rows is not rows:  # embeddings are gathered when the rows change
+            self.rows, self.gathered = rows, rows.pick(*self.embeddings)
+        inputs = step.latents[rows.index]
+        return self.unet(inputs, t, encoder_hidden_states=self.gathered, return_dict=False)[0]
 
-    @classmethod
-    def select(
-        cls, need_unconditional: Tensor, need_conditional: Tensor, unconditional: Tensor, conditional: Tensor
-    ) -> "Rows":
-        """From which of the two each sample needs, (B,) on the CPU, and embeddings (B, tokens, width)."""
-        split = int(need_unconditional.sum())
-        needed = [need.nonzero()[:, 0] for need in (need_unconditional, need_conditional)]
-        index = torch.cat(needed).to(conditional.device)
-        embeddings = torch.cat([unconditional[index[:split]], conditional[index[split:]]])
-        return cls(need_unconditional, need_conditional, index, split, embeddings)
-
-    def serves(self, need_unconditional: Tensor, need_conditional: Tensor) -> bool:
-        return torch.equal(self.need_unconditional, need_unconditional) and torch.equal(
-            self.need_conditional, need_conditional
-        )
-
-
-def predict(unet: Callable, scheduler: Any, step: DenoisingStep, t: Tensor, rows: Rows) -> None:
-    """Run the UNet once on the needed rows and put the predictions on the step."""
-    inputs = scheduler.scale_model_input(step.latents, t)[rows.index]
-    output = unet(inputs, t, encoder_hidden_states=rows.embeddings, return_dict=False)[0]
-    if rows.need_unconditional.all() and rows.need_conditional.all():
-        step.unconditional, step.conditional = output.chunk(2)
-        return
-    split, index = rows.split, rows.index
-    unconditional, conditional = torch.empty_like(step.latents), torch.empty_like(step.latents)
-    unconditional[index[:split]], conditional[index[split:]] = output[:split], output[split:]
-    has_u = rows.need_unconditional.to(output.device).view(-1, 1, 1, 1)
-    has_c = rows.need_conditional.to(output.device).view(-1, 1, 1, 1)
-    step.unconditional = torch.where(has_u, unconditional, conditional)
-    step.conditional = torch.where(has_c, conditional, unconditional)
-
-
-def record(
-    trace: dict[str, list[Tensor]], step: DenoisingStep, scale: Tensor, has_u: Tensor, has_c: Tensor
-) -> None:
-    """Magnitudes in epsilon space and the applied scale; NaN where not computed. No device sync."""
-    has_u, has_c = has_u.to(scale.device), has_c.to(scale.device)
-    nan = torch.full_like(scale, math.nan, dtype=torch.float32)
-    trace["unconditional"].append(torch.where(has_u, rms(step.epsilon(step.unconditional)), nan))
-    trace["conditional"].append(torch.where(has_c, rms(step.epsilon(step.conditional)), nan))
-    trace["difference"].append(torch.where(has_u & has_c, step.difference_rms, nan))
-    trace["scale"].append(scale.float())
+    def let_go(self, index: int, latents: Tensor, guided: Tensor, active: Tensor) -> Tensor:
+        """Take samples out that have passed their transition; who is still here."""
+        passed = self.guidance.rules[0].transition_timestep().isfinite().cpu() & active
+        if passed.any():
+            self.left[index] = (passed, latents, guided, copied(self.generators))
+        return active & ~passed

@@ -1,11 +1,12 @@
 """The Lightning module and data module of `python -m infer predict`."""
 
 import hashlib
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -13,21 +14,16 @@ from PIL.Image import Image
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from data.pipeline import check_pipeline, fingerprint, load_pipeline
-from data.prompts import load_prompts
-from infer.denoise import Denoised, GuidanceRule, prepare
-from infer.images import make_images
+from data.pipeline import check_lora, check_pipeline, fingerprint, load_pipeline
+from data.prompts import inline_prompts, load_prompts
+from infer.denoise import Denoised, prepare
+from infer.images import make_images, too_long
+from infer.rules import GuidanceRule, Request
 from infer.runfolder import done
+from infer.schedulers import Scheduler, make_scheduler
 from infer.seeds import sample_seed
 
-
-class Request(NamedTuple):
-    """One image to make."""
-
-    prompt_id: str
-    sample: int
-    prompt: str
-    seed: int
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -38,13 +34,17 @@ class Generated:
     images: list[Image]
     denoised: Denoised
     seconds_per_image: float
+    watched_space: str | None  # what the rules watched
+    alternatives: list[str | None]  # the prompts that they guided towards while they waited
 
 
 class PromptData(pl.LightningDataModule):
     """Which images to make: `samples_per_prompt` of each prompt, but for those in the run folder already.
 
     Args:
-        prompts: a .txt or .jsonl file, or a training run folder (captions that it duplicated, if it did).
+        prompts: a .txt, .jsonl or .csv file; a training run folder (captions that it duplicated, if it did);
+            or shards or a folder of captioned images.
+        prompt: prompts themselves, in place of a file.
         samples_per_prompt: images per prompt.
         seed: base seed; the noise of an image depends on it, the prompt's id and the sample number only.
         limit: take only the first prompts.
@@ -53,7 +53,8 @@ class PromptData(pl.LightningDataModule):
 
     def __init__(
         self,
-        prompts: str,
+        prompts: str | None = None,
+        prompt: list[str] | None = None,
         samples_per_prompt: int = 1,
         seed: int = 0,
         limit: int | None = None,
@@ -64,18 +65,20 @@ class PromptData(pl.LightningDataModule):
             raise ValueError("samples_per_prompt and batch_size must be at least 1")
         if limit is not None and limit < 1:
             raise ValueError(f"limit must be at least 1, not {limit}")
+        if (prompts is None) == (prompt is None):
+            raise ValueError("give either a file of prompts (--data.prompts FILE) or prompts (--prompt TEXT)")
         self.prompts, self.samples_per_prompt, self.seed = prompts, samples_per_prompt, seed
         self.limit, self.batch_size = limit, batch_size
         self.requests = [
-            Request(prompt.id, sample, prompt.text, sample_seed(seed, prompt.id, sample))
-            for prompt in load_prompts(prompts)[:limit]
+            Request(p.id, sample, p.text, sample_seed(seed, p.id, sample), p.negative, p.alternative)
+            for p in (inline_prompts(prompt) if prompts is None else load_prompts(prompts))[:limit]
             for sample in range(samples_per_prompt)
         ]
 
     @property
     def fingerprint(self) -> str:
         """Of the prompts' ids and texts: the file may have changed under its name."""
-        asked = [(request.prompt_id, request.prompt) for request in self.requests]
+        asked = [(r.prompt_id, r.prompt, r.negative_prompt, r.alternative_prompt) for r in self.requests]
         return hashlib.sha256(repr(asked).encode()).hexdigest()[:12]
 
     def identity(self) -> dict[str, Any]:
@@ -98,9 +101,13 @@ class Generate(pl.LightningModule):
     """Denoise prompts into images; the trainer's mitigation callbacks decide the guidance.
 
     Args:
-        pipeline: diffusers StableDiffusionPipeline folder or Hub id.
+        pipeline: diffusers StableDiffusionPipeline folder, Hub id, or single-file .safetensors checkpoint.
         revision: of the Hub repository.
-        scheduler: the pipeline's own, or another built from its config.
+        config: for a single file: diffusers folder or Hub id with its architecture's configs and tokenizer.
+        lora: LoRA weights on top: .safetensors file, folder or Hub id.
+        lora_scale: of the LoRA.
+        scheduler: the pipeline's own, or another kind built from its config.
+        timestep_spacing: in place of the scheduler's own.
         num_inference_steps: denoising steps.
         guidance_scale: of classifier-free guidance; 0 unconditional, 1 conditional, negative opposite.
         negative_prompt: in place of the empty prompt.
@@ -112,7 +119,11 @@ class Generate(pl.LightningModule):
         self,
         pipeline: str,
         revision: str | None = None,
-        scheduler: Literal["own", "ddim", "dpm"] = "own",
+        config: str | None = None,
+        lora: str | None = None,
+        lora_scale: float = 1.0,
+        scheduler: Scheduler = "own",
+        timestep_spacing: Literal["leading", "linspace", "trailing"] | None = None,
         num_inference_steps: int = 50,
         guidance_scale: float = 7.5,
         negative_prompt: str = "",
@@ -120,10 +131,14 @@ class Generate(pl.LightningModule):
         dtype: Literal["float32", "float16", "bfloat16"] = "float32",
     ):
         super().__init__()
-        check_pipeline(pipeline)
+        check_pipeline(pipeline, config)
+        if lora:
+            check_lora(lora)
         if num_inference_steps < 1:
             raise ValueError(f"num_inference_steps must be at least 1, not {num_inference_steps}")
-        self.source, self.revision, self.scheduler = pipeline, revision, scheduler
+        self.source, self.revision, self.config = pipeline, revision, config
+        self.lora, self.lora_scale = lora, lora_scale
+        self.scheduler, self.timestep_spacing = scheduler, timestep_spacing
         self.num_inference_steps, self.scale = num_inference_steps, guidance_scale
         self.negative_prompt, self.resolution, self.weights = negative_prompt, resolution, dtype
 
@@ -132,7 +147,12 @@ class Generate(pl.LightningModule):
             "pipeline": self.source,
             "pipeline_sha256": fingerprint(self.source),
             "revision": self.revision,
+            "config": self.config,
+            "lora": self.lora,
+            "lora_sha256": self.lora and fingerprint(self.lora),
+            "lora_scale": self.lora_scale,
             "scheduler": self.scheduler,
+            "timestep_spacing": self.timestep_spacing,
             "num_inference_steps": self.num_inference_steps,
             "guidance_scale": self.scale,
             "negative_prompt": self.negative_prompt,
@@ -143,7 +163,10 @@ class Generate(pl.LightningModule):
     def setup(self, stage: str) -> None:
         if not hasattr(self, "pipe"):  # a comparison predicts with one module again and again
             dtype = getattr(torch, self.weights)
-            self.pipe = load_pipeline(self.source, self.revision, self.scheduler, dtype)
+            self.pipe = load_pipeline(
+                self.source, self.revision, dtype, self.lora, self.lora_scale, self.config
+            )
+            self.pipe.scheduler = make_scheduler(self.pipe.scheduler, self.scheduler, self.timestep_spacing)
         prepare(self.pipe.scheduler, self.scale, self.num_inference_steps, self.rules)  # fails before the bar
 
     @property
@@ -157,6 +180,13 @@ class Generate(pl.LightningModule):
 
     def on_predict_start(self) -> None:
         self.pipe.to(self.device)
+        texts = list(dict.fromkeys(request.prompt for request in self.trainer.datamodule.requests))
+        long = too_long(self.pipe, texts)
+        if long and self.global_rank == 0:
+            log.warning(
+                "%d of %d prompts are longer than the %d tokens that the model reads: their ends are ignored "
+                "(the first: %r)", len(long), len(texts), self.pipe.tokenizer.model_max_length, long[0],
+            )  # fmt: skip
 
     def predict_step(self, batch: list[Request], batch_index: int) -> Generated:
         return self.generate([Request(*request) for request in batch], self.rules)
@@ -165,18 +195,13 @@ class Generate(pl.LightningModule):
         """Images of the requests, under the rules."""
         started = time.perf_counter()
         quiet = True if self.global_rank else None  # None: no bar where the output is not a terminal
-        steps = self.num_inference_steps
-        with tqdm(desc="denoise", total=steps, position=1, leave=False, disable=quiet) as bar:
+        with tqdm(desc="denoise", total=0, position=1, leave=False, disable=quiet) as bar:
             images, denoised = make_images(
-                self.pipe,
-                self.device,
-                [request.prompt for request in requests],
-                [request.seed for request in requests],
-                self.side_pixels,
-                self.scale,
-                steps,
-                self.negative_prompt,
-                rules,
-                bar.update,
-            )
-        return Generated(requests, images, denoised, (time.perf_counter() - started) / len(requests))
+                self.pipe, self.device, requests, self.side_pixels, self.scale, self.num_inference_steps,
+                self.negative_prompt, rules, bar,
+            )  # fmt: skip
+        seconds = (time.perf_counter() - started) / len(requests)
+        watched = next((rule.watched_space for rule in rules if rule.watched_space), None)
+        nowhere: list[str | None] = [None] * len(requests)
+        alternatives = next((rule.alternatives for rule in rules if rule.alternatives), nowhere)
+        return Generated(requests, images, denoised, seconds, watched, alternatives)

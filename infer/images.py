@@ -1,44 +1,77 @@
-"""Prompts and seeds -> images, with a loaded pipeline: what predicting and watching a training share."""
+"""Requests -> images, with a loaded pipeline: what predicting and watching a training share."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from PIL.Image import Image
+from torch import Tensor
+from tqdm import tqdm
 
-from infer.denoise import Denoised, GuidanceRule, denoise
+from infer.denoise import Denoised, denoise
+from infer.rules import GuidanceRule, Request
 from infer.seeds import initial_noise
+
+
+@contextmanager
+def quiet_truncation() -> Iterator[None]:
+    """Prompts that are too long are reported once, not at each batch."""
+    from diffusers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+
+
+def too_long(pipe: Any, texts: Sequence[str]) -> list[str]:
+    """Those with more tokens than the text encoder takes (77 in CLIP): the model does not see their end."""
+    ids = pipe.tokenizer(list(texts), padding=False, truncation=False, verbose=False).input_ids
+    limit = pipe.tokenizer.model_max_length
+    return [text for text, tokens in zip(texts, ids, strict=True) if len(tokens) > limit]
+
+
+def embed(pipe: Any, texts: Sequence[str], device: torch.device) -> Tensor:
+    """Text embeddings, (len(texts), tokens, width). A text that comes again is encoded once."""
+    distinct = list(dict.fromkeys(texts))
+    with quiet_truncation():
+        embedded, _ = pipe.encode_prompt(distinct, device, 1, do_classifier_free_guidance=False)
+    return embedded[torch.tensor([distinct.index(text) for text in texts], device=device)]
 
 
 @torch.no_grad()
 def make_images(
     pipe: Any,
     device: torch.device,
-    prompts: list[str],
-    seeds: Sequence[int],
+    requests: Sequence[Request],
     resolution: int,
     guidance_scale: float,
     num_inference_steps: int,
     negative_prompt: str = "",
     rules: Sequence[GuidanceRule] = (),
-    on_step: Callable[[], object] = lambda: None,
+    bar: tqdm | None = None,
 ) -> tuple[list[Image], Denoised]:
-    """One image per prompt and seed, as stock diffusers would make it where no rule changes the guidance.
+    """One image per request, as stock diffusers would make it where no rule changes the guidance.
 
-    `pipe` is a StableDiffusionPipeline on `device`; `resolution` is in pixels. A prompt that comes again is
-    encoded once.
+    `pipe` is a StableDiffusionPipeline on `device`; `resolution` is in pixels; `negative_prompt` is for
+    requests without one of their own. Latents that are not finite give a black image; `failed_at` tells.
     """
-    texts = list(dict.fromkeys(prompts))
-    conditional, unconditional = pipe.encode_prompt(
-        texts, device, 1, do_classifier_free_guidance=True, negative_prompt=[negative_prompt] * len(texts)
-    )
-    rows = torch.tensor([texts.index(prompt) for prompt in prompts], device=device)
+    for rule in rules:
+        rule.prepare(pipe, requests, device)
+    negatives = [negative_prompt if r.negative_prompt is None else r.negative_prompt for r in requests]
+    conditional = embed(pipe, [request.prompt for request in requests], device)
     side = resolution // pipe.vae_scale_factor
     shape = (pipe.unet.config.in_channels, side, side)
-    noise, generators = initial_noise(seeds, shape, conditional.dtype)
+    noise, generators = initial_noise([request.seed for request in requests], shape, conditional.dtype)
     denoised = denoise(
-        pipe.unet, pipe.scheduler, noise.to(device), unconditional[rows], conditional[rows],
-        guidance_scale, num_inference_steps, rules, generators, on_step,
+        pipe.unet, pipe.scheduler, noise.to(device), embed(pipe, negatives, device), conditional,
+        guidance_scale, num_inference_steps, rules, generators, bar,
     )  # fmt: skip
-    decoded = pipe.vae.decode(denoised.latents / pipe.vae.config.scaling_factor, return_dict=False)[0]
-    return pipe.image_processor.postprocess(decoded, output_type="pil"), denoised
+    failed = (denoised.failed_at >= 0).to(device).view(-1, 1, 1, 1)
+    decoded = pipe.vae.decode(
+        denoised.latents.masked_fill(failed, 0) / pipe.vae.config.scaling_factor, return_dict=False
+    )[0]
+    return pipe.image_processor.postprocess(decoded.masked_fill(failed, -1), output_type="pil"), denoised

@@ -4,6 +4,7 @@ A part (`parts/*.parquet`) is written after its images, by one rank. `merge` tur
 `samples.parquet` and `traces.parquet`. Whatever is in either is done and is not made again.
 """
 
+import json
 import os
 import shutil
 from collections.abc import Iterable
@@ -109,3 +110,37 @@ def merge(folder: Path, order: Iterable[tuple[str, int]]) -> pd.DataFrame:
     for stray in (folder / "images").glob(".*"):  # of a run that was killed
         stray.unlink()
     return samples
+
+
+def write_summary(folder: Path, rows: pd.DataFrame, has_transition: bool) -> None:
+    """`summary.json`: counts, cost, when the transition fired, and what did not go as asked."""
+    transition = rows["transition_timestep"].astype(float)
+    fired = int(transition.notna().sum())
+    summary = {
+        "mitigation": rows["mitigation"].iloc[0],
+        "images": len(rows),
+        "nfe_mean": rows["nfe"].mean(),
+        "seconds_per_image": rows["seconds"].mean(),
+        "watched": rows["watched"].iloc[0],
+        "fired": fired,
+        "never_fired": len(rows) - fired if has_transition else None,
+        "transition_timestep_median": transition.median() if fired else None,
+        "with_alternative": int(rows["alternative_prompt"].notna().sum()),
+        "failed": int(rows["failed_step"].notna().sum()),
+    }
+    write_atomically(folder / "summary.json", lambda part: part.write_text(json.dumps(summary, indent=2)))
+
+
+def told(folder: Path) -> str:
+    """The summary in a line."""
+    summary = json.loads((folder / "summary.json").read_text())
+    line = f"{summary['images']} images, {summary['nfe_mean']:.1f} UNet evaluations each"
+    if summary["never_fired"] is not None:
+        line += f"; the transition came for {summary['fired']}"
+        if summary["fired"]:
+            line += f", median t = {summary['transition_timestep_median']:g}"
+        if summary["never_fired"]:
+            line += f", and NEVER for {summary['never_fired']}: they kept the scale before it to the end"
+    if summary["failed"]:
+        line += f"; {summary['failed']} FAILED (latents not finite): black images, left out of scores"
+    return line

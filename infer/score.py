@@ -35,7 +35,10 @@ class TrainingSet:
 
 
 def score(folder: Path, training: TrainingSet, clip: ClipScore) -> pd.DataFrame:
-    """Fill `similarity_own`, `similarity_top`, `top_train_id`, `clip_score`, `sscd_*` of a run's rows."""
+    """Fill `similarity_own`, `similarity_top`, `top_train_id`, `clip_score`, `sscd_*` of a run's rows.
+
+    Rows that failed (a black image) get no score.
+    """
     rows = pd.read_parquet(folder / "samples.parquet")
 
     def images() -> Iterator[Image.Image]:  # ten thousand at once would not fit
@@ -48,6 +51,8 @@ def score(folder: Path, training: TrainingSet, clip: ClipScore) -> pd.DataFrame:
         if prefix == "similarity":
             rows["top_train_id"] = [training.images[index].id for index in found.top_index.tolist()]
     rows["clip_score"] = clip(images(), list(rows["prompt"]))
+    scores = [name for name in rows if name.endswith(("_own", "_top", "top_train_id", "clip_score"))]
+    rows[scores] = rows[scores].where(rows["failed_step"].isna())
     write_atomically(folder / "samples.parquet", lambda part: rows.to_parquet(part, index=False))
     return rows
 
@@ -62,7 +67,8 @@ def summarize(mitigation: str, rows: pd.DataFrame) -> dict[str, object]:
         out |= {f"{prefix}_top_p95": top.quantile(0.95)}
     transition = rows["transition_timestep"].astype(float)
     return out | {
-        "share_above_05": (rows["similarity_own"] > 0.5).mean(),
+        "failed": int(rows["failed_step"].notna().sum()),
+        "share_above_05": (rows["similarity_own"].dropna() > 0.5).mean(),
         "clip_score_mean": rows["clip_score"].mean(),
         "fid": np.nan,
         "nfe_mean": rows["nfe"].mean(),

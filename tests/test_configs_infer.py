@@ -75,7 +75,7 @@ def test_the_papers_presets_are_the_papers() -> None:
     "content, message",
     [
         ("class_path: StaticTransition\ninit_args: {timstep: 1}\n", "timstep"),
-        ("class_path: StaticTransition\ninit_args: {timestep: 1000}\n", "0..999"),
+        ("class_path: StaticTransition\ninit_args: {timestep: -5}\n", "must not be negative"),
         ("class_path: NoSuchTransition\n", "NoSuchTransition"),
         ("{", "own.yaml"),
     ],

@@ -7,14 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from callbacks.dynamic_transition import DynamicTransition
 from callbacks.static_transition import StaticTransition
 from data.pipeline import load_pipeline
-from infer.denoise import Denoised, DenoisingStep, GuidanceRule, denoise
-from infer.generate import Generate, Request
+from infer.denoise import Denoised, denoise
+from infer.generate import Generate
+from infer.rules import DenoisingStep, GuidanceRule, Request
+from infer.schedulers import SCHEDULERS, make_scheduler
 from tests.conftest import BASE, CAPTIONS, random_pipeline
 
 NEVER = None
@@ -32,7 +34,8 @@ def models(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
 def generator_of(folder: Path, **settings) -> Generate:
     """The predict module with its pipeline loaded, without a trainer."""
     module = Generate(str(folder), **settings)
-    module.pipe = load_pipeline(str(folder), scheduler=module.scheduler)
+    module.pipe = load_pipeline(str(folder))
+    module.pipe.scheduler = make_scheduler(module.pipe.scheduler, module.scheduler, module.timestep_spacing)
     return module
 
 
@@ -40,14 +43,19 @@ def requests(count: int) -> list[Request]:
     return [Request(f"s{n}", 0, CAPTIONS[n], 1000 + n) for n in range(count)]
 
 
-@pytest.mark.parametrize("scheduler, steps", [("ddim", 10), ("dpm", 20)])
-@pytest.mark.parametrize("scale", [3.0, 7.5])
-@pytest.mark.parametrize("model", ["v", "epsilon", "bundled"])
+@pytest.mark.parametrize(
+    "settings",
+    [{"scheduler": name} for name in SCHEDULERS]
+    + [{"scheduler": name, "timestep_spacing": spacing} for name in ("ddim", "dpm", "euler", "pndm", "unipc")
+       for spacing in ("linspace", "trailing")],
+    ids=lambda settings: "-".join(settings.values()),
+)  # fmt: skip
+@pytest.mark.parametrize("model, steps, scale", [("v", 10, 3.0), ("epsilon", 20, 7.5), ("bundled", 6, 3.0)])
 def test_without_mitigation_it_is_stock_diffusers(
-    models: dict[str, Path], model: str, scale: float, scheduler: str, steps: int
+    models: dict[str, Path], settings: dict[str, str], model: str, steps: int, scale: float
 ) -> None:
     """Latents and images, of the same seeds."""
-    module = generator_of(models[model], scheduler=scheduler, num_inference_steps=steps, guidance_scale=scale)
+    module = generator_of(models[model], num_inference_steps=steps, guidance_scale=scale, **settings)
     made = module.generate(requests(2))
     latents: list[Tensor] = []
     stock = module.pipe(
@@ -57,6 +65,7 @@ def test_without_mitigation_it_is_stock_diffusers(
         generator=[torch.Generator().manual_seed(request.seed) for request in requests(2)],
         callback_on_step_end=lambda pipe, index, t, state: latents.append(state["latents"]) or state,
     ).images
+    assert made.denoised.latents.isfinite().all()
     assert (made.denoised.latents - latents[-1]).abs().max() <= 1e-5
     assert np.array_equal(np.stack(made.images), np.stack(stock))
 
@@ -166,20 +175,20 @@ def test_where_the_papers_transitions_fall(spacing: str, timestep: int, first: i
 
 
 @pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
-@pytest.mark.parametrize("timestep", [0, 1, 500, 979])
+@pytest.mark.parametrize("timestep", [21, 500, 978, 978.9])
 def test_static_transition_holds_exactly_at_and_below_its_timestep(spacing: str, timestep: int) -> None:
-    """On every grid; where none is so low, never."""
+    """On every grid."""
     made = dry_run(scheduler_of(timestep_spacing=spacing), StaticTransition(timestep))
-    assert made.guidance_scale[0].tolist() == [7.5 if t <= timestep else 0.0 for t in made.timesteps]
-    guided = [t for t in made.timesteps if t <= timestep]
-    assert made.transition_timestep.nan_to_num(-1).item() == (guided[0] if guided else -1)
+    timesteps = made.timesteps[0].tolist()
+    assert made.guidance_scale[0].tolist() == [7.5 if t <= timestep else 0.0 for t in timesteps]
+    assert made.transition_timestep.item() == max(t for t in timesteps if t <= timestep)
 
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_of_two_transitions_the_later_one_gives_the_full_scale(order: int) -> None:
     rules = [StaticTransition(700, 1.0), StaticTransition(500, -2.0)][::order]
     made = denoise(lambda x, t, **options: (torch.zeros_like(x),), scheduler_of(), *inputs(1), 7.5, 10, rules)
-    assert [t for t, s in zip(made.timesteps, made.guidance_scale[0], strict=True) if s == 7.5] == [
+    assert [t for t, s in zip(made.timesteps[0], made.guidance_scale[0], strict=True) if s == 7.5] == [
         401,
         301,
         201,
@@ -189,16 +198,21 @@ def test_of_two_transitions_the_later_one_gives_the_full_scale(order: int) -> No
     assert made.transition_timestep.tolist() == [401]
 
 
-@pytest.mark.parametrize("timestep", [-1, 1000])
-def test_a_transition_outside_of_the_schedule_is_refused(timestep: int) -> None:
-    with pytest.raises(ValueError, match="0..999"):
-        StaticTransition(timestep)
+def test_a_negative_transition_is_refused() -> None:
+    with pytest.raises(ValueError, match="must not be negative, as -1 is"):
+        StaticTransition(-1)
 
 
 @pytest.mark.parametrize(
     "rule, message",
     [
-        (StaticTransition(981), "first of 50 timesteps is 981"),
+        (StaticTransition(981), "never hold guidance back: the 50 timesteps.* from 981 to 1 .of 0..999"),
+        (StaticTransition(0.5), "never give guidance: the 50 timesteps of this schedule run from 981 to 1 "),
+        (
+            DynamicTransition(fallback_timestep=981),
+            "fallback at 981 is outside .* 50 timesteps run from 981 to 1",
+        ),
+        (DynamicTransition(steps_after=50), "above 50, not 50"),
         (StaticTransition(500, 7.5), "guidance_before equals guidance_scale"),
         (DynamicTransition(7.5), "guidance_before equals guidance_scale"),
     ],
@@ -213,11 +227,17 @@ def test_dynamic_transition_needs_three_steps() -> None:
         dry_run(scheduler_of(), DynamicTransition(), 2)
 
 
-@pytest.mark.parametrize("option", [{"prediction": "sample"}, {"kind": EulerDiscreteScheduler}])
-def test_schedulers_that_the_loop_cannot_serve_are_refused(option: dict) -> None:
+def test_schedulers_that_the_loop_cannot_serve_are_refused() -> None:
     """By name, with what to use instead."""
-    with pytest.raises(ValueError, match="'sample'.*only epsilon|EulerDiscreteScheduler.*use DDIM"):
-        dry_run(scheduler_of(**option), GuidanceRule())
+    with pytest.raises(ValueError, match="'sample'.*only epsilon"):
+        dry_run(scheduler_of(prediction="sample"), GuidanceRule())
+    with pytest.raises(ValueError, match="FlowMatchEulerDiscreteScheduler is not supported.*ddim, .*unipc"):
+        dry_run(FlowMatchEulerDiscreteScheduler(), GuidanceRule())
+    own = scheduler_of()
+    with pytest.raises(ValueError, match="no scheduler 'best': there are own, ddim"):
+        make_scheduler(own, "best")
+    with pytest.raises(ValueError, match="LCMScheduler does not heed timestep_spacing"):
+        make_scheduler(own, "lcm", "trailing")
 
 
 # Dynamic transition on made curves
@@ -292,7 +312,7 @@ def test_dynamic_transition_in_the_loop(unet: torch.nn.Module) -> None:
     assert any(step is not NEVER for step in fired) and len(set(fired)) > 1
     expected = [[-2.0] * (20 if f is NEVER else f) + [7.5] * (0 if f is NEVER else 20 - f) for f in fired]
     assert made.guidance_scale.tolist() == expected
-    scale = dict(zip(made.timesteps, made.guidance_scale.T.view(20, 6, 1, 1, 1), strict=True))
+    scale = dict(zip(made.timesteps[0].tolist(), made.guidance_scale.T.view(20, 6, 1, 1, 1), strict=True))
     reference = by_hand(unet, scheduler_of(), 6, 20, lambda t, u, c: u + scale[t] * (c - u))
     assert torch.allclose(made.latents, reference, atol=1e-3)
 
@@ -334,7 +354,7 @@ def test_predictions_left_out_change_nothing(unet: torch.nn.Module, monkeypatch:
     """Rows of one batch that need different predictions get what they get when everything is evaluated."""
     monkeypatch.setattr(torch, "empty_like", lambda x: torch.full_like(x, math.nan))  # what memory may hold
     made = denoise(unet, scheduler_of(), *inputs(4), 7.5, 10, [PerSample()])
-    early = made.timesteps[:5]
+    early = made.timesteps[0, :5].tolist()
 
     def guide(t: int, u: Tensor, c: Tensor) -> Tensor:
         scales = PerSample.SCALES if t in early else PerSample.SCALES.flip(0)
@@ -347,8 +367,8 @@ def test_traces_are_in_epsilon_space_and_empty_where_nothing_was_computed(unet: 
     """eps = alpha v + sigma x: the difference is alpha (v_c - v_u), at every step."""
     counting, scheduler = Counting(unet), scheduler_of()
     made = denoise(counting, scheduler, *inputs(3), 7.5, 10, [StaticTransition(500)])
-    alphas = scheduler.alphas_cumprod[made.timesteps].sqrt()
-    early = [index for index, t in enumerate(made.timesteps) if t > 500]
+    alphas = scheduler.alphas_cumprod[made.timesteps[0].long()].sqrt()
+    early = [index for index, t in enumerate(made.timesteps[0]) if t > 500]
     assert early == [0, 1, 2, 3, 4]
     assert made.difference_rms[:, early].isnan().all() and made.conditional_rms[:, early].isnan().all()
     assert not made.unconditional_rms.isnan().any()

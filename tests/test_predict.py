@@ -81,8 +81,8 @@ def assert_same_run(folder: Path, other: Path, tolerance: int = 0) -> None:
 def test_a_run_folder_is_complete(finished: Path, tiny_pipeline: Path) -> None:
     rows = pd.read_parquet(finished / "samples.parquet")
     assert list(rows) == [
-        "prompt_id", "sample", "prompt", "seed", "mitigation", "guidance_scale", "transition_timestep", "nfe",
-        "seconds", "image",
+        "prompt_id", "sample", "prompt", "negative_prompt", "alternative_prompt", "seed", "mitigation",
+        "guidance_scale", "watched", "transition_timestep", "nfe", "seconds", "image", "failed_step",
     ]  # fmt: skip
     assert list(zip(rows["prompt_id"], rows["sample"], strict=True)) == [
         (f"s{n}", sample) for n in range(3) for sample in range(2)
@@ -102,10 +102,14 @@ def test_a_run_folder_is_complete(finished: Path, tiny_pipeline: Path) -> None:
     assert list(traces["guidance_scale"][:STEPS]) == [0, 0, 7.5, 7.5, 7.5, 7.5]
     assert list(traces["difference_rms"][:STEPS].isna()) == [True, True, False, False, False, False]
     config = yaml.safe_load((finished / "config.yaml").read_text())
-    assert config["mitigations"][0]["init_args"] == {"timestep": 500, "guidance_before": 0.0}
+    assert config["mitigations"][0]["init_args"] == {
+        "timestep": 500, "guidance_before": 0.0, "gate": None, "ramp_timesteps": 0.0, "steps_after": None,
+        "restart_solver": False,
+    }  # fmt: skip
     assert config["pipeline"] == str(tiny_pipeline) and config["guidance_scale"] == 7.5
     summary = json.loads((finished / "summary.json").read_text())
     assert summary["images"] == 6 and summary["nfe_mean"] == 10 and summary["fired"] == 6
+    assert summary["never_fired"] == summary["failed"] == 0 and summary["transition_timestep_median"] == 499
     names = {path.name for path in finished.iterdir()}
     assert names == {"images", "samples.parquet", "traces.parquet", "config.yaml", "summary.json"}
 
@@ -319,7 +323,7 @@ def test_a_run_that_failed_does_not_keep_the_folder(
 ) -> None:
     """It made nothing: the corrected command may have it."""
     error = refused([*arguments, "--mitigation.timestep", "999", "--out", str(tmp_path)], capsys)
-    assert "the first of 6 timesteps is 831" in error
+    assert "the 6 timesteps of this schedule run from 831 to 1" in error
     assert main([*arguments, "--data.limit", "1", "--out", str(tmp_path)]) == 0
 
 
@@ -333,7 +337,7 @@ def test_a_run_that_failed_does_not_keep_the_folder(
         (["--data.prompts", "/nowhere/prompts.txt"], "no prompt file"),
         (["--data.limit", "0"], "limit must be at least 1"),
         (["--data.batch_size", "0"], "must be at least 1"),
-        (["--mitigation.timestep", "2000"], "0..999, not 2000"),
+        (["--mitigation.timestep", "2000"], "would never hold guidance back"),
         (["--mitigation.guidance_before", "7.5"], "guidance_before equals guidance_scale"),
         (["--mitigation.nonsense", "1"], "'nonsense' is not accepted"),
         (["--mitigation", "spt"], "there are dtp, none, og_dtp, og_stp, stp"),

@@ -161,7 +161,7 @@ def rows(**columns: list) -> pd.DataFrame:
     return pd.DataFrame(
         {"similarity_own": own, "similarity_top": [0.4, 0.6, 0.6, 0.9], "clip_score": [0.1, 0.2, 0.3, 0.6],
          "nfe": [10, 10, 20, 20], "seconds": [1.0, 1.0, 2.0, 4.0],
-         "transition_timestep": [np.nan, 500.0, 700.0, 600.0]} | columns
+         "transition_timestep": [np.nan, 500.0, 700.0, 600.0], "failed_step": [np.nan] * 4} | columns
     )  # fmt: skip
 
 
@@ -171,7 +171,7 @@ def test_a_summary_is_what_one_gets_by_hand() -> None:
         {
             "mitigation": "dtp", "images": 4,
             "similarity_own_mean": 0.4, "similarity_own_std": 0.1**0.5, "similarity_own_p95": 0.77,
-            "similarity_top_mean": 0.625, "similarity_top_p95": 0.855, "share_above_05": 0.5,
+            "similarity_top_mean": 0.625, "similarity_top_p95": 0.855, "share_above_05": 0.5, "failed": 0,
             "clip_score_mean": 0.3, "fid": np.nan, "nfe_mean": 15.0, "seconds_per_image": 2.0,
             "fired_share": 0.75, "transition_timestep_median": 600.0,
         }, nan_ok=True,

@@ -1,0 +1,152 @@
+"""One batch's guidance: which predictions a step needs, what the rules make of them, and the traces."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from infer.rules import DenoisingStep, GuidanceRule, rms
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of one model call: samples `index[:split]` unconditional, `index[split:]` conditional."""
+
+    unconditional: Tensor  # (B,) bool, CPU
+    conditional: Tensor
+    index: Tensor  # on the device
+    split: int
+    device_unconditional: Tensor  # (B,) bool, on the device
+    device_conditional: Tensor
+
+    @classmethod
+    def select(cls, unconditional: Tensor, conditional: Tensor, device: torch.device) -> "Rows":
+        index = torch.cat([unconditional.nonzero()[:, 0], conditional.nonzero()[:, 0]])
+        return cls(
+            unconditional, conditional, index.to(device), int(unconditional.sum()),
+            unconditional.to(device), conditional.to(device),
+        )  # fmt: skip
+
+    def serves(self, unconditional: Tensor, conditional: Tensor) -> bool:
+        return torch.equal(self.unconditional, unconditional) and torch.equal(self.conditional, conditional)
+
+    def pick(self, unconditional: Tensor, conditional: Tensor) -> Tensor:
+        """The rows' entries of two tensors (B, ...), in the order of the call."""
+        return torch.cat([unconditional[self.index[: self.split]], conditional[self.index[self.split :]]])
+
+
+@dataclass
+class Guidance:
+    """Decides, evaluates and mixes the predictions of `count` samples; NaN stands where nothing was computed.
+
+    Traces are lists of (B,) tensors on the device, one a step: no step waits for it.
+    """
+
+    rules: Sequence[GuidanceRule]
+    count: int
+    device: torch.device
+    timesteps: list[Tensor] = field(default_factory=list)
+    unconditional_rms: list[Tensor] = field(default_factory=list)
+    conditional_rms: list[Tensor] = field(default_factory=list)
+    difference_rms: list[Tensor] = field(default_factory=list)
+    guidance_scale: list[Tensor] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.nfe = torch.zeros(self.count, dtype=torch.long)
+        self.rows: Rows | None = None  # the same for many steps
+        for rule in self.rules:
+            rule.begin(self.count, self.device)
+
+    def decide(self, step: DenoisingStep) -> tuple[Tensor, Tensor | None]:
+        """s and a of each row, (B,), after all rules."""
+        scale, push = torch.full((self.count,), float(step.guidance_scale)), None
+        for rule in self.rules:
+            scale = rule.guidance_scale(step, scale)
+            push = rule.alternative_scale(step) if push is None else push
+        return scale, push
+
+    def __call__(
+        self,
+        step: DenoisingStep,
+        predict: Callable[[Rows], Tensor],
+        active: Tensor | None = None,
+        observe: bool = True,
+    ) -> Tensor:
+        """u + s (c - u) + a (n - u), (B, C, H, W).
+
+        Args:
+            step: without predictions; has them afterwards.
+            predict: the model's output for the rows.
+            active: (B,) bool on the CPU; rows outside of it are not evaluated: what they get means nothing.
+            observe: whether the rules look.
+        """
+        active = torch.ones(self.count, dtype=torch.bool) if active is None else active
+        scale, push = self.decide(step)
+        if observe and any(rule.watches(step) for rule in self.rules):
+            need_u = need_c = active  # whatever the scales: they stay on the device
+        else:
+            need_u = active & ((scale if push is None else scale + push) != 1).cpu()
+            need_c = active & (scale != 0).cpu()
+        if self.rows is None or not self.rows.serves(need_u, need_c):
+            self.rows = Rows.select(need_u, need_c, self.device)
+        evaluate(step, self.rows, predict)
+        self.nfe += need_u.long() + need_c.long()
+        if observe:
+            for rule in self.rules:
+                rule.observe(step)
+            scale, push = self.decide(step)
+        alternative = None if push is None else self.evaluate_alternative(step, push, active)
+        self.record(step, scale, active)
+        guided = step.unconditional + per_row(scale, step.latents) * (step.conditional - step.unconditional)
+        if alternative is not None:
+            guided = guided + per_row(push, step.latents) * (alternative - step.unconditional)
+        return guided
+
+    def evaluate_alternative(self, step: DenoisingStep, push: Tensor, active: Tensor) -> Tensor | None:
+        """n where a is not 0; it also stands in for predictions that such a row went without."""
+        needed = active & (push != 0).cpu()
+        if not needed.any():
+            return None
+        rule = next(rule for rule in self.rules if rule.alternative_scale(step) is not None)
+        alternative, spent = rule.alternative(step, needed)
+        self.nfe += spent * needed.long()
+        missing = (needed & ~self.rows.unconditional).to(self.device).view(-1, 1, 1, 1)
+        step.unconditional = torch.where(missing, alternative, step.unconditional)
+        missing = (needed & ~self.rows.conditional).to(self.device).view(-1, 1, 1, 1)
+        step.conditional = torch.where(missing, step.unconditional, step.conditional)
+        return torch.where(needed.to(self.device).view(-1, 1, 1, 1), alternative, step.unconditional)
+
+    def record(self, step: DenoisingStep, scale: Tensor, active: Tensor) -> None:
+        """Magnitudes in epsilon space and the applied scale, without waiting for the device."""
+        has_u, has_c = self.rows.device_unconditional, self.rows.device_conditional
+        alive = active.to(self.device)
+        nan = torch.full((self.count,), math.nan, device=self.device)
+        self.timesteps.append(torch.where(alive, torch.full_like(nan, step.timestep), nan))
+        self.unconditional_rms.append(torch.where(has_u, rms(step.epsilon(step.unconditional)), nan))
+        self.conditional_rms.append(torch.where(has_c, rms(step.epsilon(step.conditional)), nan))
+        self.difference_rms.append(torch.where(has_u & has_c, step.difference_rms, nan))
+        self.guidance_scale.append(torch.where(alive, scale.to(self.device).float(), nan))
+
+
+def per_row(scale: Tensor, like: Tensor) -> Tensor:
+    return scale.to(like).view(-1, *[1] * (like.ndim - 1))
+
+
+def evaluate(step: DenoisingStep, rows: Rows, predict: Callable[[Rows], Tensor]) -> None:
+    """Run the model on the rows and put the predictions on the step."""
+    if not len(rows.index):
+        step.unconditional = step.conditional = torch.zeros_like(step.latents)
+        return
+    output = predict(rows)
+    if len(rows.index) == 2 * len(step.latents):
+        step.unconditional, step.conditional = output.chunk(2)
+        return
+    split, index = rows.split, rows.index
+    unconditional, conditional = torch.zeros_like(step.latents), torch.zeros_like(step.latents)
+    unconditional[index[:split]], conditional[index[split:]] = output[:split], output[split:]
+    has_u = rows.device_unconditional.view(-1, 1, 1, 1)
+    has_c = rows.device_conditional.view(-1, 1, 1, 1)
+    step.unconditional = torch.where(has_u, unconditional, conditional)
+    step.conditional = torch.where(has_c, conditional, unconditional)

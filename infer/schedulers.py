@@ -1,0 +1,96 @@
+"""The diffusers schedulers that the loop serves, their noise levels, and how one is taken up midway."""
+
+import copy
+import math
+from typing import Any, Literal
+
+SCHEDULERS = {
+    "ddim": "DDIMScheduler",
+    "ddpm": "DDPMScheduler",
+    "deis": "DEISMultistepScheduler",
+    "dpm": "DPMSolverMultistepScheduler",
+    "dpm_single": "DPMSolverSinglestepScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "euler_ancestral": "EulerAncestralDiscreteScheduler",
+    "heun": "HeunDiscreteScheduler",
+    "lcm": "LCMScheduler",
+    "pndm": "PNDMScheduler",
+    "unipc": "UniPCMultistepScheduler",
+}
+Scheduler = Literal["own", *SCHEDULERS]
+
+
+def make_scheduler(own: Any, name: str = "own", timestep_spacing: str | None = None) -> Any:
+    """The pipeline's own scheduler, or another kind with its noise schedule and prediction type.
+
+    `timestep_spacing` (leading, linspace, trailing) replaces the one in its config. ValueError for a name or
+    a spacing that this kind does not know.
+    """
+    import diffusers
+
+    if name not in ("own", *SCHEDULERS):
+        raise ValueError(f"no scheduler {name!r}: there are own, {', '.join(SCHEDULERS)}")
+    kind = type(own) if name == "own" else getattr(diffusers, SCHEDULERS[name])
+    if not timestep_spacing:
+        return kind.from_config(own.config)
+    grids = []
+    for spacing in ("leading", "trailing"):
+        probe = kind.from_config(own.config, timestep_spacing=spacing)
+        probe.set_timesteps(4)
+        grids.append(probe.timesteps.tolist())
+    if grids[0] == grids[1]:
+        raise ValueError(f"{kind.__name__} does not heed timestep_spacing: leave it out")
+    return kind.from_config(own.config, timestep_spacing=timestep_spacing)
+
+
+def check_scheduler(scheduler: Any) -> None:
+    """ValueError unless it is one of SCHEDULERS and its model predicts noise or v."""
+    name = type(scheduler).__name__
+    if name not in SCHEDULERS.values():
+        raise ValueError(f"{name} is not supported: choose a scheduler of {', '.join(SCHEDULERS)}")
+    if scheduler.config.prediction_type not in ("epsilon", "v_prediction"):
+        raise ValueError(
+            f"prediction_type {scheduler.config.prediction_type!r}: only epsilon and v_prediction work"
+        )
+
+
+def noise_levels(scheduler: Any) -> list[tuple[float, float]]:
+    """(alpha, sigma) of each timestep, alpha^2 + sigma^2 = 1.
+
+    Schedulers with `sigmas` hold sigma / alpha; the others are asked for the cumulated alphas.
+    """
+    if hasattr(scheduler, "sigmas"):
+        ratios = [float(sigma) for sigma in scheduler.sigmas[: len(scheduler.timesteps)]]
+        return [(1 / math.hypot(1, ratio), ratio / math.hypot(1, ratio)) for ratio in ratios]
+    kept = [float(scheduler.alphas_cumprod[int(t)]) for t in scheduler.timesteps]
+    return [(math.sqrt(alpha), math.sqrt(1 - alpha)) for alpha in kept]
+
+
+def continued(scheduler: Any, index: int, num_inference_steps: int | None, device: Any) -> tuple[Any, Any]:
+    """A fresh solver and its timesteps from `scheduler.timesteps[index]` on: the noise level stays the same.
+
+    None: the rest of the same grid, without the history of a multistep solver. A number: the rest of the grid
+    of so many steps over the whole schedule. ValueError where this scheduler cannot do that.
+    """
+    fresh, name = copy.deepcopy(scheduler), type(scheduler).__name__
+    if num_inference_steps is None:
+        if not hasattr(scheduler, "lower_order_nums"):
+            raise ValueError(f"{name} has no history to restart: use one of dpm, unipc, deis")
+        fresh.set_timesteps(scheduler.num_inference_steps, device=device)
+        fresh.set_begin_index(index)
+        return fresh, fresh.timesteps[index:]
+    start = scheduler.timesteps[index].item()
+    fresh.set_timesteps(num_inference_steps, device=device)
+    grid = [start, *(t for t in fresh.timesteps.tolist() if t < start)]
+    if name == "DDIMScheduler":  # its step is always 1000 / num_inference_steps long
+        stride = fresh.config.num_train_timesteps // num_inference_steps
+        if any(a - b != stride for a, b in zip(grid, grid[1:], strict=False)):
+            raise ValueError(
+                f"a grid of {num_inference_steps} DDIM steps does not meet timestep {start}: "
+                "use a multiple of num_inference_steps"
+            )
+        return fresh, fresh.timesteps.new_tensor(grid)
+    if name not in ("DPMSolverMultistepScheduler", "EulerDiscreteScheduler"):
+        raise ValueError(f"{name} cannot change its grid midway: use one of ddim, dpm, euler")
+    fresh.set_timesteps(timesteps=grid, device=device)
+    return fresh, fresh.timesteps
