@@ -40,9 +40,9 @@ def with_options_of(rule: type[GuidanceRule]) -> Callable:
 class TransitionGuidance(BaseGuidance):
     """Classifier-free guidance u + s (c - u); a rule of this project decides s, per sample and step.
 
-    The pipeline evaluates what the guider asks for, whole batches at a time: only the unconditional prediction
-    where s is 0 in every row, only the conditional one where it is 1, both where rows differ or the rule
-    watches. The rule starts afresh with each run. A subclass names the rule and takes its arguments, and
+    The pipeline evaluates what the guider asks for, whole batches at a time: only the unconditional
+    prediction where s is 0 in every row, only the conditional one where it is 1, both where rows differ or
+    the rule watches. The rule starts afresh with each run. Arguments: those of the rule, and
 
     Args:
         guidance_scale: the full scale.
@@ -95,7 +95,7 @@ class TransitionGuidance(BaseGuidance):
         if self._step is None or step <= self._step:
             self._batch_size, self._timesteps = None, []
             self._unit = 1000 if t <= 1 else 1  # some schedulers count from 1 to 0
-            self._num_steps = num_inference_steps - step  # a second guider takes over midway
+            self._num_steps = max(num_inference_steps - step, 1)  # a second guider takes over midway
         self._timesteps.append(t * self._unit)
         super().set_state(step, num_inference_steps, timestep)
 
@@ -122,7 +122,7 @@ class TransitionGuidance(BaseGuidance):
             self._wanted = [CONDITIONAL]
             return
         pairs = [value for value in inputs if isinstance(value, tuple) and value[0] is not None]
-        if not any(pair[-1] is not None for pair in pairs):
+        if not pairs or pairs[0][1] is None:  # the text comes first
             raise ValueError(
                 "this run has no unconditional input to guide away from: pass negative_prompt, if only as ''"
             )
@@ -172,7 +172,7 @@ class TransitionGuidance(BaseGuidance):
         self.rule.observe(self._now)
         scale = self.decide().to(conditional.device).view(-1, *[1] * (conditional.ndim - 1))
         self._now = None  # and its predictions
-        if len(self._timesteps) == self._num_steps:
+        if len(self._timesteps) == len(set(self._timesteps)) == self._num_steps:  # no step was taken twice
             self.check_again()
         guided = (unconditional + scale * (conditional - unconditional)).to(conditional.dtype)
         return GuiderOutput(pred=guided, pred_cond=conditional, pred_uncond=unconditional)
@@ -196,13 +196,12 @@ def check_sight(rule: GuidanceRule, prediction_type: str) -> None:
         )
     if rule.watched_space == "latents":
         raise ValueError("a guider does not see the latents, which this rule watches")
-    if prediction_type == "v_prediction" and rule.watched_space == "epsilon":
+    gated = getattr(rule, "gate", None) is not None
+    if prediction_type == "v_prediction" and (gated or rule.watched_space == "epsilon"):
         raise ValueError(
             "a guider does not know alpha_t, by which differences of v become those of the noise: "
-            'use watch="model_output"'
+            + ("leave out the gate" if gated else 'use watch="model_output"')
         )
-    if prediction_type == "v_prediction" and getattr(rule, "gate", None) is not None:
-        raise ValueError("a guider does not know alpha_t, which a gate needs where the model predicts v")
 
 
 class StaticTransitionGuidance(TransitionGuidance, rule=StaticTransition):

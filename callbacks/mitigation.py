@@ -18,6 +18,7 @@ class Mitigation(pl.Callback, GuidanceRule):
         """Class and settings, as the run folder records them."""
         arguments = inspect.signature(type(self)).parameters
         settings = {name: getattr(self, name) for name in arguments if name not in ("args", "kwargs")}
+        settings = {k: v.identity() if isinstance(v, Mitigation) else v for k, v in settings.items()}
         return {"class_path": f"{type(self).__module__}.{type(self).__name__}", "init_args": settings}
 
 

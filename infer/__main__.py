@@ -37,7 +37,7 @@ def unknown(name: str) -> ValueError:
 
 
 def changed(args: list[str], option: str, change: Callable[[str], str], new: str | None = None) -> list[str]:
-    """The arguments with `option value` and `option=value` as `new=change(value)`; `new` is `option` again."""
+    """The arguments with `option value` or `option=value` as `new=change(value)`; `new`: `option` again."""
     out, arguments = [], iter(args)
     for arg in arguments:
         name, equals, value = arg.partition("=")

@@ -10,27 +10,19 @@ import torch
 from torch import Generator, Tensor
 from tqdm import tqdm
 
-from infer.guidance import Guidance, Rows
+from infer.guidance import Guidance, Rows, Trace
 from infer.rules import DenoisingStep, GuidanceRule
 from infer.schedulers import check_scheduler, continued, noise_levels
 
 
-@dataclass
-class Denoised:
-    """Final latents and what happened: traces are (B, steps), NaN where nothing was computed.
+@dataclass(frozen=True)
+class Denoised(Trace):
+    """The trace; the final latents, (B, C, H, W); and the step after which a sample's were not finite.
 
-    `timesteps` is NaN where a sample did not take the step; `nfe` counts UNet rows per sample, (B,);
-    `failed_at` is the step after which a sample's latents were not finite, (B,), -1 where they always were.
+    `failed_at`, (B,), is -1 where they always were.
     """
 
     latents: Tensor
-    timesteps: Tensor
-    nfe: Tensor
-    unconditional_rms: Tensor
-    conditional_rms: Tensor
-    difference_rms: Tensor
-    guidance_scale: Tensor
-    transition_timestep: Tensor | None
     failed_at: Tensor
 
 
@@ -126,18 +118,7 @@ def denoise(
         failed_at = torch.where(rest.failed_at < 0, -1, rest.failed_at + index)
         run.failed_at = torch.where(left.to(device), failed_at, run.failed_at)
 
-    transitions = [found.cpu() for rule in rules if (found := rule.transition_timestep()) is not None]
-    return Denoised(
-        latents=latents,
-        timesteps=torch.stack(guidance.timesteps, 1).cpu(),
-        nfe=guidance.nfe,
-        unconditional_rms=torch.stack(guidance.unconditional_rms, 1).cpu(),
-        conditional_rms=torch.stack(guidance.conditional_rms, 1).cpu(),
-        difference_rms=torch.stack(guidance.difference_rms, 1).cpu(),
-        guidance_scale=torch.stack(guidance.guidance_scale, 1).cpu(),
-        transition_timestep=torch.stack(transitions).amin(0) if transitions else None,  # the last to let go
-        failed_at=run.failed_at.cpu(),
-    )
+    return Denoised(**vars(guidance.trace()), latents=latents, failed_at=run.failed_at.cpu())
 
 
 class Run:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -37,27 +37,41 @@ class Rows:
         return torch.cat([unconditional[self.index[: self.split]], conditional[self.index[self.split :]]])
 
 
-@dataclass
-class Guidance:
-    """Decides, evaluates and mixes the predictions of `count` samples; NaN stands where nothing was computed.
+@dataclass(frozen=True)
+class Trace:
+    """What happened, on the CPU: (B, steps), NaN where nothing was computed; magnitudes in epsilon space.
 
-    Traces are lists of (B,) tensors on the device, one a step: no step waits for it.
+    `timesteps` is NaN where a sample did not take the step; `nfe` counts model rows per sample, (B,);
+    `transition_timestep`, (B,), is NaN for those that never passed it, and None where no rule has one.
     """
 
-    rules: Sequence[GuidanceRule]
-    count: int
-    device: torch.device
-    timesteps: list[Tensor] = field(default_factory=list)
-    unconditional_rms: list[Tensor] = field(default_factory=list)
-    conditional_rms: list[Tensor] = field(default_factory=list)
-    difference_rms: list[Tensor] = field(default_factory=list)
-    guidance_scale: list[Tensor] = field(default_factory=list)
+    timesteps: Tensor
+    unconditional_rms: Tensor
+    conditional_rms: Tensor
+    difference_rms: Tensor
+    guidance_scale: Tensor
+    nfe: Tensor
+    transition_timestep: Tensor | None
 
-    def __post_init__(self) -> None:
-        self.nfe = torch.zeros(self.count, dtype=torch.long)
+
+class Guidance:
+    """Decides, evaluates and mixes the predictions of `count` samples, step by step."""
+
+    def __init__(self, rules: Sequence[GuidanceRule], count: int, device: torch.device):
+        self.rules, self.count, self.device = rules, count, device
+        self.nfe = torch.zeros(count, dtype=torch.long)
         self.rows: Rows | None = None  # the same for many steps
-        for rule in self.rules:
-            rule.begin(self.count, self.device)
+        self.steps: list[tuple[Tensor, ...]] = []  # (B,) tensors on the device: no step waits for it
+        for rule in rules:
+            rule.begin(count, device)
+
+    def trace(self) -> Trace:
+        columns = [torch.stack(column, 1).cpu() for column in zip(*self.steps, strict=True)]
+        transitions = [
+            found.cpu() for rule in self.rules if (found := rule.transition_timestep()) is not None
+        ]
+        last = torch.stack(transitions).amin(0) if transitions else None  # the last to let go
+        return Trace(*columns, nfe=self.nfe, transition_timestep=last)
 
     def decide(self, step: DenoisingStep) -> tuple[Tensor, Tensor | None]:
         """s and a of each row, (B,), after all rules."""
@@ -123,11 +137,15 @@ class Guidance:
         has_u, has_c = self.rows.device_unconditional, self.rows.device_conditional
         alive = active.to(self.device)
         nan = torch.full((self.count,), math.nan, device=self.device)
-        self.timesteps.append(torch.where(alive, torch.full_like(nan, step.timestep), nan))
-        self.unconditional_rms.append(torch.where(has_u, rms(step.epsilon(step.unconditional)), nan))
-        self.conditional_rms.append(torch.where(has_c, rms(step.epsilon(step.conditional)), nan))
-        self.difference_rms.append(torch.where(has_u & has_c, step.difference_rms, nan))
-        self.guidance_scale.append(torch.where(alive, scale.to(self.device).float(), nan))
+        self.steps.append(
+            (
+                torch.where(alive, step.timestep, nan),
+                torch.where(has_u, rms(step.epsilon(step.unconditional)), nan),
+                torch.where(has_c, rms(step.epsilon(step.conditional)), nan),
+                torch.where(has_u & has_c, step.difference_rms, nan),
+                torch.where(alive, scale.to(self.device).float(), nan),
+            )
+        )
 
 
 def per_row(scale: Tensor, like: Tensor) -> Tensor:
