@@ -1,7 +1,6 @@
 """Load a Stable Diffusion pipeline of any form that people have, with errors that say what to do."""
 
 import hashlib
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -127,14 +126,14 @@ def lora_file(lora: str) -> Path:
 def lora_layers(path: Path, lora: str) -> int:
     """How many layers the LoRA file changes; ValueError when it is no LoRA of a Stable Diffusion."""
     names = tensor_names(str(path))
-    if not any(key.startswith(LORA_PREFIXES) and "lora" in key for key in names):
+    if any(other in key for key in names for other in ("dora_scale", "hada_", "lokr_")):
+        raise ValueError(f"{lora!r} is a DoRA, LoHa or LoKr: give a plain LoRA")
+    layers = [key for key in names if key.endswith((".lora_A.weight", "down.weight"))]
+    if not any(key.startswith(LORA_PREFIXES) for key in layers):
         raise ValueError(
-            f"{lora!r} is no LoRA for Stable Diffusion: "
-            f"none of its tensors' names starts with {', '.join(LORA_PREFIXES)}"
+            f"{lora!r} is no LoRA for Stable Diffusion: none of its layers is {'*, '.join(LORA_PREFIXES)}*"
         )
-    if any("dora_scale" in key for key in names):  # diffusers would leave them out
-        raise ValueError(f"{lora!r} is a DoRA (it has dora_scale): only plain LoRA works")
-    return sum(key.endswith((".lora_A.weight", "down.weight")) for key in names)
+    return len(layers)
 
 
 def tensor_names(name: str) -> list[str]:
@@ -144,7 +143,7 @@ def tensor_names(name: str) -> list[str]:
     if name.endswith(PICKLES):
         raise ValueError(f"{name!r} is a pickle, which may run code when read: convert it to .safetensors")
     if not Path(name).is_file():
-        raise FileNotFoundError(f"no file {name!r}")
+        raise FileNotFoundError(f"no file {name!r}: check the path (one of the Hub is downloaded first)")
     try:
         with safe_open(name, "pt") as file:
             return list(file.keys())
@@ -227,7 +226,7 @@ def pipeline_class() -> type:
 
 @contextmanager
 def no_warnings() -> Iterator[None]:
-    """Without the warnings of diffusers, transformers and peft about what is checked here."""
+    """Without the warnings of diffusers and transformers about what is checked here."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
@@ -235,9 +234,7 @@ def no_warnings() -> Iterator[None]:
     for module, _ in levels:
         module.set_verbosity(50)  # what they log as an error, they raise
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
+        yield
     finally:
         for module, level in levels:
             module.set_verbosity(level)
@@ -303,7 +300,7 @@ def load_single_file(name: str, revision: str | None, dtype: torch.dtype, config
         with no_warnings():
             pipe = pipeline_class().from_single_file(
                 name, revision=revision, dtype=dtype, config=config, safety_checker=None,
-                requires_safety_checker=False,
+                requires_safety_checker=False, feature_extractor=None,
             )  # fmt: skip
     except OSError as error:
         source = repr(config) if config else "that diffusers chose"
@@ -312,7 +309,8 @@ def load_single_file(name: str, revision: str | None, dtype: torch.dtype, config
             "give config, a diffusers folder or Hub id of the same architecture"
         ) from error
     except Exception as error:  # of many kinds, where shapes or blocks are not those of the configs
-        raise ValueError(misfit(name, config, one_line(error))) from error
+        why = "it lacks weights" if "meta tensor" in str(error) else one_line(error)
+        raise ValueError(misfit(name, config, why)) from error
     names = tensor_names(name)
     vae = tuple(
         f"first_stage_model.{part}." for part in ("encoder", "decoder", "quant_conv", "post_quant_conv")
@@ -349,7 +347,7 @@ def fuse_lora(pipe: Any, lora: str, scale: float) -> None:
             )  # the config: to translate original names of blocks too
             modules = [*pipe.unet.modules(), *pipe.text_encoder.modules()]
             fitting = sum(isinstance(module, BaseTunerLayer) for module in modules)
-            if fitting < max(layers, 1):
+            if fitting < layers:
                 raise ValueError(f"{layers - fitting} of its {layers} layers have no counterpart")
             pipe.fuse_lora(lora_scale=scale)
             pipe.unload_lora_weights()

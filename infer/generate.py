@@ -132,8 +132,7 @@ class Generate(pl.LightningModule):
     ):
         super().__init__()
         check_pipeline(pipeline, config)
-        if lora:
-            check_lora(lora)
+        check_lora(lora, lora_scale)
         if num_inference_steps < 1:
             raise ValueError(f"num_inference_steps must be at least 1, not {num_inference_steps}")
         self.source, self.revision, self.config = pipeline, revision, config
@@ -148,6 +147,7 @@ class Generate(pl.LightningModule):
             "pipeline_sha256": fingerprint(self.source),
             "revision": self.revision,
             "config": self.config,
+            "config_sha256": self.config and fingerprint(self.config),
             "lora": self.lora,
             "lora_sha256": self.lora and fingerprint(self.lora),
             "lora_scale": self.lora_scale,

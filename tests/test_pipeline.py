@@ -1,6 +1,7 @@
 """Models of every form: a folder, a single file in the original layout, and LoRAs on top of either."""
 
 import json
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -66,6 +67,10 @@ def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str,
         (repository / "refs/main").write_text("0" * 40)
 
     return put
+
+
+def edit(path: Path, change: dict[str, Any]) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
 
 
 def weights(pipe: Any) -> dict[str, Tensor]:
@@ -181,8 +186,12 @@ def test_the_scheduler_is_that_of_the_configs(
     shutil.copytree(folder, config)
     for path in config.rglob("*.safetensors"):  # configs and tokenizer are enough
         path.unlink()
-    about = config / "scheduler/scheduler_config.json"
-    about.write_text(json.dumps(json.loads(about.read_text()) | {"prediction_type": prediction_type}))
+    edit(config / "scheduler/scheduler_config.json", {"prediction_type": prediction_type})
+    parts = {  # SD 1.5 has them, and they are not loaded
+        "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
+        "feature_extractor": ["transformers", "CLIPImageProcessor"],
+    }
+    edit(config / "model_index.json", parts)
     pipe = load_pipeline(str(single_file), config=str(config))
     assert type(pipe.scheduler).__name__ == "DDIMScheduler"
     assert dict(pipe.scheduler.config)["prediction_type"] == prediction_type
@@ -283,9 +292,23 @@ def test_loading_says_nothing(
 ):
     """diffusers would warn of a LoRA that leaves the text encoder alone."""
     kohya_lora(load_pipeline(str(folder)), tmp_path / "style.safetensors", alpha=2.0, text=False)
-    load_pipeline(str(single_file), config=str(folder), lora=str(tmp_path / "style.safetensors"))
-    assert capfd.readouterr() == ("", "")
+    handler, records = logging.Handler(), []
+    handler.emit = records.append
+    loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.setLevel("WARNING")
+    try:
+        load_pipeline(str(single_file), config=str(folder), lora=str(tmp_path / "style.safetensors"))
+        assert {logger.level for logger in loggers} == {logging.WARNING}  # as it was
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.removeHandler(handler)
+            logger.setLevel(level)
+    assert [record.getMessage() for record in records] == []
     assert [str(warning.message) for warning in recwarn] == []
+    assert capfd.readouterr() == ("", "")
 
 
 def failure(kind: type[Exception], match: str, call: Callable[..., Any], *args: Any, **options: Any) -> None:
@@ -315,6 +338,8 @@ def test_single_files_that_cannot_be_loaded(folder: Path, single_file: Path, tmp
             lambda tensors: {key: tensor for key, tensor in tensors.items() if not key.startswith(prefix)},
         )
 
+    layer = without("model.diffusion_model.input_blocks.3.0.")
+    failure(ValueError, "does not fit .* lacks weights", load_pipeline, layer, config=str(folder))
     xl = changed(
         single_file,
         tmp_path / "xl.safetensors",
@@ -393,8 +418,7 @@ def test_configs_of_another_architecture(
     """diffusers itself would leave out layers that have no place."""
     config = tmp_path / "config"
     shutil.copytree(folder, config)
-    about = config / part / "config.json"
-    about.write_text(json.dumps(json.loads(about.read_text()) | change))
+    edit(config / part / "config.json", change)
     failure(ValueError, "does not fit the configs", load_pipeline, str(single_file), config=str(config))
 
 
@@ -407,11 +431,14 @@ def test_loras_that_cannot_be_loaded(folder: Path, single_file: Path, tmp_path: 
     bare = changed(
         good, tmp_path / "bare.safetensors", lambda tensors: {f"x.{k}": tensors[k] for k in tensors}
     )
-    dora = changed(
-        good,
-        tmp_path / "dora.safetensors",
-        lambda tensors: tensors | {f"{key.split('.')[0]}.dora_scale": torch.ones(1) for key in tensors},
-    )
+    others = [
+        changed(
+            good,
+            tmp_path / f"{name}.safetensors",
+            lambda tensors, name=name: tensors | {f"lora_unet_conv_in.{name}": torch.ones(1)},
+        )
+        for name in ("dora_scale", "hada_w1_a", "lokr_w1")
+    ]
     for call in (check_lora, lambda lora: load_pipeline(str(folder), lora=lora)):
         failure(
             FileNotFoundError, "no file '.*nothing.safetensors'", call, str(tmp_path / "nothing.safetensors")
@@ -422,7 +449,8 @@ def test_loras_that_cannot_be_loaded(folder: Path, single_file: Path, tmp_path: 
         failure(ValueError, "damaged.safetensors' is not a whole safetensors file", call, str(damaged))
         failure(ValueError, "tiny.safetensors' is no LoRA for Stable Diffusion", call, str(single_file))
         failure(ValueError, "bare.safetensors' is no LoRA for Stable Diffusion", call, bare)
-        failure(ValueError, "is a DoRA", call, dora)
+        for other in others:
+            failure(ValueError, "is a DoRA, LoHa or LoKr: give a plain LoRA", call, other)
     failure(
         FileNotFoundError, "from the Hub .* give a local file", load_pipeline, str(folder), lora="some/one"
     )
@@ -449,6 +477,7 @@ def test_loras_of_another_model(folder: Path, tmp_path: Path):
         "layer": rename("layers_0_mlp", "layers_9_mlp"),
         "half": lambda tensors: {key: tensors[key] for key in tensors if key != f"{first}.lora_up.weight"},
         "shape": lambda tensors: tensors | {f"{first}.lora_down.weight": torch.zeros(2, 31)},
+        "bare": rename(first, f"x.{first}"),
         "rest": lambda tensors: tensors | {"lora_unet_something": torch.zeros(1)},
     }
     for name, change in changes.items():
