@@ -15,6 +15,12 @@ from infer.neighbours import CaptionBank
 from infer.rules import DenoisingStep, Request
 
 
+def without(g: Tensor, m: Tensor) -> Tensor:
+    """g - max(0, <g, m> / <m, m>) m per sample, (B, ...): g without its part along m."""
+    share = (g * m).flatten(1).sum(1) / (m * m).flatten(1).sum(1).clamp(min=1e-12)
+    return g - share.clamp(min=0).view(-1, *[1] * (g.ndim - 1)) * m
+
+
 class Detour(Mitigation):
     """Before its transition a sample is guided towards an alternative, and off the memorized direction.
 
@@ -40,6 +46,8 @@ class Detour(Mitigation):
         prompt: one alternative for all prompts.
         base_pipeline: the model before the finetune, in place of the finetuned one.
         repulsion: r >= 0.
+        orthogonal: leave out of the way towards the alternative what leads to the memorized image: with
+            g = eps_n - eps_u and m = eps_c - eps_u per sample, g - max(0, <g, m> / <m, m>) m in place of g.
         scale: s; null: the guidance scale of the run.
     """
 
@@ -53,6 +61,7 @@ class Detour(Mitigation):
         prompt: str | None = None,
         base_pipeline: str | None = None,
         repulsion: float = 0.0,
+        orthogonal: bool = False,
         scale: float | None = None,
     ):
         if sum(source is not None for source in (captions, prompt, base_pipeline)) > 1:
@@ -75,7 +84,7 @@ class Detour(Mitigation):
             base_pipeline,
         )
         self.min_cosine, self.max_cosine = min_cosine, max_cosine
-        self.repulsion, self.scale = repulsion, scale
+        self.repulsion, self.orthogonal, self.scale = repulsion, orthogonal, scale
         self.watched_space, self.continuation = self.transition.watched_space, self.transition.continuation
         self._bank: CaptionBank | None = None
         self._base: Any = None
@@ -111,7 +120,7 @@ class Detour(Mitigation):
         self._has = torch.tensor([text is not None for text in self.alternatives])
 
     def watches(self, step: DenoisingStep) -> bool:
-        return self.transition.watches(step)
+        return self.transition.watches(step) or (self.orthogonal and bool(self.on_the_way(step).any()))
 
     def observe(self, step: DenoisingStep) -> None:
         self.transition.observe(step)
@@ -136,12 +145,16 @@ class Detour(Mitigation):
         index = needed.nonzero()[:, 0].to(step.latents.device)
         latents, out = step.latents[index], torch.zeros_like(step.latents)
         if self.base_pipeline is None:
-            out[index] = self.predict(self._unet, latents, step, self._embeddings[index])
-            return out, 1
-        both = torch.cat([self._negatives[index], self._embeddings[index]])
-        u, c = self.predict(self._base.unet, torch.cat([latents] * 2), step, both).chunk(2)
-        out[index] = u + self.own_scale(step) * (c - u)
-        return out, 2
+            found, spent = self.predict(self._unet, latents, step, self._embeddings[index]), 1
+        else:
+            both = torch.cat([self._negatives[index], self._embeddings[index]])
+            u, c = self.predict(self._base.unet, torch.cat([latents] * 2), step, both).chunk(2)
+            found, spent = u + self.own_scale(step) * (c - u), 2
+        if self.orthogonal:
+            u = step.unconditional[index]
+            found = u + without(found - u, step.conditional[index] - u)
+        out[index] = found
+        return out, spent
 
     def predict(self, unet: Any, latents: Tensor, step: DenoisingStep, embeddings: Tensor) -> Tensor:
         return unet(latents, step.timestep, encoder_hidden_states=embeddings, return_dict=False)[0]

@@ -204,6 +204,37 @@ def compare(args: list[str]) -> None:
         print(f"report: {write_report(Path(comparison.out)).resolve()}")
 
 
+def calibrate(args: list[str]) -> None:
+    """Find the gate of a mitigation from ordinary prompts at a stated false-positive rate; write a preset."""
+    import jsonargparse
+    import yaml
+
+    from infer.calibrate import Calibration
+    from infer.runfolder import write_atomically
+
+    parser = jsonargparse.ArgumentParser(prog="python -m infer calibrate", description=calibrate.__doc__)
+    parser.add_argument("--config", action="config", help="YAML file with any of the options")
+    parser.add_class_arguments(Calibration, None, fail_untyped=True)
+    config = parser.parse_args(args)
+    config.pop("config", None)
+    calibration = Calibration(**{k: v for k, v in vars(config).items() if not k.startswith("__")})
+    preset = load_mitigation(calibration.mitigation).identity()
+    if "gate" not in preset["init_args"]:
+        raise ValueError(f"{calibration.mitigation!r} is a {preset['class_path']}, which has no gate")
+    found = calibration.measure()
+    preset["init_args"]["gate"] = found["gate"]
+    about = "\n".join(f"# {name}: {value:g}" for name, value in found.items())
+    header = (
+        f"# python -m infer predict --mitigation {calibration.out}\n# Gate of {calibration.mitigation} at a "
+        f"false-positive rate of {calibration.false_positive_rate:g}, from {calibration.ordinary}\n{about}\n"
+    )
+    text = header + yaml.safe_dump(preset, sort_keys=False)
+    out = Path(calibration.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, lambda part: part.write_text(text))
+    print(f"{text}preset: {out}")
+
+
 def report(args: list[str]) -> None:
     """Write the page of a comparison folder again."""
     from infer.report import write_report
@@ -213,7 +244,7 @@ def report(args: list[str]) -> None:
     print(f"report: {write_report(Path(args[0])).resolve()}")
 
 
-COMMANDS = {"predict": predict, "compare": compare, "report": report}
+COMMANDS = {"predict": predict, "compare": compare, "calibrate": calibrate, "report": report}
 
 
 def main(args: list[str]) -> int:
