@@ -101,7 +101,7 @@ class Detour(Mitigation):
             if self._base is None:
                 self._base = load_pipeline(self.base_pipeline, dtype=pipe.unet.dtype).to(device)
             negatives = [request.negative_prompt or "" for request in requests]
-            self.alternatives = [f"the base model: {prompt}" for prompt in prompts]
+            self.alternatives = [self.base_pipeline] * len(requests)
             self._embeddings = embed(self._base, prompts, device)
             self._negatives = embed(self._base, negatives, device)
             return

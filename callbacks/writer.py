@@ -21,8 +21,8 @@ def rules_of(trainer: pl.Trainer) -> list[Mitigation]:
     return [callback for callback in trainer.callbacks if isinstance(callback, Mitigation)]
 
 
-def has_transition(rule: Mitigation) -> bool:
-    return type(rule).transition_timestep is not GuidanceRule.transition_timestep
+def has_own(rule: Mitigation, hook: str) -> bool:
+    return getattr(type(rule), hook) is not getattr(GuidanceRule, hook)
 
 
 class SampleWriter(BasePredictionWriter):
@@ -115,5 +115,11 @@ class SampleWriter(BasePredictionWriter):
             folder = Path(trainer.default_root_dir)
             rows = merge(folder, [request[:2] for request in trainer.datamodule.requests])
             if len(rows):
-                write_summary(folder, rows, any(has_transition(rule) for rule in rules_of(trainer)))
+                rules = rules_of(trainer)
+                write_summary(
+                    folder,
+                    rows,
+                    has_transition=any(has_own(rule, "transition_timestep") for rule in rules),
+                    has_alternative=any(has_own(rule, "alternative_scale") for rule in rules),
+                )
         trainer.strategy.barrier()

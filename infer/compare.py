@@ -11,7 +11,7 @@ from rich import box
 from rich.table import Table
 
 from data.captioned import SHARD_SUFFIXES, CaptionedImages, load_captioned, shard_paths
-from data.pipeline import check_pipeline
+from data.pipeline import check_lora, check_pipeline
 from infer.alignment import ClipScore, check_clip
 from infer.generate import Generate, PromptData
 from infer.runfolder import save_image, write_atomically
@@ -29,7 +29,11 @@ class Comparison:
     Args:
         out: comparison folder.
         run: training run folder; gives pipeline, base_pipeline, prompts and training where these are not set.
-        pipeline: model under test: diffusers folder or Hub id.
+        pipeline: model under test: diffusers folder, Hub id or single-file checkpoint.
+        single_file_config: for a single file: diffusers folder or Hub id with its architecture's configs and
+            tokenizer.
+        lora: LoRA weights on top of the model under test: .safetensors file, folder or Hub id.
+        lora_scale: of the LoRA.
         base_pipeline: the untouched model it was finetuned from: a row of its own. (null: that of `run`.)
         prompts: prompt file or training run folder.
         training: sources of the training images, for the similarity search.
@@ -38,6 +42,7 @@ class Comparison:
         seed: base seed.
         limit: only the first prompts.
         scheduler: the pipeline's own, or another kind built from its config.
+        timestep_spacing: in place of the scheduler's own.
         num_inference_steps: denoising steps.
         guidance_scale: of classifier-free guidance.
         resolution: side in pixels; null: the UNet's own.
@@ -52,6 +57,9 @@ class Comparison:
     out: str
     run: str | None = None
     pipeline: str | None = None
+    single_file_config: str | None = None
+    lora: str | None = None
+    lora_scale: float = 1.0
     base_pipeline: str | None = None
     prompts: str | None = None
     training: list[str] = field(default_factory=list)
@@ -60,6 +68,7 @@ class Comparison:
     seed: int = 0
     limit: int | None = None
     scheduler: Scheduler = "own"
+    timestep_spacing: Literal["leading", "linspace", "trailing"] | None = None
     num_inference_steps: int = 50
     guidance_scale: float = 7.5
     resolution: int | None = None
@@ -88,8 +97,10 @@ class Comparison:
         for name in ("pipeline", "prompts", "training"):
             if not getattr(self, name):
                 raise ValueError(f"give --{name}, or --run with a training run folder")
-        for pipeline in filter(None, (self.pipeline, self.base_pipeline)):
-            check_pipeline(pipeline)
+        check_pipeline(self.pipeline, self.single_file_config)
+        check_lora(self.lora, self.lora_scale)
+        if self.base_pipeline:
+            check_pipeline(self.base_pipeline)
         # what is needed last should not be found missing last
         check_clip(self.clip)
         if self.sscd:
@@ -101,9 +112,14 @@ class Comparison:
                 raise FileNotFoundError(f"no training images {source!r}")
 
     def module(self, pipeline: str) -> Generate:
+        tested = pipeline == self.pipeline
         return Generate(
             pipeline=pipeline,
+            single_file_config=self.single_file_config if tested else None,
+            lora=self.lora if tested else None,
+            lora_scale=self.lora_scale if tested else 1.0,
             scheduler=self.scheduler,
+            timestep_spacing=self.timestep_spacing,
             num_inference_steps=self.num_inference_steps,
             guidance_scale=self.guidance_scale,
             resolution=self.resolution,

@@ -103,7 +103,8 @@ class Generate(pl.LightningModule):
     Args:
         pipeline: diffusers StableDiffusionPipeline folder, Hub id, or single-file .safetensors checkpoint.
         revision: of the Hub repository.
-        config: for a single file: diffusers folder or Hub id with its architecture's configs and tokenizer.
+        single_file_config: for a single file: diffusers folder or Hub id with its architecture's configs and
+            tokenizer.
         lora: LoRA weights on top: .safetensors file, folder or Hub id.
         lora_scale: of the LoRA.
         scheduler: the pipeline's own, or another kind built from its config.
@@ -119,7 +120,7 @@ class Generate(pl.LightningModule):
         self,
         pipeline: str,
         revision: str | None = None,
-        config: str | None = None,
+        single_file_config: str | None = None,
         lora: str | None = None,
         lora_scale: float = 1.0,
         scheduler: Scheduler = "own",
@@ -131,11 +132,11 @@ class Generate(pl.LightningModule):
         dtype: Literal["float32", "float16", "bfloat16"] = "float32",
     ):
         super().__init__()
-        check_pipeline(pipeline, config)
+        check_pipeline(pipeline, single_file_config)
         check_lora(lora, lora_scale)
         if num_inference_steps < 1:
             raise ValueError(f"num_inference_steps must be at least 1, not {num_inference_steps}")
-        self.source, self.revision, self.config = pipeline, revision, config
+        self.source, self.revision, self.single_file_config = pipeline, revision, single_file_config
         self.lora, self.lora_scale = lora, lora_scale
         self.scheduler, self.timestep_spacing = scheduler, timestep_spacing
         self.num_inference_steps, self.scale = num_inference_steps, guidance_scale
@@ -146,8 +147,8 @@ class Generate(pl.LightningModule):
             "pipeline": self.source,
             "pipeline_sha256": fingerprint(self.source),
             "revision": self.revision,
-            "config": self.config,
-            "config_sha256": self.config and fingerprint(self.config),
+            "single_file_config": self.single_file_config,
+            "single_file_config_sha256": self.single_file_config and fingerprint(self.single_file_config),
             "lora": self.lora,
             "lora_sha256": self.lora and fingerprint(self.lora),
             "lora_scale": self.lora_scale,
@@ -164,7 +165,7 @@ class Generate(pl.LightningModule):
         if not hasattr(self, "pipe"):  # a comparison predicts with one module again and again
             dtype = getattr(torch, self.weights)
             self.pipe = load_pipeline(
-                self.source, self.revision, dtype, self.lora, self.lora_scale, self.config
+                self.source, self.revision, dtype, self.lora, self.lora_scale, self.single_file_config
             )
             self.pipe.scheduler = make_scheduler(self.pipe.scheduler, self.scheduler, self.timestep_spacing)
         prepare(self.pipe.scheduler, self.scale, self.num_inference_steps, self.rules)  # fails before the bar

@@ -112,10 +112,10 @@ def merge(folder: Path, order: Iterable[tuple[str, int]]) -> pd.DataFrame:
     return samples
 
 
-def write_summary(folder: Path, rows: pd.DataFrame, has_transition: bool) -> None:
+def write_summary(folder: Path, rows: pd.DataFrame, has_transition: bool, has_alternative: bool) -> None:
     """`summary.json`: counts, cost, when the transition fired, and what did not go as asked."""
     transition = rows["transition_timestep"].astype(float)
-    fired = int(transition.notna().sum())
+    fired, alternatives = int(transition.notna().sum()), int(rows["alternative_prompt"].notna().sum())
     summary = {
         "mitigation": rows["mitigation"].iloc[0],
         "images": len(rows),
@@ -125,7 +125,7 @@ def write_summary(folder: Path, rows: pd.DataFrame, has_transition: bool) -> Non
         "fired": fired,
         "never_fired": len(rows) - fired if has_transition else None,
         "transition_timestep_median": transition.median() if fired else None,
-        "with_alternative": int(rows["alternative_prompt"].notna().sum()),
+        "without_alternative": len(rows) - alternatives if has_alternative else None,
         "failed": int(rows["failed_step"].notna().sum()),
     }
     write_atomically(folder / "summary.json", lambda part: part.write_text(json.dumps(summary, indent=2)))
@@ -141,6 +141,8 @@ def told(folder: Path) -> str:
             line += f", median t = {summary['transition_timestep_median']:g}"
         if summary["never_fired"]:
             line += f", and NEVER for {summary['never_fired']}: they kept the scale before it to the end"
+    if summary["without_alternative"]:
+        line += f"; {summary['without_alternative']} had no alternative and took the plain rule"
     if summary["failed"]:
         line += f"; {summary['failed']} FAILED (latents not finite): black images, left out of scores"
     return line

@@ -1,0 +1,249 @@
+"""The detour: its formula, its ways (nearest caption, own prompt, base model), its cost, and who has none."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor
+
+from callbacks.detour import Detour, without
+from callbacks.dynamic_transition import DynamicTransition
+from callbacks.static_transition import StaticTransition
+from infer.__main__ import main
+from infer.images import make_images
+from infer.neighbours import CaptionBank
+from infer.rules import Request
+from tests.conftest import CAPTIONS, random_pipeline
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+CPU, STEPS, SCALE, SWITCH = torch.device("cpu"), 10, 7.5, 500
+EARLY = 5  # of the ten leading timesteps 901, 801 ... those above 500: 901 to 501
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    pipe = random_pipeline()
+    pipe.unet.eval(), pipe.vae.eval(), pipe.text_encoder.eval()
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another UNet with the same text encoder."""
+    other = random_pipeline()
+    with torch.no_grad():
+        for weight in other.unet.parameters():
+            weight.mul_(0.9)
+    folder = tmp_path_factory.mktemp("base")
+    other.save_pretrained(folder)
+    return folder
+
+
+def requests(count: int = 3, **columns: list) -> list[Request]:
+    rows = [Request(f"s{n}", 0, CAPTIONS[n], 1000 + n) for n in range(count)]
+    for name, values in columns.items():
+        rows = [row._replace(**{name: value}) for row, value in zip(rows, values, strict=True)]
+    return rows
+
+
+def made_by(pipe, rule, asked: list[Request]):
+    return make_images(pipe, CPU, asked, 16, SCALE, STEPS, rules=[rule])[1]
+
+
+def text(pipe, prompts: list[str]) -> Tensor:
+    tokens = pipe.tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    return pipe.text_encoder(tokens)[0]
+
+
+@torch.no_grad()
+def by_hand(pipe, asked: list[Request], before: Callable[[Tensor, int], Tensor]) -> Tensor:
+    """DDIM with `before(latents, t)` as the prediction while t > 500, ordinary guidance afterwards."""
+    seeds = [torch.Generator().manual_seed(request.seed) for request in asked]
+    latents = torch.cat([torch.randn(1, 4, 8, 8, generator=seed) for seed in seeds])
+    empty, prompts = text(pipe, [""] * len(asked)), text(pipe, [request.prompt for request in asked])
+    pipe.scheduler.set_timesteps(STEPS)
+    for t in pipe.scheduler.timesteps:
+        if t > SWITCH:
+            prediction = before(latents, int(t))
+        else:
+            u, c = (pipe.unet(latents, t, encoder_hidden_states=e).sample for e in (empty, prompts))
+            prediction = u + SCALE * (c - u)
+        latents = pipe.scheduler.step(prediction, t, latents).prev_sample
+    return latents
+
+
+def predictions(pipe, *texts: list[str]) -> Callable[[Tensor, int], list[Tensor]]:
+    embedded = [text(pipe, prompts) for prompts in texts]
+    return lambda x, t: [pipe.unet(x, t, encoder_hidden_states=e).sample for e in embedded]
+
+
+OTHERS = ["tea cup", "sun", "old map"]
+
+
+@pytest.mark.parametrize("repulsion", [0.0, 1.5])
+@pytest.mark.parametrize("scale", [None, 4.0])
+def test_towards_another_prompt(pipe, repulsion: float, scale: float | None) -> None:
+    """eps_u + s (eps_n - eps_u) - r (eps_c - eps_u), from the column alternative_prompt."""
+    asked = requests(alternative_prompt=OTHERS)
+    rule = Detour(StaticTransition(SWITCH), repulsion=repulsion, scale=scale)
+    predict = predictions(pipe, [""] * 3, CAPTIONS[:3], OTHERS)
+
+    def before(x: Tensor, t: int) -> Tensor:
+        u, c, n = predict(x, t)
+        return u + (SCALE if scale is None else scale) * (n - u) - repulsion * (c - u)
+
+    made = made_by(pipe, rule, asked)
+    assert torch.allclose(made.latents, by_hand(pipe, asked, before), atol=1e-4)
+    early = 3 if repulsion else 2  # u, n and, to be pushed off it, c
+    assert made.nfe.tolist() == [early * EARLY + 2 * (STEPS - EARLY)] * 3
+    assert (
+        made.guidance_scale[:, :EARLY].eq(-repulsion).all() and made.guidance_scale[:, EARLY:].eq(SCALE).all()
+    )
+    assert made.transition_timestep.tolist() == [401] * 3 and rule.alternatives == OTHERS
+
+
+def test_one_prompt_for_all(pipe) -> None:
+    column = made_by(pipe, Detour(StaticTransition(SWITCH)), requests(alternative_prompt=["sun"] * 3))
+    flag = made_by(pipe, Detour(StaticTransition(SWITCH), prompt="sun"), requests())
+    assert torch.equal(column.latents, flag.latents)
+
+
+@pytest.mark.parametrize("repulsion, early", [(0.0, 2), (1.5, 4)])
+def test_the_base_model_draws_first(pipe, base: Path, repulsion: float, early: int) -> None:
+    """All of its own guidance, with the prompt and the row's own negative prompt."""
+    from data.pipeline import load_pipeline
+
+    asked, before_it = requests(), load_pipeline(str(base))
+    own, other = (predictions(p, [""] * 3, CAPTIONS[:3]) for p in (pipe, before_it))
+
+    def before(x: Tensor, t: int) -> Tensor:
+        (u, c), (bu, bc) = own(x, t), other(x, t)
+        return bu + SCALE * (bc - bu) - repulsion * (c - u)
+
+    made = made_by(
+        pipe, Detour(StaticTransition(SWITCH), base_pipeline=str(base), repulsion=repulsion), asked
+    )
+    assert torch.allclose(made.latents, by_hand(pipe, asked, before), atol=1e-4)
+    assert made.nfe.tolist() == [early * EARLY + 2 * (STEPS - EARLY)] * 3
+
+
+def test_orthogonal_leaves_out_what_leads_to_the_memorized_image(pipe) -> None:
+    asked = requests(alternative_prompt=OTHERS)
+    predict = predictions(pipe, [""] * 3, CAPTIONS[:3], OTHERS)
+
+    def before(x: Tensor, t: int) -> Tensor:
+        u, c, n = (p.flatten(1).double() for p in predict(x, t))
+        g, m = n - u, c - u
+        share = torch.stack([torch.dot(a, b) / torch.dot(b, b) for a, b in zip(g, m, strict=True)])
+        return (u + SCALE * (g - share.clamp(min=0)[:, None] * m) - 0.5 * m).view_as(x).float()
+
+    rule = Detour(StaticTransition(SWITCH), repulsion=0.5, orthogonal=True)
+    assert torch.allclose(made_by(pipe, rule, asked).latents, by_hand(pipe, asked, before), atol=1e-4)
+    g, m = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0))
+    assert (without(g, m) * m).sum(1).max() <= 1e-6  # nothing along it is left, what led away is
+    assert torch.equal(without(g, torch.zeros_like(m)), g)
+
+
+def test_a_dynamic_transition_watches_the_memorized_prompt(pipe) -> None:
+    """Not the alternative: it fires where the prompt's own difference, along this path, has a minimum."""
+    rule = Detour(DynamicTransition(watch="model_output", fallback_timestep=201), prompt="sun", repulsion=1.0)
+    made = made_by(pipe, rule, requests(6))
+    v = made.difference_rms.double().numpy() / np.sqrt(
+        pipe.scheduler.alphas_cumprod[made.timesteps[0].long()]
+    )
+    expected = []
+    for d in v.numpy():
+        minima = [i for i in range(2, STEPS) if d[i - 2] > d[i - 1] < d[i]]
+        expected.append(made.timesteps[0, min([*minima, 7])].item())
+    assert made.transition_timestep.tolist() == expected and len(set(expected)) > 1
+    fired = [(made.timesteps[0] > t).sum().item() for t in expected]
+    assert made.nfe.tolist() == [3 * before + 2 * (STEPS - before) for before in fired]
+
+
+def test_a_row_without_an_alternative_takes_the_plain_rule(pipe) -> None:
+    """In one batch with rows that have one; each as if it were alone."""
+    asked = requests(4, alternative_prompt=["sun", None, "tea cup", None])
+    made = made_by(pipe, Detour(StaticTransition(SWITCH, -1.0), repulsion=1.5), asked)
+    plain = made_by(pipe, StaticTransition(SWITCH, -1.0), asked)
+    assert torch.allclose(made.latents[[1, 3]], plain.latents[[1, 3]], atol=1e-5)
+    assert made.nfe.tolist() == [25, 20, 25, 20] and plain.nfe.tolist() == [20] * 4
+    for number in (0, 2):
+        alone = made_by(pipe, Detour(StaticTransition(SWITCH, -1.0), repulsion=1.5), [asked[number]])
+        assert torch.allclose(made.latents[number], alone.latents[0], atol=1e-4)
+
+
+@torch.no_grad()
+def test_the_nearest_caption(pipe, tmp_path: Path) -> None:
+    """By the cosine of pooled embeddings, in numpy; excluded by text, and by nearness to what is excluded."""
+    ordinary = [
+        "Red  SQUARE",
+        "green square",
+        "red circle",
+        "cat",
+        "map",
+        "saucer",
+        "cup of tea",
+        "blue",
+        "leaf",
+    ]
+    memorized = ["red square", "blue circle"]
+    (tmp_path / "ordinary.txt").write_text("\n".join(ordinary))
+    (tmp_path / "memorized.txt").write_text("\n".join(memorized))
+
+    def unit(texts: list[str]) -> np.ndarray:
+        tokens = pipe.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        pooled = pipe.text_encoder(tokens).pooler_output.double().numpy()
+        return pooled / np.linalg.norm(pooled, axis=1, keepdims=True)
+
+    cosines = unit(ordinary[1:]) @ unit(memorized).T
+    most = float(np.sort(cosines.max(1))[-2:].mean())  # between the nearest and the next: one is too near
+    allowed = [t for t, nearest in zip(ordinary[1:], cosines.max(1), strict=True) if nearest <= most]
+    assert len(allowed) == len(ordinary) - 2
+    bank = CaptionBank.embed(
+        pipe, CPU, str(tmp_path / "ordinary.txt"), str(tmp_path / "memorized.txt"), max_cosine=most
+    )
+    assert bank.texts == allowed
+    expected = [allowed[i] for i in (unit(memorized) @ unit(allowed).T).argmax(1)]
+    assert bank.nearest(memorized, 0.0, most) == expected
+    assert bank.nearest(memorized, 0.999999, 1.0) == [None, None]
+    assert bank.nearest(["CAT "], -1.0, 1.0) == [None]  # itself is no alternative
+    with pytest.raises(ValueError, match="no caption that .* does not exclude"):
+        CaptionBank.embed(pipe, CPU, str(tmp_path / "memorized.txt"), str(tmp_path / "memorized.txt"), 1.0)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"captions": "a.txt", "prompt": "sun"}, "one of captions, prompt and base_pipeline"),
+        ({"exclude": "a.txt"}, "exclude is for captions"),
+        ({"repulsion": -1.0}, "repulsion must be at least 0"),
+        ({"min_cosine": 0.9, "max_cosine": 0.8}, "must rise"),
+        ({"base_pipeline": "/nowhere/x"}, "no model folder"),
+        ({"transition": StaticTransition(ramp_timesteps=100)}, "without a ramp"),
+    ],
+)
+def test_what_a_detour_refuses(options: dict, message: str) -> None:
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        Detour(**options)
+
+
+def test_from_the_command_line(tiny_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """A column of the prompt file; who has no alternative is counted and told."""
+    rows = [{"prompt": "red square", "alternative_prompt": "sun"}, {"prompt": "old map"}]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    out = tmp_path / "out"
+    arguments = [
+        "predict", "--model.pipeline", str(tiny_pipeline), "--model.num_inference_steps", "6",
+        "--out", str(out), "--data.prompts", str(tmp_path / "prompts.jsonl"), "--mitigation", "Detour",
+        "--mitigation.transition", "StaticTransition", "--mitigation.transition.timestep", "400",
+        "--mitigation.repulsion", "0.5",
+    ]  # fmt: skip
+    assert main(arguments) == 0
+    samples = pd.read_parquet(out / "samples.parquet")
+    assert samples["alternative_prompt"].tolist()[0] == "sun" and samples["alternative_prompt"].isna()[1]
+    assert json.loads((out / "summary.json").read_text())["without_alternative"] == 1
+    assert "1 had no alternative and took the plain rule" in capsys.readouterr().out
