@@ -53,9 +53,10 @@ class Transition(Mitigation):
             raise ValueError(
                 f"guidance_before equals guidance_scale ({guidance_scale}): the mitigation would do nothing"
             )
-        if self.steps_after is not None and self.steps_after <= len(timesteps):
+        if self.steps_after is not None and not len(timesteps) < self.steps_after <= num_train_timesteps:
             raise ValueError(
-                f"steps_after is the size of a denser grid: above {len(timesteps)}, not {self.steps_after}"
+                f"steps_after is the size of a denser grid: above {len(timesteps)} and at most "
+                f"{num_train_timesteps}, not {self.steps_after}"
             )
 
     def begin(self, batch_size: int, device: torch.device) -> None:
@@ -81,7 +82,7 @@ class Transition(Mitigation):
         return ~(self._since >= step.timestep)
 
     def guidance_scale(self, step: DenoisingStep, scale: Tensor) -> Tensor:
-        waiting, scale = self.waiting(step), scale.to(self._since.device)
+        waiting, scale = self.waiting(step), scale.to(self._since.device, non_blocking=True)
         before = torch.full_like(scale, self.guidance_before)
         if self.ramp_timesteps:
             progress = ((self._since - step.timestep) / self.ramp_timesteps).clamp(max=1)

@@ -68,6 +68,10 @@ class TwoPassTransition(Transition):
         self, timesteps: Sequence[float], guidance_scale: float, num_train_timesteps: int = 1000
     ) -> None:
         super().check(timesteps, guidance_scale, num_train_timesteps)
+        if len(set(timesteps)) < len(timesteps):
+            raise ValueError(
+                "the two-pass transition needs a scheduler with each timestep once, such as ddim or dpm"
+            )
         if len(timesteps) < 6:
             raise ValueError(f"the two-pass transition needs at least 6 steps, not {len(timesteps)}")
 

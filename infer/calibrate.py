@@ -30,7 +30,7 @@ def first_differences(
     batch_size: int = 16,
 ) -> Tensor:
     """RMS(eps_c - eps_u) of each request at the first step of the schedule, (N,): two evaluations each."""
-    prepare(pipe.scheduler, 0.0, num_inference_steps, device=device)
+    prepare(pipe.scheduler, 0.0, num_inference_steps)
     t, side = pipe.scheduler.timesteps[0], resolution // pipe.vae_scale_factor
     found = []
     for start in tqdm(range(0, len(requests), batch_size), "first steps"):
@@ -53,7 +53,7 @@ def first_differences(
 
         Guidance((), len(batch), device)(step, predict)
         found.append(step.difference_rms.cpu())
-        pipe.scheduler.set_timesteps(num_inference_steps, device=device)  # forget where it was
+        pipe.scheduler.set_timesteps(num_inference_steps)  # forget where it was
     return torch.cat(found)
 
 

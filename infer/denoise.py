@@ -31,20 +31,27 @@ def prepare(
     guidance_scale: float,
     num_inference_steps: int,
     rules: Sequence[GuidanceRule] = (),
-    device: torch.device | str = "cpu",
 ) -> list[float]:
-    """Set the scheduler's timesteps and return them; ValueError where it, or a rule, cannot work."""
+    """Set the scheduler's timesteps and return them; ValueError where it, or a rule, cannot work.
+
+    They stay on the CPU: a scheduler that looks a noise level up by them does not wait for the device.
+    """
     check_scheduler(scheduler)
-    scheduler.set_timesteps(num_inference_steps, device=device)
+    scheduler.set_timesteps(num_inference_steps)
     timesteps = scheduler.timesteps.tolist()
+    if min(timesteps) < 0:  # trailing spacing rounds some numbers of steps to one too many
+        name = type(scheduler).__name__
+        raise ValueError(
+            f"{name} gives a negative timestep at {num_inference_steps} steps: take another number"
+        )
     for rule in rules:
         rule.check(timesteps, guidance_scale, scheduler.config.num_train_timesteps)
     for what in ("rehearsal", "continuation"):
         if len(rules) > 1 and any(getattr(rule, what) for rule in rules):
             raise ValueError(f"a mitigation with a {what} cannot be combined with another")
     if any(rule.continuation for rule in rules):
-        grid = rules[0].continuation.num_inference_steps
-        continued(scheduler, len(timesteps) // 2, grid, device)  # can it?
+        for index in range(len(timesteps)):  # can it, wherever a sample leaves?
+            continued(scheduler, index, rules[0].continuation.num_inference_steps)
     return timesteps
 
 
@@ -90,7 +97,7 @@ def denoise(
         ValueError: scheduler or prediction type not supported, or a rule that cannot take effect.
     """
     device, count = latents.device, len(latents)
-    prepare(scheduler, guidance_scale, num_inference_steps, rules, device)
+    prepare(scheduler, guidance_scale, num_inference_steps, rules)
     bar = tqdm(disable=True, total=0) if bar is None else bar
     bar.total = (bar.total or 0) + len(scheduler.timesteps)
     embeddings = (unconditional_embedding, conditional_embedding)
@@ -102,21 +109,21 @@ def denoise(
                 [rule.rehearsal], copied(generators), bar,
             )  # fmt: skip
             guidance.nfe += rehearsed.nfe
-            scheduler.set_timesteps(num_inference_steps, device=device)
+            scheduler.set_timesteps(num_inference_steps)
             rule.rehearsed(scheduler.timesteps.tolist())
     continuation = next((rule.continuation for rule in rules if rule.continuation), None)
     run = Run(unet, scheduler, scheduler.timesteps, embeddings, guidance, guidance_scale, generators, bar)
     latents = run(latents * scheduler.init_noise_sigma, leave=continuation is not None)
 
     for index, (left, started, guided, own) in run.left.items():
-        fresh, timesteps = continued(scheduler, index, continuation.num_inference_steps, device)
+        fresh, timesteps = continued(scheduler, index, continuation.num_inference_steps)
         bar.total += len(timesteps)
         rest = Run(unet, fresh, timesteps, embeddings, guidance, guidance_scale, own, bar)
         finished = rest(started, active=left, first=guided, observe=False)
         here = left.to(device).view(-1, 1, 1, 1)
         latents = torch.where(here, finished, latents)
         failed_at = torch.where(rest.failed_at < 0, -1, rest.failed_at + index)
-        run.failed_at = torch.where(left.to(device), failed_at, run.failed_at)
+        run.failed_at = torch.where(left.to(device) & (run.failed_at < 0), failed_at, run.failed_at)
 
     return Denoised(**vars(guidance.trace()), latents=latents, failed_at=run.failed_at.cpu())
 
@@ -140,7 +147,7 @@ class Run:
     ) -> Tensor:  # fmt: skip
         """The final latents of the active samples; `first`: the first step's prediction, if it is known."""
         count, device = len(latents), latents.device
-        timesteps = self.timesteps.tolist()
+        timesteps, clock = self.timesteps.tolist(), self.timesteps.to(device)
         levels = noise_levels(self.scheduler)[-len(timesteps) :]
         active = torch.ones(count, dtype=torch.bool) if active is None else active
         self.failed_at = torch.full((count,), -1, device=device)
@@ -152,7 +159,7 @@ class Run:
             if index == 0 and first is not None:
                 guided = first
             else:
-                guided = self.guidance(step, partial(self.predict, step, t), active, observe)
+                guided = self.guidance(step, partial(self.predict, step, clock[index]), active, observe)
             if leave:
                 active = self.let_go(index, latents, guided, active)
                 if not active.any():

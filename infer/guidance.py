@@ -10,6 +10,11 @@ from torch import Tensor
 from infer.rules import DenoisingStep, GuidanceRule, rms
 
 
+def onto(x: Tensor, device: torch.device) -> Tensor:
+    """To the device, without waiting for what it is doing."""
+    return x.to(device, non_blocking=True)
+
+
 @dataclass(frozen=True)
 class Rows:
     """The rows of one model call: samples `index[:split]` unconditional, `index[split:]` conditional."""
@@ -25,8 +30,8 @@ class Rows:
     def select(cls, unconditional: Tensor, conditional: Tensor, device: torch.device) -> "Rows":
         index = torch.cat([unconditional.nonzero()[:, 0], conditional.nonzero()[:, 0]])
         return cls(
-            unconditional, conditional, index.to(device), int(unconditional.sum()),
-            unconditional.to(device), conditional.to(device),
+            unconditional, conditional, onto(index, device), int(unconditional.sum()),
+            onto(unconditional, device), onto(conditional, device),
         )  # fmt: skip
 
     def serves(self, unconditional: Tensor, conditional: Tensor) -> bool:
@@ -126,16 +131,16 @@ class Guidance:
         rule = next(rule for rule in self.rules if rule.alternative_scale(step) is not None)
         alternative, spent = rule.alternative(step, needed)
         self.nfe += spent * needed.long()
-        missing = (needed & ~self.rows.unconditional).to(self.device).view(-1, 1, 1, 1)
+        missing = onto(needed & ~self.rows.unconditional, self.device).view(-1, 1, 1, 1)
         step.unconditional = torch.where(missing, alternative, step.unconditional)
-        missing = (needed & ~self.rows.conditional).to(self.device).view(-1, 1, 1, 1)
+        missing = onto(needed & ~self.rows.conditional, self.device).view(-1, 1, 1, 1)
         step.conditional = torch.where(missing, step.unconditional, step.conditional)
-        return torch.where(needed.to(self.device).view(-1, 1, 1, 1), alternative, step.unconditional)
+        return torch.where(onto(needed, self.device).view(-1, 1, 1, 1), alternative, step.unconditional)
 
     def record(self, step: DenoisingStep, scale: Tensor, active: Tensor) -> None:
         """Magnitudes in epsilon space and the applied scale, without waiting for the device."""
         has_u, has_c = self.rows.device_unconditional, self.rows.device_conditional
-        alive = active.to(self.device)
+        alive = onto(active, self.device)
         nan = torch.full((self.count,), math.nan, device=self.device)
         self.steps.append(
             (
@@ -143,13 +148,13 @@ class Guidance:
                 torch.where(has_u, rms(step.epsilon(step.unconditional)), nan),
                 torch.where(has_c, rms(step.epsilon(step.conditional)), nan),
                 torch.where(has_u & has_c, step.difference_rms, nan),
-                torch.where(alive, scale.to(self.device).float(), nan),
+                torch.where(alive, onto(scale, self.device).float(), nan),
             )
         )
 
 
 def per_row(scale: Tensor, like: Tensor) -> Tensor:
-    return scale.to(like).view(-1, *[1] * (like.ndim - 1))
+    return onto(scale, like.device).to(like.dtype).view(-1, *[1] * (like.ndim - 1))
 
 
 def evaluate(step: DenoisingStep, rows: Rows, predict: Callable[[Rows], Tensor]) -> None:

@@ -125,5 +125,5 @@ class GuidanceRule:
         """After the scheduler: the latents of the next step, at the scheduler's scale."""
 
     def transition_timestep(self) -> Tensor | None:
-        """Timestep at which each row got the full scale, (B,), NaN where never; None: not its affair."""
+        """Where each row passed its transition, (B,), NaN where it never did; None: not its affair."""
         return None

@@ -62,11 +62,11 @@ def noise_levels(scheduler: Any) -> list[tuple[float, float]]:
     if hasattr(scheduler, "sigmas"):
         ratios = [float(sigma) for sigma in scheduler.sigmas[: len(scheduler.timesteps)]]
         return [(1 / math.hypot(1, ratio), ratio / math.hypot(1, ratio)) for ratio in ratios]
-    kept = [float(scheduler.alphas_cumprod[int(t)]) for t in scheduler.timesteps]
+    kept = [float(scheduler.alphas_cumprod[int(t)]) for t in scheduler.timesteps.tolist()]
     return [(math.sqrt(alpha), math.sqrt(1 - alpha)) for alpha in kept]
 
 
-def continued(scheduler: Any, index: int, num_inference_steps: int | None, device: Any) -> tuple[Any, Any]:
+def continued(scheduler: Any, index: int, num_inference_steps: int | None) -> tuple[Any, Any]:
     """A fresh solver and its timesteps from `scheduler.timesteps[index]` on: the noise level stays the same.
 
     None: the rest of the same grid, without the history of a multistep solver. A number: the rest of the grid
@@ -76,21 +76,23 @@ def continued(scheduler: Any, index: int, num_inference_steps: int | None, devic
     if num_inference_steps is None:
         if not hasattr(scheduler, "lower_order_nums"):
             raise ValueError(f"{name} has no history to restart: use one of dpm, unipc, deis")
-        fresh.set_timesteps(scheduler.num_inference_steps, device=device)
+        fresh.set_timesteps(scheduler.num_inference_steps)
         fresh.set_begin_index(index)
         return fresh, fresh.timesteps[index:]
-    start = scheduler.timesteps[index].item()
-    fresh.set_timesteps(num_inference_steps, device=device)
-    grid = [start, *(t for t in fresh.timesteps.tolist() if t < start)]
+    if name not in ("DDIMScheduler", "DPMSolverMultistepScheduler", "EulerDiscreteScheduler"):
+        raise ValueError(f"{name} cannot change its grid midway: use one of ddim, dpm, euler")
+    start, *coarse = scheduler.timesteps[index:].tolist()
+    fresh.set_timesteps(num_inference_steps)
+    dense = [t for t in fresh.timesteps.tolist() if t < start]
     if name == "DDIMScheduler":  # its step is always 1000 / num_inference_steps long
         stride = fresh.config.num_train_timesteps // num_inference_steps
-        if any(a - b != stride for a, b in zip(grid, grid[1:], strict=False)):
+        grid = [start, *dense]
+        if any(a - b != stride for a, b in zip(grid, dense, strict=False)):
             raise ValueError(
                 f"a grid of {num_inference_steps} DDIM steps does not meet timestep {start}: "
                 "use a multiple of num_inference_steps"
             )
         return fresh, fresh.timesteps.new_tensor(grid)
-    if name not in ("DPMSolverMultistepScheduler", "EulerDiscreteScheduler"):
-        raise ValueError(f"{name} cannot change its grid midway: use one of ddim, dpm, euler")
-    fresh.set_timesteps(timesteps=grid, device=device)
+    # the denser grid may begin further down: no step is longer than on the grid before
+    fresh.set_timesteps(timesteps=[start, *(t for t in coarse if not dense or t > dense[0]), *dense])
     return fresh, fresh.timesteps

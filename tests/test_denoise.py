@@ -212,7 +212,7 @@ def test_a_negative_transition_is_refused() -> None:
             DynamicTransition(fallback_timestep=981),
             "fallback at 981 is outside .* 50 timesteps run from 981 to 1",
         ),
-        (DynamicTransition(steps_after=50), "above 50, not 50"),
+        (DynamicTransition(steps_after=50), "above 50 and at most 1000, not 50"),
         (StaticTransition(500, 7.5), "guidance_before equals guidance_scale"),
         (DynamicTransition(7.5), "guidance_before equals guidance_scale"),
     ],
