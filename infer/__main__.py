@@ -8,6 +8,7 @@
   python -m infer compare --config configs/infer/demo.yaml
   python -m infer compare --config configs/infer/demo.yaml --mitigations none,stp --out outputs/x
   python -m infer report  outputs/demo/compare
+  python -m infer basin   --config configs/infer/basin.yaml
 
 --mitigation takes the name of a preset in configs/mitigation, the path of a YAML file, or a class with its
 options. Every command takes --help; predict and compare take --print_config. Run one again and only what is
@@ -244,7 +245,37 @@ def report(args: list[str]) -> None:
     print(f"report: {write_report(Path(args[0])).resolve()}")
 
 
-COMMANDS = {"predict": predict, "compare": compare, "calibrate": calibrate, "report": report}
+def basin(args: list[str]) -> None:
+    """Draw where a model's attraction basin ends: curves, and images for full guidance on [t, 0]."""
+    import jsonargparse
+    from rich.console import Console
+
+    from callbacks.dynamic_transition import DynamicTransition
+    from callbacks.static_transition import StaticTransition
+    from infer import basin_numbers, basin_plots
+    from infer.basin import SPACES, Basin
+    from infer.basin_runs import explore
+
+    parser = jsonargparse.ArgumentParser(
+        prog="python -m infer basin",
+        usage="%(prog)s [--config FILE] [--run FOLDER] [--out FOLDER] [options]",
+        description=basin.__doc__,
+    )
+    parser.add_argument("--config", action="config", help="YAML file with any of the options")
+    parser.add_class_arguments(Basin, None, fail_untyped=True)
+    args = changed(args, "--points", lambda points: points if points.startswith("[") else f"[{points}]")
+    args = changed(args, "--training", lambda source: source if source.startswith("[") else f"['{source}']")
+    config = parser.parse_args(args)
+    config.pop("config", None)
+    options = Basin(**{key: value for key, value in vars(config).items() if not key.startswith("__")})
+    found = explore(options, StaticTransition, {space: DynamicTransition(watch=space) for space in SPACES})
+    paths = [*basin_plots.save(found), basin_numbers.write_numbers(found)]
+    Console().print(basin_numbers.point_table(found), basin_numbers.firing_table(found))
+    print(basin_numbers.told(found))
+    print(f"pictures and numbers: {', '.join(map(str, paths))}")
+
+
+COMMANDS = {"predict": predict, "compare": compare, "calibrate": calibrate, "report": report, "basin": basin}
 
 
 def main(args: list[str]) -> int:

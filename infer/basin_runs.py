@@ -1,0 +1,197 @@
+"""Make what `infer.basin` looks at: the watched curves, and images for guidance on [t, 0]."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL.Image import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from data.captioned import load_captioned
+from data.pipeline import load_pipeline
+from data.prompts import Prompt, load_prompts
+from infer.basin import SPACES, Basin, Findings, place
+from infer.denoise import prepare
+from infer.images import make_images
+from infer.neighbours import same
+from infer.rules import DenoisingStep, GuidanceRule, Request
+from infer.schedulers import make_scheduler
+from infer.seeds import sample_seed
+from infer.similarity import embed_all, in_batches, pixel_descriptor, sscd_descriptor
+
+Rules = dict[str, GuidanceRule]  # by the space that they watch
+
+
+class Watch(GuidanceRule):
+    """Changes nothing: keeps each step's difference in both spaces, and asks `rules` when they would fire."""
+
+    def __init__(self, rules: Rules):
+        self.rules = rules
+
+    def begin(self, batch_size: int, device: torch.device) -> None:
+        self.differences: dict[str, list[Tensor]] = {space: [] for space in SPACES}
+        for rule in self.rules.values():
+            rule.begin(batch_size, device)
+
+    def watches(self, step: DenoisingStep) -> bool:
+        return True
+
+    def observe(self, step: DenoisingStep) -> None:
+        self.differences["epsilon"].append(step.difference_rms)
+        self.differences["model_output"].append(step.output_difference_rms)
+        for rule in self.rules.values():
+            rule.observe(step)
+
+    def curves(self) -> dict[str, np.ndarray]:
+        return {space: torch.stack(steps, 1).cpu().numpy() for space, steps in self.differences.items()}
+
+    def fired(self) -> dict[str, np.ndarray]:
+        return {space: rule.transition_timestep().cpu().numpy() for space, rule in self.rules.items()}
+
+
+class Job(NamedTuple):
+    """Images of the requests, with a guidance scale and at most one rule."""
+
+    requests: list[Request]
+    scale: float
+    rule: GuidanceRule | None = None
+
+
+@dataclass
+class Made:
+    """What came of a job; curves and firing timesteps where it was watched."""
+
+    images: dict[str, Image]
+    failed: list[str]
+    curves: dict[str, np.ndarray]
+    fired: dict[str, np.ndarray]
+
+
+def spread(items: Sequence[Any], count: int) -> list[Any]:
+    """At most `count` items, evenly from the first to the last."""
+    places = np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int)
+    return [items[place] for place in places]
+
+
+def choose(basin: Basin, known: Sequence[str]) -> tuple[list[Prompt], Prompt, list[Prompt], int]:
+    """The memorized prompts with a training image, the traced one, the others, and how many were left out.
+
+    ValueError where one of them would be none.
+    """
+    asked = load_prompts(basin.prompts)
+    own = [prompt for prompt in asked if prompt.id in known]
+    if not own:
+        raise ValueError(f"no prompt of {basin.prompts!r} has the id of an image in {basin.training}")
+    traced = next((prompt for prompt in own if prompt.id == (basin.prompt_id or own[0].id)), None)
+    if traced is None:
+        raise ValueError(
+            f"no memorized prompt {basin.prompt_id!r} with a training image; one is {own[0].id!r}"
+        )
+    memorized = spread(own, basin.limit)
+    memorized += [] if traced in memorized else [traced]
+    if basin.others is None:
+        return memorized, traced, [], 0
+    captions = {same(prompt.text) for prompt in asked}
+    everything = load_prompts(basin.others)
+    others = [prompt for prompt in everything if same(prompt.text) not in captions]
+    if not others:
+        raise ValueError(
+            f"all prompts of {basin.others!r} are memorized ones: there are no others among them"
+        )
+    return memorized, traced, spread(others, len(memorized)), len(everything) - len(others)
+
+
+class Maker:
+    """A loaded model that does jobs, with a bar over all their denoising steps."""
+
+    def __init__(self, basin: Basin, rules: Rules):
+        self.basin, self.device = basin, torch.device(basin.device)
+        self.pipe = load_pipeline(basin.pipeline, dtype=getattr(torch, basin.dtype)).to(self.device)
+        self.pipe.scheduler = make_scheduler(self.pipe.scheduler, basin.scheduler)
+        self.side = basin.resolution or self.pipe.unet.config.sample_size * self.pipe.vae_scale_factor
+        self.timesteps = self.prepare(basin.guidance_scale, *rules.values())
+
+    def prepare(self, scale: float, *rules: GuidanceRule) -> list[float]:
+        """The schedule's timesteps; ValueError for a rule that cannot take effect."""
+        return prepare(self.pipe.scheduler, scale, self.basin.num_inference_steps, rules)
+
+    def __call__(self, jobs: dict[Any, Job]) -> dict[Any, Made]:
+        batches = sum(math.ceil(len(job.requests) / self.basin.batch_size) for job in jobs.values())
+        with tqdm(desc="denoise", total=batches * len(self.timesteps), unit="step") as bar:
+            return {key: self.do(job, bar) for key, job in jobs.items()}
+
+    def do(self, job: Job, bar: tqdm) -> Made:
+        images, failed, parts = {}, [], []
+        for requests in in_batches(job.requests, self.basin.batch_size):
+            bar.total -= len(self.timesteps)  # the loop adds its own steps
+            made, denoised = make_images(
+                self.pipe, self.device, requests, self.side, job.scale, self.basin.num_inference_steps,
+                rules=[job.rule] if job.rule else [], bar=bar,
+            )  # fmt: skip
+            ids = [request.prompt_id for request in requests]
+            images |= dict(zip(ids, made, strict=True))
+            failed += [key for key, step in zip(ids, denoised.failed_at.tolist(), strict=True) if step >= 0]
+            if isinstance(job.rule, Watch):
+                sizes = {"unconditional": denoised.unconditional_rms, "conditional": denoised.conditional_rms}
+                curves = {name: values.numpy() for name, values in sizes.items()} | job.rule.curves()
+                parts.append((curves, job.rule.fired()))
+        return Made(images, failed, *map(joined, zip(*parts, strict=True) if parts else ([], [])))
+
+
+def joined(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.concatenate([part[name] for part in parts]) for name in (parts[0] if parts else ())}
+
+
+def explore(basin: Basin, at: Callable[[float, float], GuidanceRule], dynamic: Rules) -> Findings:
+    """Make what the pictures show; ValueError, before anything is made, where that is impossible.
+
+    Args:
+        basin: what to look at.
+        at: (timestep, scale before it) -> the rule that gives full guidance from there on.
+        dynamic: the rules whose firing is told.
+    """
+    samples = load_captioned(*basin.training)
+    prompts, first, strangers, left_out = choose(basin, samples.position)
+    maker, scale = Maker(basin, dynamic), {"none": 0.0, "opposite": basin.opposite}
+    memorized, others = (
+        [Request(p.id, 0, p.text, sample_seed(basin.seed, p.id, 0), p.negative) for p in group]
+        for group in (prompts, strangers)
+    )
+    traced = memorized[prompts.index(first)]
+    points = {place(point, maker.timesteps) for point in basin.points}
+    jobs = {("memorized", how): Job(memorized, scale[how], Watch(dynamic)) for how in scale}
+    if others:
+        jobs |= {("others", how): Job(others, scale[how], Watch(dynamic)) for how in scale}
+    jobs["none", math.inf] = Job(memorized, basin.guidance_scale)
+    for point in sorted(filter(math.isfinite, points), reverse=True):
+        jobs["none", point] = Job(memorized, basin.guidance_scale, at(point, 0.0))
+        jobs["opposite", point] = Job([traced], basin.guidance_scale, at(point, basin.opposite))
+    for job in jobs.values():
+        maker.prepare(job.scale, *filter(None, [job.rule]))
+    made = maker(jobs)
+
+    shown = {key: value for key, value in made.items() if key[0] in scale}
+    shown |= {(how, -math.inf): made["memorized", how] for how in scale}  # the scale is held to the end
+    shown["opposite", math.inf] = made["none", math.inf]
+    describe = sscd_descriptor(basin.sscd) if basin.sscd else pixel_descriptor
+    training = {r.prompt_id: samples[samples.position[r.prompt_id]].rgb(maker.side) for r in memorized}
+    embedded = dict(zip(training, embed_all(training.values(), describe), strict=True))
+
+    def similarity(result: Made) -> pd.Series:
+        found = zip(result.images, embed_all(result.images.values(), describe), strict=True)
+        likeness = pd.Series({key: float(vector @ embedded[key]) for key, vector in found})
+        return likeness.where(~likeness.index.isin(result.failed))
+
+    watched = {key: value for key, value in made.items() if value.curves}
+    return Findings(
+        basin, memorized, traced, others, left_out, training, maker.timesteps,
+        images={key: value.images for key, value in shown.items()},
+        similarity={key: similarity(value) for key, value in shown.items()},
+        curves={key: value.curves for key, value in watched.items()},
+        fired={key: value.fired for key, value in watched.items()},
+    )  # fmt: skip
