@@ -2,7 +2,8 @@
 
 import io
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ import torch
 import webdataset as wds
 from PIL import Image
 
+# whose assertions say what differs, as those of tests do
+pytest.register_assert_rewrite("tests.continuing", "tests.curves", "tests.model_files")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 torch.set_num_threads(2)
@@ -95,11 +98,51 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def unet() -> torch.nn.Module:
+    """The random pipeline's."""
+    return random_pipeline().unet.eval()
+
+
+@pytest.fixture(scope="session")
 def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of the random pipeline."""
     folder = tmp_path_factory.mktemp("tiny")
     random_pipeline().save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a random pipeline no two weights of which are alike."""
+    from tests.model_files import disturbed
+
+    path = tmp_path_factory.mktemp("folder")
+    disturbed(random_pipeline()).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def model_file(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same as a single file."""
+    from data.pipeline import load_pipeline
+    from tests.single_file import write_single_file
+
+    path = tmp_path_factory.mktemp("single") / "tiny.safetensors"
+    return write_single_file(load_pipeline(str(model_folder)), path)
+
+
+@pytest.fixture
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Path], None]:
+    """Puts a folder's files where the Hub's client keeps those that it has downloaded."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+
+    def put(name: str, folder: Path) -> None:
+        repository = tmp_path / "cache" / f"models--{name.replace('/', '--')}"
+        shutil.copytree(folder, repository / "snapshots" / ("0" * 40))
+        (repository / "refs").mkdir()
+        (repository / "refs/main").write_text("0" * 40)
+
+    return put
 
 
 @pytest.fixture(scope="session")

@@ -64,10 +64,10 @@ def test_the_demo_in_miniature(tmp_path: Path) -> None:
         == 0
     )  # fmt: skip
     table = pd.read_parquet(out / "comparison.parquet").set_index("mitigation")
-    assert list(table.index) == ["none", "stp", "og_stp", "dtp", "og_dtp", "base_model"]
+    assert list(table.index) == ["none", "stp", "og_stp", "dtp", "og_dtp", "detour_base", "base_model"]
     assert (table["images"] == 6).all()
     assert table["nfe_mean"]["none"] == 12 and table["nfe_mean"]["stp"] < 12
     assert all(
         prompt.startswith(HELD_OUT) for prompt in pd.read_parquet(out / "none/samples.parquet")["prompt_id"]
     )
-    assert (out / "report.html").read_text().count("data:image/webp") >= 6 * 7
+    assert (out / "report.html").read_text().count("data:image/webp") >= 6 * 8

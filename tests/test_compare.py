@@ -150,7 +150,7 @@ def test_a_mitigation_of_ones_own_is_a_file(arguments: list[str], tmp_path: Path
     [
         (
             ["--mitigations", "none,spt"],
-            "no mitigation preset 'spt'; there are dtp, none, og_dtp, og_stp, stp",
+            "no mitigation preset 'spt'; there are dtp, dtp_robust, none, og_dtp, og_stp, og_two_pass, stp",
         ),
         (["--mitigations", "none,none"], "named twice"),
         (["--mitigations", "stp,emoji/stp"], "named twice"),  # two files, one folder

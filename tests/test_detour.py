@@ -18,6 +18,7 @@ from infer.images import make_images
 from infer.neighbours import CaptionBank
 from infer.rules import Request
 from tests.conftest import CAPTIONS, random_pipeline
+from tests.loops import requests, walk
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU, STEPS, SCALE, SWITCH = torch.device("cpu"), 10, 7.5, 500
@@ -43,13 +44,6 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def requests(count: int = 3, **columns: list) -> list[Request]:
-    rows = [Request(f"s{n}", 0, CAPTIONS[n], 1000 + n) for n in range(count)]
-    for name, values in columns.items():
-        rows = [row._replace(**{name: value}) for row, value in zip(rows, values, strict=True)]
-    return rows
-
-
 def made_by(pipe, rule, asked: list[Request]):
     return make_images(pipe, CPU, asked, 16, SCALE, STEPS, rules=[rule])[1]
 
@@ -63,17 +57,16 @@ def text(pipe, prompts: list[str]) -> Tensor:
 def by_hand(pipe, asked: list[Request], before: Callable[[Tensor, int], Tensor]) -> Tensor:
     """DDIM with `before(latents, t)` as the prediction while t > 500, ordinary guidance afterwards."""
     seeds = [torch.Generator().manual_seed(request.seed) for request in asked]
-    latents = torch.cat([torch.randn(1, 4, 8, 8, generator=seed) for seed in seeds])
-    empty, prompts = text(pipe, [""] * len(asked)), text(pipe, [request.prompt for request in asked])
-    pipe.scheduler.set_timesteps(STEPS)
-    for t in pipe.scheduler.timesteps:
+    noise = torch.cat([torch.randn(1, 4, 8, 8, generator=seed) for seed in seeds])
+    own = predictions(pipe, [""] * len(asked), [request.prompt for request in asked])
+
+    def predict(index: int, t: Tensor, x: Tensor) -> Tensor:
         if t > SWITCH:
-            prediction = before(latents, int(t))
-        else:
-            u, c = (pipe.unet(latents, t, encoder_hidden_states=e).sample for e in (empty, prompts))
-            prediction = u + SCALE * (c - u)
-        latents = pipe.scheduler.step(prediction, t, latents).prev_sample
-    return latents
+            return before(x, int(t))
+        u, c = own(x, int(t))
+        return u + SCALE * (c - u)
+
+    return walk(pipe.scheduler, noise, STEPS, predict)[-1]
 
 
 def predictions(pipe, *texts: list[str]) -> Callable[[Tensor, int], list[Tensor]]:
@@ -88,7 +81,7 @@ OTHERS = ["tea cup", "sun", "old map"]
 @pytest.mark.parametrize("scale", [None, 4.0])
 def test_towards_another_prompt(pipe, repulsion: float, scale: float | None) -> None:
     """eps_u + s (eps_n - eps_u) - r (eps_c - eps_u), from the column alternative_prompt."""
-    asked = requests(alternative_prompt=OTHERS)
+    asked = requests(3, alternative_prompt=OTHERS)
     rule = Detour(StaticTransition(SWITCH), repulsion=repulsion, scale=scale)
     predict = predictions(pipe, [""] * 3, CAPTIONS[:3], OTHERS)
 
@@ -107,8 +100,8 @@ def test_towards_another_prompt(pipe, repulsion: float, scale: float | None) -> 
 
 
 def test_one_prompt_for_all(pipe) -> None:
-    column = made_by(pipe, Detour(StaticTransition(SWITCH)), requests(alternative_prompt=["sun"] * 3))
-    flag = made_by(pipe, Detour(StaticTransition(SWITCH), prompt="sun"), requests())
+    column = made_by(pipe, Detour(StaticTransition(SWITCH)), requests(3, alternative_prompt=["sun"] * 3))
+    flag = made_by(pipe, Detour(StaticTransition(SWITCH), prompt="sun"), requests(3))
     assert torch.equal(column.latents, flag.latents)
 
 
@@ -117,7 +110,7 @@ def test_the_base_model_draws_first(pipe, base: Path, repulsion: float, early: i
     """All of its own guidance, with the prompt and the row's own negative prompt."""
     from data.pipeline import load_pipeline
 
-    asked, before_it = requests(), load_pipeline(str(base))
+    asked, before_it = requests(3), load_pipeline(str(base))
     own, other = (predictions(p, [""] * 3, CAPTIONS[:3]) for p in (pipe, before_it))
 
     def before(x: Tensor, t: int) -> Tensor:
@@ -132,7 +125,7 @@ def test_the_base_model_draws_first(pipe, base: Path, repulsion: float, early: i
 
 
 def test_orthogonal_leaves_out_what_leads_to_the_memorized_image(pipe) -> None:
-    asked = requests(alternative_prompt=OTHERS)
+    asked = requests(3, alternative_prompt=OTHERS)
     predict = predictions(pipe, [""] * 3, CAPTIONS[:3], OTHERS)
 
     def before(x: Tensor, t: int) -> Tensor:
@@ -152,9 +145,7 @@ def test_a_dynamic_transition_watches_the_memorized_prompt(pipe) -> None:
     """Not the alternative: it fires where the prompt's own difference, along this path, has a minimum."""
     rule = Detour(DynamicTransition(watch="model_output", fallback_timestep=201), prompt="sun", repulsion=1.0)
     made = made_by(pipe, rule, requests(6))
-    v = made.difference_rms.double().numpy() / np.sqrt(
-        pipe.scheduler.alphas_cumprod[made.timesteps[0].long()]
-    )
+    v = made.difference_rms.double() / pipe.scheduler.alphas_cumprod[made.timesteps[0].long()].sqrt()
     expected = []
     for d in v.numpy():
         minima = [i for i in range(2, STEPS) if d[i - 2] > d[i - 1] < d[i]]

@@ -11,20 +11,12 @@ from callbacks.static_transition import StaticTransition
 from infer.denoise import Denoised, denoise
 from infer.rules import DenoisingStep, GuidanceRule
 from tests.gaussian_world import GaussianWorld, Prompt, embeddings
+from tests.loops import KEPT, scheduler_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 STEPS, FULL, SHAPE = 50, 3.0, (4, 4, 4)
 KINDS = [DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler]
 PREDICTIONS = ["epsilon", "v_prediction"]
-
-
-def scheduler_of(kind: type = DDIMScheduler, prediction: str = "epsilon"):
-    """Stable Diffusion's noise schedule; leading timesteps, 981 to 1 for DDIM."""
-    return kind(
-        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, prediction_type=prediction,
-        timestep_spacing="leading", steps_offset=1,
-        **({"clip_sample": False, "set_alpha_to_one": False} if kind is DDIMScheduler else {}),
-    )  # fmt: skip
 
 
 def point(random: np.random.Generator, size: float) -> Tensor:
@@ -63,7 +55,6 @@ def made_of(
 # The reference: numpy, double precision, one sample, Stable Diffusion's noise schedule written out
 
 
-KEPT = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)  # alpha^2
 TIMESTEPS = [1 + 20 * (STEPS - 1 - index) for index in range(STEPS)]
 THETA = np.arccos(np.sqrt([*KEPT[TIMESTEPS], KEPT[0]]))  # alpha = cos, sigma = sin; DDIM ends at timestep 0
 
