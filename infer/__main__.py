@@ -15,7 +15,6 @@ options. Every command takes --help; predict and compare take --print_config. Ru
 missing is made. --debug shows the traceback behind an error.
 """
 
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -46,6 +45,13 @@ def changed(args: list[str], option: str, change: Callable[[str], str], new: str
             arg = f"{new or option}={change(value if equals else next(arguments, ''))}"
         out.append(arg)
     return out
+
+
+def as_item(text: str) -> str:
+    """A list of one text for the command line's parser, to which nothing in the text has a meaning."""
+    import yaml
+
+    return yaml.safe_dump([text], default_flow_style=True, default_style='"', width=float("inf"))
 
 
 def class_names() -> list[str]:
@@ -94,7 +100,7 @@ def predict(args: list[str]) -> None:
         return str(path or value)
 
     args = changed(args, "--mitigation", file_of)
-    args = changed(args, "--prompt", json.dumps, "--data.prompt+")
+    args = changed(args, "--prompt", as_item, "--data.prompt+")
 
     class PredictCLI(LightningCLI):
         def add_arguments_to_parser(self, parser) -> None:

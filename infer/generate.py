@@ -181,7 +181,9 @@ class Generate(pl.LightningModule):
 
     def on_predict_start(self) -> None:
         self.pipe.to(self.device)
-        texts = list(dict.fromkeys(request.prompt for request in self.trainer.datamodule.requests))
+        asked = self.trainer.datamodule.requests
+        texts = [r.prompt for r in asked] + [r.negative_prompt or self.negative_prompt for r in asked]
+        texts = list(filter(None, dict.fromkeys(texts + [r.alternative_prompt for r in asked])))
         long = too_long(self.pipe, texts)
         if long and self.global_rank == 0:
             log.warning(

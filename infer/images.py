@@ -16,15 +16,19 @@ from infer.seeds import initial_noise
 
 @contextmanager
 def quiet_truncation() -> Iterator[None]:
-    """Prompts that are too long are reported once, not at each batch."""
-    from diffusers.utils import logging
+    """Prompts that are too long are reported once, not at each batch by two libraries."""
+    import diffusers
+    import transformers
 
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
+    libraries = (diffusers.utils.logging, transformers.utils.logging)
+    levels = [library.get_verbosity() for library in libraries]
+    for library in libraries:
+        library.set_verbosity_error()
     try:
         yield
     finally:
-        logging.set_verbosity(level)
+        for library, level in zip(libraries, levels, strict=True):
+            library.set_verbosity(level)
 
 
 def too_long(pipe: Any, texts: Sequence[str]) -> list[str]:

@@ -25,7 +25,7 @@ def mitigate(pipe: Any, *rules: GuidanceRule) -> Any:
     """
     from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
-    kind = type(pipe)
+    kind = type(pipe).__mro__[2] if isinstance(pipe, Mitigated) else type(pipe)  # new rules replace old ones
     if not isinstance(pipe, (StableDiffusionPipeline, StableDiffusionXLPipeline)):
         raise ValueError(
             f"{kind.__name__} cannot be mitigated: StableDiffusionPipeline and StableDiffusionXLPipeline "
@@ -58,6 +58,7 @@ class Mitigated:
         if options.get("guidance_rescale"):
             raise ValueError("guidance_rescale cannot be combined with mitigations: leave it out")
         check_scheduler(self.scheduler)
+        self.trace = None
         with guided_unet(self):
             return super().__call__(*args, **options)
 
@@ -96,7 +97,7 @@ def guided_unet(pipe: Any) -> Iterator[None]:
     unet.forward = guided
     try:
         yield
-        pipe.trace = guidance.trace()
+        pipe.trace = guidance and guidance.trace()
     finally:
         if own:
             unet.forward = forward
