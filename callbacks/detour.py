@@ -1,6 +1,7 @@
 """Our own rule, the detour: while a sample waits for its transition, guide it somewhere else."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -93,6 +94,9 @@ class Detour(Mitigation):
         self, timesteps: Sequence[float], guidance_scale: float, num_train_timesteps: int = 1000
     ) -> None:
         self.transition.check(timesteps, guidance_scale, num_train_timesteps)
+        for source in filter(None, (self.captions, self.exclude)):
+            if not (Path(source).exists() or set(source) & set("{*?[")):  # shards may be many
+                raise FileNotFoundError(f"no prompts {source!r} for the detour")
 
     def prepare(self, pipe: Any, requests: Sequence[Request], device: torch.device) -> None:
         """Find each prompt's alternative and embed it."""

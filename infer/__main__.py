@@ -192,9 +192,13 @@ def compare(args: list[str]) -> None:
     jobs = [(Path(name).stem, comparison.pipeline, load_mitigation(name)) for name in comparison.mitigations]
     if comparison.base_pipeline:
         jobs.append(("base_model", comparison.base_pipeline, NoMitigation()))
-    folders, module = {}, None
+    folders, module = {}, comparison.module(comparison.pipeline)
+    module.load()
+    for _, pipeline, mitigation in jobs:  # before the first of them runs
+        if pipeline == module.source:
+            module.check([mitigation])
     for name, pipeline, mitigation in jobs:
-        if module is None or module.source != pipeline:  # load a model once
+        if module.source != pipeline:  # load a model once
             module = comparison.module(pipeline)
         folder, data = Path(comparison.out) / name, comparison.data()
         options = trainer_options(str(folder), mitigation, SampleWriter(name), [])

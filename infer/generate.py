@@ -161,14 +161,22 @@ class Generate(pl.LightningModule):
             "dtype": self.weights,
         }
 
-    def setup(self, stage: str) -> None:
-        if not hasattr(self, "pipe"):  # a comparison predicts with one module again and again
+    def load(self) -> None:
+        """Load the pipeline, once: a comparison predicts with one module again and again."""
+        if not hasattr(self, "pipe"):
             dtype = getattr(torch, self.weights)
             self.pipe = load_pipeline(
                 self.source, self.revision, dtype, self.lora, self.lora_scale, self.single_file_config
             )
             self.pipe.scheduler = make_scheduler(self.pipe.scheduler, self.scheduler, self.timestep_spacing)
-        prepare(self.pipe.scheduler, self.scale, self.num_inference_steps, self.rules)  # fails before the bar
+
+    def check(self, rules: Sequence[GuidanceRule]) -> None:
+        """ValueError where a rule, or the scheduler, cannot work."""
+        prepare(self.pipe.scheduler, self.scale, self.num_inference_steps, rules)
+
+    def setup(self, stage: str) -> None:
+        self.load()
+        self.check(self.rules)  # fails before the bar
 
     @property
     def rules(self) -> list[GuidanceRule]:

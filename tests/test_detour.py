@@ -222,6 +222,11 @@ def test_what_a_detour_refuses(options: dict, message: str) -> None:
         Detour(**options)
 
 
+def test_a_missing_list_of_captions_is_found_before_anything_is_drawn() -> None:
+    with pytest.raises(FileNotFoundError, match="no prompts '/nowhere.txt' for the detour"):
+        Detour(captions="/nowhere.txt").check([901, 401, 1], SCALE)
+
+
 def test_from_the_command_line(tiny_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """A column of the prompt file; who has no alternative is counted and told."""
     rows = [{"prompt": "red square", "alternative_prompt": "sun"}, {"prompt": "old map"}]
