@@ -101,6 +101,13 @@ def test_the_row_number_of_a_table_is_no_id(tmp_path: Path) -> None:
     assert other == one[1:]
 
 
+def one_row(name: str, column: str, cell: str) -> str:
+    """A table or JSON lines of one prompt, `a cat`, and one further column."""
+    if name.endswith(".csv"):
+        return f"text,{column}\na cat,{cell}\n"
+    return f'{{"text": "a cat", "{column}": {cell}}}'
+
+
 @pytest.mark.parametrize("column", ["negative_prompt", "negative", "Negative_Prompt"])
 @pytest.mark.parametrize(
     "name, cell, expected",
@@ -118,10 +125,7 @@ def test_the_row_number_of_a_table_is_no_id(tmp_path: Path) -> None:
 def test_a_negative_prompt_may_be_empty_or_missing(
     tmp_path: Path, column: str, name: str, cell: str, expected: str | None
 ) -> None:
-    content = (
-        f"text,{column}\na cat,{cell}\n" if name == "a.csv" else f'{{"text": "a cat", "{column}": {cell}}}'
-    )
-    assert load_prompts(write(tmp_path / name, content))[0].negative == expected
+    assert load_prompts(write(tmp_path / name, one_row(name, column, cell)))[0].negative == expected
 
 
 @pytest.mark.parametrize("column", ["alternative_prompt", "alternative", "ALTERNATIVE"])
@@ -139,12 +143,8 @@ def test_a_negative_prompt_may_be_empty_or_missing(
 def test_an_empty_alternative_is_none(
     tmp_path: Path, column: str, name: str, cell: str, expected: str | None
 ) -> None:
-    content = (
-        f"text,{column}\na cat,{cell}\n" if name == "a.csv" else f'{{"text": "a cat", "{column}": {cell}}}'
-    )
-    assert load_prompts(write(tmp_path / name, content)) == [
-        Prompt(text_id("a cat"), "a cat", None, expected)
-    ]
+    prompts = load_prompts(write(tmp_path / name, one_row(name, column, cell)))
+    assert prompts == [Prompt(text_id("a cat"), "a cat", None, expected)]
 
 
 @pytest.mark.parametrize(
