@@ -1,6 +1,7 @@
 """What all transition points share: one guidance scale until it is passed, the full one from there on."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -10,7 +11,7 @@ from callbacks.mitigation import Mitigation
 from infer.rules import Continuation, DenoisingStep
 
 
-class Transition(Mitigation):
+class Transition(Mitigation, ABC):
     """`guidance_before` until a sample's transition timestep t*, the full scale s at and after it.
 
     With a ramp: s(t) = before + (s - before) min(1, (t* - t) / ramp_timesteps). Per sample; a subclass sets
@@ -59,6 +60,7 @@ class Transition(Mitigation):
                 f"{num_train_timesteps}, not {self.steps_after}"
             )
 
+    @abstractmethod
     def begin(self, batch_size: int, device: torch.device) -> None:
         self._since = torch.full((batch_size,), math.nan, device=device)
         self._passed_at = self._since.clone()

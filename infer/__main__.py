@@ -9,6 +9,8 @@
   python -m infer compare --config configs/infer/demo.yaml --mitigations none,stp --out outputs/x
   python -m infer report  outputs/demo/compare
   python -m infer basin   --config configs/infer/basin.yaml
+  python -m infer calibrate --run outputs/demo/finetune --mitigation dtp --out outputs/demo/gated_dtp.yaml \\
+    --ordinary data/emoji/shards/noto-00000.tar.gz
 
 --mitigation takes the name of a preset in configs/mitigation, the path of a YAML file, or a class with its
 options. Every command takes --help; predict and compare take --print_config. Run one again and only what is
@@ -110,6 +112,8 @@ def predict(args: list[str]) -> None:
                 "mitigation",
                 required=False,
                 default={"class_path": "callbacks.mitigation.NoMitigation"},
+                help="a preset of configs/mitigation by its name, a YAML file, or a class, whose options then "
+                "follow as --mitigation.OPTION; --mitigation.help CLASS explains them",
             )
 
         def instantiate_trainer(self, **kwargs):
