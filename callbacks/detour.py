@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from callbacks.mitigation import Mitigation
-from callbacks.static_transition import StaticTransition
 from callbacks.transition import Transition
 from data.pipeline import check_pipeline, load_pipeline
 from infer.images import embed
@@ -54,7 +53,7 @@ class Detour(Mitigation):
 
     def __init__(
         self,
-        transition: Transition | None = None,
+        transition: Transition,
         captions: str | None = None,
         exclude: str | None = None,
         min_cosine: float = 0.0,
@@ -75,7 +74,7 @@ class Detour(Mitigation):
             raise ValueError(f"min_cosine {min_cosine} and max_cosine {max_cosine} must rise, within -1..1")
         if base_pipeline is not None:
             check_pipeline(base_pipeline)
-        self.transition = StaticTransition() if transition is None else transition
+        self.transition = transition
         if self.transition.rehearsal or self.transition.ramp_timesteps:
             raise ValueError("a detour's transition is static or dynamic, without a ramp")
         self.captions, self.exclude, self.prompt, self.base_pipeline = (

@@ -112,8 +112,8 @@ def predict(args: list[str]) -> None:
                 "mitigation",
                 required=False,
                 default={"class_path": "callbacks.mitigation.NoMitigation"},
-                help="a preset of configs/mitigation by its name, a YAML file, or a class, whose options then "
-                "follow as --mitigation.OPTION; --mitigation.help CLASS explains them",
+                help="a preset of configs/mitigation by its name, a YAML file, or a class, whose options "
+                "then follow as --mitigation.OPTION; --mitigation.help CLASS explains them",
             )
 
         def instantiate_trainer(self, **kwargs):

@@ -219,12 +219,12 @@ def test_the_nearest_caption(pipe, tmp_path: Path) -> None:
 )
 def test_what_a_detour_refuses(options: dict, message: str) -> None:
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        Detour(**options)
+        Detour(**{"transition": StaticTransition()} | options)
 
 
 def test_a_missing_list_of_captions_is_found_before_anything_is_drawn() -> None:
     with pytest.raises(FileNotFoundError, match="no prompts '/nowhere.txt' for the detour"):
-        Detour(captions="/nowhere.txt").check([901, 401, 1], SCALE)
+        Detour(StaticTransition(), captions="/nowhere.txt").check([901, 401, 1], SCALE)
 
 
 def test_from_the_command_line(tiny_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
