@@ -529,7 +529,7 @@ def test_other_pipelines_are_refused(sd: Any) -> None:
         TwoPassTransition(),
         StaticTransition(500, steps_after=200),
         DynamicTransition(restart_solver=True),
-        Detour(prompt="a dog"),
+        Detour(StaticTransition(), prompt="a dog"),
     ],
     ids=lambda rule: type(rule).__name__,
 )
