@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -180,3 +181,25 @@ def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
         size={"shortest_edge": 16}, crop_size=side, image_mean=half, image_std=half
     ).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def stock_pipelines() -> dict[str, Any]:
+    from tests.families import classic_sdxl
+    from tests.family import quiet
+
+    return {"sd": quiet(random_pipeline()), "sdxl": classic_sdxl()}
+
+
+@pytest.fixture
+def sd(stock_pipelines: dict[str, Any]) -> Any:
+    from tests.stock import with_scheduler
+
+    return with_scheduler(stock_pipelines["sd"], "ddim")
+
+
+@pytest.fixture
+def sdxl(stock_pipelines: dict[str, Any]) -> Any:
+    from tests.stock import with_scheduler
+
+    return with_scheduler(stock_pipelines["sdxl"], "ddim")
