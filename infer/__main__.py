@@ -17,6 +17,8 @@ options. Every command takes --help; predict and compare take --print_config. Ru
 missing is made. --debug shows the traceback behind an error.
 """
 
+import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -54,6 +56,11 @@ def as_item(text: str) -> str:
     import yaml
 
     return yaml.safe_dump([text], default_flow_style=True, default_style='"', width=float("inf"))
+
+
+def as_list(value: str) -> str:
+    """`[a,b]` of `a,b`; commas within braces stand in the name of one item."""
+    return value if value.startswith("[") else json.dumps(re.split(r",(?![^{]*})", value))
 
 
 def class_names() -> list[str]:
@@ -168,9 +175,25 @@ def trainer_options(out: str, mitigation, writer, own: list) -> dict:
     }
 
 
+def options_of(kind: type, command: Callable, args: list[str], lists: tuple[str, ...] = ()):
+    """The data class `kind` from a command's arguments; each of `lists` takes `a,b` for `[a,b]`."""
+    import jsonargparse
+
+    parser = jsonargparse.ArgumentParser(
+        prog=f"python -m infer {command.__name__}",
+        usage="%(prog)s [--config FILE] [--run FOLDER] [--out FOLDER] [options]",
+        description=command.__doc__,
+    )
+    parser.add_argument("--config", action="config", help="YAML file with any of the options")
+    parser.add_class_arguments(kind, None, fail_untyped=True)
+    for option in lists:
+        args = changed(args, option, as_list)
+    options = vars(parser.parse_args(args))
+    return kind(**{name: value for name, value in options.items() if name in kind.__dataclass_fields__})
+
+
 def compare(args: list[str]) -> None:
     """Run or reuse one predict job per mitigation, score them, write table and report."""
-    import jsonargparse
     import lightning.pytorch as pl
     from rich.console import Console
 
@@ -181,18 +204,7 @@ def compare(args: list[str]) -> None:
     from infer.runfolder import told
 
     calm_lightning()
-    parser = jsonargparse.ArgumentParser(
-        prog="python -m infer compare",
-        usage="%(prog)s [--config FILE] [--run FOLDER] [--out FOLDER] [options]",
-        description=compare.__doc__,
-    )
-    parser.add_argument("--config", action="config", help="YAML file with any of the options")
-    parser.add_class_arguments(Comparison, None, fail_untyped=True)
-    args = changed(args, "--mitigations", lambda names: names if names.startswith("[") else f"[{names}]")
-    args = changed(args, "--training", lambda source: source if source.startswith("[") else f"['{source}']")
-    config = parser.parse_args(args)
-    config.pop("config", None)
-    comparison = Comparison(**{key: value for key, value in vars(config).items() if not key.startswith("__")})
+    comparison = options_of(Comparison, compare, args, lists=("--mitigations", "--training"))
     jobs = [(Path(name).stem, comparison.pipeline, load_mitigation(name)) for name in comparison.mitigations]
     if comparison.base_pipeline:
         jobs.append(("base_model", comparison.base_pipeline, NoMitigation()))
@@ -221,18 +233,12 @@ def compare(args: list[str]) -> None:
 
 def calibrate(args: list[str]) -> None:
     """Find the gate of a mitigation from ordinary prompts at a stated false-positive rate; write a preset."""
-    import jsonargparse
     import yaml
 
     from infer.calibrate import Calibration
     from infer.runfolder import write_atomically
 
-    parser = jsonargparse.ArgumentParser(prog="python -m infer calibrate", description=calibrate.__doc__)
-    parser.add_argument("--config", action="config", help="YAML file with any of the options")
-    parser.add_class_arguments(Calibration, None, fail_untyped=True)
-    config = parser.parse_args(args)
-    config.pop("config", None)
-    calibration = Calibration(**{k: v for k, v in vars(config).items() if not k.startswith("__")})
+    calibration = options_of(Calibration, calibrate, args)
     preset = load_mitigation(calibration.mitigation).identity()
     if "gate" not in preset["init_args"]:
         raise ValueError(f"{calibration.mitigation!r} is a {preset['class_path']}, which has no gate")
@@ -261,7 +267,6 @@ def report(args: list[str]) -> None:
 
 def basin(args: list[str]) -> None:
     """Draw where a model's attraction basin ends: curves, and images for full guidance on [t, 0]."""
-    import jsonargparse
     from rich.console import Console
 
     from callbacks.dynamic_transition import DynamicTransition
@@ -270,18 +275,7 @@ def basin(args: list[str]) -> None:
     from infer.basin import SPACES, Basin
     from infer.basin_runs import explore
 
-    parser = jsonargparse.ArgumentParser(
-        prog="python -m infer basin",
-        usage="%(prog)s [--config FILE] [--run FOLDER] [--out FOLDER] [options]",
-        description=basin.__doc__,
-    )
-    parser.add_argument("--config", action="config", help="YAML file with any of the options")
-    parser.add_class_arguments(Basin, None, fail_untyped=True)
-    args = changed(args, "--points", lambda points: points if points.startswith("[") else f"[{points}]")
-    args = changed(args, "--training", lambda source: source if source.startswith("[") else f"['{source}']")
-    config = parser.parse_args(args)
-    config.pop("config", None)
-    options = Basin(**{key: value for key, value in vars(config).items() if not key.startswith("__")})
+    options = options_of(Basin, basin, args, lists=("--points", "--training"))
     found = explore(options, StaticTransition, {space: DynamicTransition(watch=space) for space in SPACES})
     paths = [*basin_plots.save(found), basin_numbers.write_numbers(found)]
     Console().print(basin_numbers.point_table(found), basin_numbers.firing_table(found))

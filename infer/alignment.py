@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from data.pipeline import is_hub_id, quiet_bars
+from data.weights import is_hub_id, quiet_bars
 from infer.similarity import in_batches
 
 

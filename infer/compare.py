@@ -11,7 +11,8 @@ from rich import box
 from rich.table import Table
 
 from data.captioned import SHARD_SUFFIXES, CaptionedImages, load_captioned, shard_paths
-from data.pipeline import check_lora, check_pipeline
+from data.lora import check_lora
+from data.pipeline import check_pipeline
 from infer.alignment import ClipScore, check_clip
 from infer.generate import Generate, PromptData
 from infer.runfolder import save_image, write_atomically

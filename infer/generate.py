@@ -14,7 +14,8 @@ from PIL.Image import Image
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from data.pipeline import check_lora, check_pipeline, fingerprint, load_pipeline
+from data.lora import check_lora
+from data.pipeline import check_pipeline, fingerprint, load_pipeline
 from data.prompts import inline_prompts, load_prompts
 from infer.denoise import Denoised, prepare
 from infer.images import make_images, too_long

@@ -1,7 +1,6 @@
 """Requests -> images, with a loaded pipeline: what predicting and watching a training share."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,26 +8,10 @@ from PIL.Image import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from data.weights import no_warnings
 from infer.denoise import Denoised, denoise
 from infer.rules import GuidanceRule, Request
 from infer.seeds import initial_noise
-
-
-@contextmanager
-def quiet_truncation() -> Iterator[None]:
-    """Prompts that are too long are reported once, not at each batch by two libraries."""
-    import diffusers
-    import transformers
-
-    libraries = (diffusers.utils.logging, transformers.utils.logging)
-    levels = [library.get_verbosity() for library in libraries]
-    for library in libraries:
-        library.set_verbosity_error()
-    try:
-        yield
-    finally:
-        for library, level in zip(libraries, levels, strict=True):
-            library.set_verbosity(level)
 
 
 def too_long(pipe: Any, texts: Sequence[str]) -> list[str]:
@@ -41,7 +24,7 @@ def too_long(pipe: Any, texts: Sequence[str]) -> list[str]:
 def embed(pipe: Any, texts: Sequence[str], device: torch.device) -> Tensor:
     """Text embeddings, (len(texts), tokens, width). A text that comes again is encoded once."""
     distinct = list(dict.fromkeys(texts))
-    with quiet_truncation():
+    with no_warnings():  # too long prompts are reported once, not at each batch by two libraries
         embedded, _ = pipe.encode_prompt(distinct, device, 1, do_classifier_free_guidance=False)
     return embedded[torch.tensor([distinct.index(text) for text in texts], device=device)]
 

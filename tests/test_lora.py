@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from data.pipeline import LORA_FILE, check_lora, load_pipeline
+from data.lora import LORA_FILE, check_lora
+from data.pipeline import load_pipeline
 from tests.conftest import BASE
 from tests.lora_files import diffusers_lora, kohya_lora, sum_of
 from tests.model_files import PARTS, assert_equal, changed, failure, image, weights

@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from data.pipeline import LORA_FILE, check_lora, check_pipeline, fingerprint, load_pipeline
+from data.lora import LORA_FILE, check_lora
+from data.pipeline import check_pipeline, fingerprint, load_pipeline
 from tests.conftest import BASE
 from tests.lora_files import diffusers_lora, kohya_lora
 from tests.model_files import changed, failure, weights
