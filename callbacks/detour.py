@@ -17,8 +17,9 @@ from infer.rules import DenoisingStep, Request
 
 def without(g: Tensor, m: Tensor) -> Tensor:
     """g - max(0, <g, m> / <m, m>) m per sample, (B, ...): g without its part along m."""
-    share = (g * m).flatten(1).sum(1) / (m * m).flatten(1).sum(1).clamp(min=1e-12)
-    return g - share.clamp(min=0).view(-1, *[1] * (g.ndim - 1)) * m
+    a, b = g.float(), m.float()  # half precision overflows in the sums
+    share = (a * b).flatten(1).sum(1) / (b * b).flatten(1).sum(1).clamp(min=1e-12)
+    return (a - share.clamp(min=0).view(-1, *[1] * (g.ndim - 1)) * b).to(g.dtype)
 
 
 class Detour(Mitigation):
@@ -161,6 +162,9 @@ class Detour(Mitigation):
 
     def predict(self, unet: Any, latents: Tensor, step: DenoisingStep, embeddings: Tensor) -> Tensor:
         return unet(latents, step.timestep, encoder_hidden_states=embeddings, return_dict=False)[0]
+
+    def leaving(self) -> Tensor:
+        return self.transition.leaving()
 
     def transition_timestep(self) -> Tensor | None:
         return self.transition.transition_timestep()

@@ -79,17 +79,25 @@ class Transition(Mitigation, ABC):
         passed_now = (self._since >= step.timestep) & self._passed_at.isnan()
         self._passed_at = self._passed_at.masked_fill(passed_now, step.timestep)  # no device sync
 
+    def beside(self, scale: Tensor) -> Tensor:
+        """On the device of `_since`; a copy to the CPU must have arrived before it is read."""
+        device = self._since.device
+        return scale.to(device, non_blocking=device.type != "cpu")
+
     def waiting(self, step: DenoisingStep) -> Tensor:
         """Samples before their transition, (B,) bool."""
         return ~(self._since >= step.timestep)
 
     def guidance_scale(self, step: DenoisingStep, scale: Tensor) -> Tensor:
-        waiting, scale = self.waiting(step), scale.to(self._since.device, non_blocking=True)
+        waiting, scale = self.waiting(step), self.beside(scale)
         before = torch.full_like(scale, self.guidance_before)
         if self.ramp_timesteps:
             progress = ((self._since - step.timestep) / self.ramp_timesteps).clamp(max=1)
             scale = torch.where(progress < 1, before + progress * (scale - before), scale)
         return torch.where(waiting, before, scale)
+
+    def leaving(self) -> Tensor:
+        return self._passed_at.isfinite() & self._since.isfinite()  # whom the gate lets through stays
 
     def transition_timestep(self) -> Tensor:
         return self._passed_at

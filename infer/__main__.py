@@ -109,6 +109,9 @@ def predict(args: list[str]) -> None:
         return str(path or value)
 
     args = changed(args, "--mitigation", file_of)
+    if presets and presets[-1]:  # of another mitigation in --config no option stays
+        last = max(place for place, arg in enumerate(args) if arg.startswith("--mitigation="))
+        args.insert(last, "--mitigation=NoMitigation")
     args = changed(args, "--prompt", as_item, "--data.prompt+")
 
     class PredictCLI(LightningCLI):
@@ -246,8 +249,9 @@ def calibrate(args: list[str]) -> None:
     preset["init_args"]["gate"] = found["gate"]
     about = "\n".join(f"# {name}: {value:g}" for name, value in found.items())
     header = (
-        f"# python -m infer predict --mitigation {calibration.out}\n# Gate of {calibration.mitigation} at a "
-        f"false-positive rate of {calibration.false_positive_rate:g}, from {calibration.ordinary}\n{about}\n"
+        f"# python -m infer predict --mitigation {calibration.out}\n"
+        f"# Gate of {calibration.mitigation} at a false-positive rate of "
+        f"{calibration.false_positive_rate:g}, from {calibration.ordinary!r}\n{about}\n"
     )
     text = header + yaml.safe_dump(preset, sort_keys=False)
     out = Path(calibration.out)

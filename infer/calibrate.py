@@ -1,10 +1,10 @@
 """Find a gate: the first-step magnitude above which a prompt counts as memorized."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -67,9 +67,10 @@ def gate_threshold(ordinary: Tensor, false_positive_rate: float) -> float:
     if len(ordinary) * false_positive_rate < 1:
         raise ValueError(
             f"{len(ordinary)} ordinary images cannot show a false-positive rate of {false_positive_rate}: "
-            f"at least {int(np.ceil(1 / false_positive_rate))} are needed"
+            f"at least {math.ceil(1 / false_positive_rate)} are needed"
         )
-    return float(np.quantile(ordinary.double().numpy(), 1 - false_positive_rate, method="higher"))
+    allowed = math.floor(len(ordinary) * false_positive_rate + 1e-9)
+    return ordinary.double().sort().values[len(ordinary) - allowed].item()
 
 
 @dataclass

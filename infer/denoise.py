@@ -180,7 +180,7 @@ class Run:
 
     def let_go(self, index: int, latents: Tensor, guided: Tensor, active: Tensor) -> Tensor:
         """Take samples out that have passed their transition; who is still here."""
-        passed = self.guidance.rules[0].transition_timestep().isfinite().cpu() & active
+        passed = self.guidance.rules[0].leaving().cpu() & active
         if passed.any():
             self.left[index] = (passed, latents, guided, copied(self.generators))
         return active & ~passed

@@ -118,9 +118,9 @@ class Guidance:
             scale, push = self.decide(step)
         alternative = None if push is None else self.evaluate_alternative(step, push, active)
         self.record(step, scale, active)
-        guided = step.unconditional + per_row(scale, step.latents) * (step.conditional - step.unconditional)
+        guided = step.unconditional + times(scale, step.conditional - step.unconditional)
         if alternative is not None:
-            guided = guided + per_row(push, step.latents) * (alternative - step.unconditional)
+            guided = guided + times(push, alternative - step.unconditional)
         return guided
 
     def evaluate_alternative(self, step: DenoisingStep, push: Tensor, active: Tensor) -> Tensor | None:
@@ -153,8 +153,9 @@ class Guidance:
         )
 
 
-def per_row(scale: Tensor, like: Tensor) -> Tensor:
-    return onto(scale, like.device).to(like.dtype).view(-1, *[1] * (like.ndim - 1))
+def times(scale: Tensor, x: Tensor) -> Tensor:
+    """scale x per row, in x's precision; the scale itself is not rounded to it, as in stock pipelines."""
+    return (onto(scale, x.device).float().view(-1, *[1] * (x.ndim - 1)) * x).to(x.dtype)
 
 
 def evaluate(step: DenoisingStep, rows: Rows, predict: Callable[[Rows], Tensor]) -> None:

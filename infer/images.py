@@ -46,9 +46,10 @@ def make_images(
     `pipe` is a StableDiffusionPipeline on `device`; `resolution` is in pixels; `negative_prompt` is for
     requests without one of their own. Latents that are not finite give a black image; `failed_at` tells.
     """
-    for rule in rules:
-        rule.prepare(pipe, requests, device)
     negatives = [negative_prompt if r.negative_prompt is None else r.negative_prompt for r in requests]
+    asked = [r._replace(negative_prompt=text) for r, text in zip(requests, negatives, strict=True)]
+    for rule in rules:
+        rule.prepare(pipe, asked, device)
     conditional = embed(pipe, [request.prompt for request in requests], device)
     side = resolution // pipe.vae_scale_factor
     shape = (pipe.unet.config.in_channels, side, side)

@@ -124,6 +124,10 @@ class GuidanceRule:
     def stepped(self, step: DenoisingStep, latents: Tensor) -> None:
         """After the scheduler: the latents of the next step, at the scheduler's scale."""
 
+    def leaving(self) -> Tensor:
+        """Rows that go on by `continuation` from here, (B,) bool."""
+        raise NotImplementedError
+
     def transition_timestep(self) -> Tensor | None:
         """Where each row passed its transition, (B,), NaN where it never did; None: not its affair."""
         return None

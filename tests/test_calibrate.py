@@ -36,8 +36,13 @@ def test_the_gate_keeps_its_rate(rate: float) -> None:
     ordinary = torch.tensor(np.random.default_rng(0).gamma(2.0, 1.0, 1000))
     gate = gate_threshold(ordinary, rate)
     reaching = (ordinary >= gate).sum().item()
-    assert reaching <= 1000 * rate + 1 and (ordinary >= gate - 1e-9).sum() >= 1000 * rate
-    assert gate in ordinary.tolist()
+    assert reaching == round(1000 * rate) and gate in ordinary.tolist()
+
+
+@pytest.mark.parametrize("count, rate, allowed", [(21, 0.05, 1), (1591, 0.05, 79), (39, 0.1, 3)])
+def test_a_rate_between_two_counts_is_not_exceeded(count: int, rate: float, allowed: int) -> None:
+    ordinary = torch.randperm(count, generator=torch.Generator().manual_seed(0)).double()
+    assert (ordinary >= gate_threshold(ordinary, rate)).sum() == allowed
 
 
 @pytest.mark.parametrize(

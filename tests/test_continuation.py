@@ -16,6 +16,7 @@ from torch import Tensor
 from callbacks.dynamic_transition import DynamicTransition
 from callbacks.static_transition import StaticTransition
 from callbacks.two_pass_transition import TwoPassTransition
+from infer.rules import GuidanceRule
 from tests.continuing import (
     BEFORE,
     COUNT,
@@ -151,7 +152,7 @@ def test_a_ramp_goes_on_over_the_denser_grid() -> None:
 
 @pytest.mark.parametrize("rule", [StaticTransition, DynamicTransition])
 @pytest.mark.parametrize("options", [{"steps_after": 50}, {"restart_solver": True}])
-def test_gated_samples_go_on_from_the_first_step(rule: type, options: dict) -> None:
+def test_gated_samples_have_ordinary_guidance_on_the_ordinary_grid(rule: type, options: dict) -> None:
     """The samples differ in their first difference: that of the first is least, of the last greatest."""
 
     def make():
@@ -161,12 +162,16 @@ def test_gated_samples_go_on_from_the_first_step(rule: type, options: dict) -> N
     assert first.tolist() == sorted(first.tolist())
     gate = (first[1] + first[2]).item() / 2
     made = denoised(make(), rule(guidance_before=BEFORE, gate=gate, **options))
-    for row in range(COUNT):
-        late = static(500) if rule is StaticTransition else dynamic
-        switch = static(1000) if row < 2 else late
-        expected = with_two_solvers(make, row, switch, options.get("steps_after"))
-        assert (expected.left_at == 0) == (row < 2)
-        compare(made, row, expected)
+    ordinary = denoised(make(), GuidanceRule())
+    for row in range(2):
+        assert torch.allclose(made.latents[row], ordinary.latents[row], rtol=1e-4, atol=1e-4)
+        assert made.timesteps[row][taken(made, row)].tolist() == ordinary.timesteps[row].tolist()
+        assert (
+            made.nfe[row] == ordinary.nfe[row] and made.guidance_scale[row][taken(made, row)].eq(FULL).all()
+        )
+    for row in range(2, COUNT):
+        switch = static(500) if rule is StaticTransition else dynamic
+        compare(made, row, with_two_solvers(make, row, switch, options.get("steps_after")))
 
 
 def first_pass(scheduler, number: int) -> int:

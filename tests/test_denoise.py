@@ -240,3 +240,15 @@ def test_an_image_does_not_know_its_batch(tiny_pipeline: Path) -> None:
             )
             difference = np.array(other.images[place], int) - np.array(together.images[number], int)
             assert np.abs(difference).max() <= 1
+
+
+def test_half_precision_is_stock_diffusers_too(tiny_pipeline: Path) -> None:
+    """At a scale that bfloat16 would round."""
+    module = generator_of(tiny_pipeline, num_inference_steps=6, guidance_scale=7.3)
+    module.pipe.to(torch.bfloat16)
+    made = module.generate(requests(2))
+    stock = module.pipe(
+        CAPTIONS[:2], guidance_scale=7.3, num_inference_steps=6, output_type="latent",
+        generator=[torch.Generator().manual_seed(request.seed) for request in requests(2)],
+    ).images  # fmt: skip
+    assert torch.equal(made.denoised.latents, stock)

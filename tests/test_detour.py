@@ -243,3 +243,24 @@ def test_from_the_command_line(tiny_pipeline: Path, tmp_path: Path, capsys: pyte
     assert samples["alternative_prompt"].tolist()[0] == "sun" and samples["alternative_prompt"].isna()[1]
     assert json.loads((out / "summary.json").read_text())["without_alternative"] == 1
     assert "1 had no alternative and took the plain rule" in capsys.readouterr().out
+
+
+def test_a_runs_own_negative_prompt_reaches_the_base_model(pipe, base: Path) -> None:
+    """By the option of the run as by the column."""
+    made = [
+        make_images(pipe, CPU, asked, 16, SCALE, STEPS, negative, rules=[rule])[1].latents
+        for asked, negative in ((requests(3), "old map"), (requests(3, negative_prompt=["old map"] * 3), ""))
+        for rule in [Detour(StaticTransition(SWITCH), base_pipeline=str(base))]
+    ]
+    assert torch.equal(*made)
+    plain = make_images(pipe, CPU, requests(3), 16, SCALE, STEPS, rules=[
+        Detour(StaticTransition(SWITCH), base_pipeline=str(base))])[1].latents  # fmt: skip
+    assert (made[0] - plain).abs().max() > 1e-2
+
+
+def test_half_precision_takes_the_same_part_out() -> None:
+    random = torch.Generator().manual_seed(0)
+    for size in (1e-4, 1.0, 4.0):
+        g, m = (size * torch.randn(2, 4, 32, 32, generator=random) for _ in range(2))
+        assert torch.allclose(without(g.half(), m.half()).float(), without(g, m), atol=5e-3 * size)
+    assert torch.equal(without(g.half(), torch.zeros_like(m).half()), g.half())

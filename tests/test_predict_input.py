@@ -422,3 +422,12 @@ def test_two_passes_cost_both(predict: Callable[..., Path], tmp_path: Path, befo
         assert row.nfe == 8 * waiting + first * waiting + 2 * (8 - first)
     assert summary_of(out)["nfe_mean"] == rows_of(out)["nfe"].mean()
     assert summary_of(out)["watched"] == "latents" and summary_of(out)["never_fired"] == 0
+
+
+def test_a_preset_is_itself_whatever_the_config_holds(predict: Callable[..., Path], tmp_path: Path) -> None:
+    """No option of a mitigation of the same class in --config stays."""
+    config = tmp_path / "config.yaml"
+    config.write_text("mitigation: {class_path: DynamicTransition, init_args: {smoothing: 3, gate: 0.5}}\n")
+    out = predict("--config", str(config), "--prompt", "red square", "--mitigation", "dtp")
+    settings = yaml.safe_load((out / "config.yaml").read_text())["mitigations"][0]["init_args"]
+    assert settings["smoothing"] == 1 and settings["gate"] is None
