@@ -1,15 +1,19 @@
 """Our own rule, the detour: while a sample waits for its transition, guide it somewhere else."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
 from callbacks.mitigation import Mitigation
 from callbacks.transition import Transition
+from data.captioned import SHARD_SUFFIXES, shard_paths
 from data.pipeline import check_pipeline, load_pipeline
+from infer.guidance import onto
 from infer.images import embed
 from infer.neighbours import CaptionBank
 from infer.rules import DenoisingStep, Request
@@ -20,6 +24,38 @@ def without(g: Tensor, m: Tensor) -> Tensor:
     a, b = g.float(), m.float()  # half precision overflows in the sums
     share = (a * b).flatten(1).sum(1) / (b * b).flatten(1).sum(1).clamp(min=1e-12)
     return (a - share.clamp(min=0).view(-1, *[1] * (g.ndim - 1)) * b).to(g.dtype)
+
+
+def check_base(name: str, base: Any, pipe: Any) -> None:
+    """ValueError where the base model's predictions do not mean what those of the finetuned model mean."""
+    scheduler = type(pipe.scheduler).from_config(base.scheduler.config)  # kinds differ in their last alpha
+    kept, own_kept = scheduler.alphas_cumprod.cpu(), pipe.scheduler.alphas_cumprod.cpu()
+    facts = [
+        ("prediction_type", scheduler.config.prediction_type, pipe.scheduler.config.prediction_type),
+        ("UNet's in_channels", base.unet.config.in_channels, pipe.unet.config.in_channels),
+        ("VAE's scaling_factor", base.vae.config.scaling_factor, pipe.vae.config.scaling_factor),
+        ("number of timesteps", len(kept), len(own_kept)),
+    ]
+    if len(kept) == len(own_kept) and not torch.allclose(kept, own_kept, rtol=1e-3, atol=1e-5):
+        worst = int((kept - own_kept).abs().argmax())
+        values = (f"{alphas[worst]:.4g}" for alphas in (kept, own_kept))
+        facts.append((f"noise schedule (alphas_cumprod at timestep {worst})", *values))
+    for what, theirs, ours in facts:
+        if theirs != ours:
+            raise ValueError(
+                f"base_pipeline {name!r} does not go with the finetuned model: its {what} is {theirs}, "
+                f"the finetuned model's {ours}; give the model that it was finetuned from"
+            )
+
+
+@contextmanager
+def located(option: str) -> Iterator[None]:
+    """Say whose file is missing: the path may come from a preset, and be used from another folder."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        where = f"relative paths start from the current folder, {Path.cwd()}"
+        raise FileNotFoundError(f"the detour's {option}: {error} ({where})") from error
 
 
 class Detour(Mitigation):
@@ -34,7 +70,8 @@ class Detour(Mitigation):
 
     At most one of captions, prompt and base_pipeline; without them, each prompt's own alternative is taken
     from the column `alternative_prompt` of the prompt file. Costs two predictions a step before the
-    transition, and up to two more where r > 0 or the transition watches.
+    transition, and up to two more where r > 0 or the transition watches; the base model also costs the memory
+    of its UNet and text encoder.
 
     Args:
         transition: when, and what a sample without an alternative does: its guidance_before.
@@ -42,14 +79,15 @@ class Detour(Mitigation):
             cosine of the text encoder's pooled embeddings.
         exclude: prompts that are no alternatives, nor are captions nearer to one of them than max_cosine: the
             training run's folder, for the captions that it made the model memorize.
-        min_cosine: a nearest caption further than this is no alternative.
-        max_cosine: see exclude; also for the prompt itself.
+        min_cosine: a nearest caption further than this is no alternative; null: 0.
+        max_cosine: a caption nearer to the prompt than this is no alternative either (see also exclude);
+            null: 0.99.
         prompt: one alternative for all prompts.
         base_pipeline: the model before the finetune, in place of the finetuned one.
-        repulsion: r >= 0.
+        repulsion: r, how strongly to push away from the memorized direction while waiting; 0: not at all.
         orthogonal: leave out of the way towards the alternative what leads to the memorized image: with
             g = eps_n - eps_u and m = eps_c - eps_u per sample, g - max(0, <g, m> / <m, m>) m in place of g.
-        scale: s; null: the guidance scale of the run.
+        scale: s, how strongly to guide towards the alternative while waiting; null: the run's guidance scale.
     """
 
     def __init__(
@@ -57,8 +95,8 @@ class Detour(Mitigation):
         transition: Transition,
         captions: str | None = None,
         exclude: str | None = None,
-        min_cosine: float = 0.0,
-        max_cosine: float = 0.99,
+        min_cosine: float | None = None,
+        max_cosine: float | None = None,
         prompt: str | None = None,
         base_pipeline: str | None = None,
         repulsion: float = 0.0,
@@ -67,52 +105,91 @@ class Detour(Mitigation):
     ):
         if sum(source is not None for source in (captions, prompt, base_pipeline)) > 1:
             raise ValueError("a detour goes one way: give one of captions, prompt and base_pipeline")
-        if captions is None and exclude is not None:
-            raise ValueError("exclude is for captions: it has no effect without them")
+        for name, value in (("exclude", exclude), ("min_cosine", min_cosine), ("max_cosine", max_cosine)):
+            if captions is None and value is not None:
+                raise ValueError(f"{name} is for captions: give captions, or leave {name} out")
+        if prompt is not None and not prompt.strip():
+            raise ValueError(
+                "the detour's prompt is empty: give a text, or a transition alone to guide nowhere"
+            )
         if repulsion < 0:
             raise ValueError(f"repulsion must be at least 0, not {repulsion}")
-        if not -1 <= min_cosine < max_cosine <= 1:
-            raise ValueError(f"min_cosine {min_cosine} and max_cosine {max_cosine} must rise, within -1..1")
+        low, high = 0.0 if min_cosine is None else min_cosine, 0.99 if max_cosine is None else max_cosine
+        if not -1 <= low < high <= 1:
+            raise ValueError(f"min_cosine {low} and max_cosine {high} must rise, within -1..1")
         if base_pipeline is not None:
-            check_pipeline(base_pipeline)
+            with located("base_pipeline"):
+                check_pipeline(base_pipeline)
         self.transition = transition
         if self.transition.rehearsal or self.transition.ramp_timesteps:
             raise ValueError("a detour's transition is static or dynamic, without a ramp")
-        self.captions, self.exclude, self.prompt, self.base_pipeline = (
-            captions,
-            exclude,
-            prompt,
-            base_pipeline,
-        )
-        self.min_cosine, self.max_cosine = min_cosine, max_cosine
+        self.captions, self.exclude = captions, exclude
+        self.prompt, self.base_pipeline = prompt, base_pipeline
+        self.min_cosine, self.max_cosine, self._within = min_cosine, max_cosine, (low, high)
         self.repulsion, self.orthogonal, self.scale = repulsion, orthogonal, scale
         self.watched_space, self.continuation = self.transition.watched_space, self.transition.continuation
+        self.forget()
+
+    def forget(self) -> None:
+        """Let go of the models and of what they made."""
         self._bank: CaptionBank | None = None
-        self._base: Any = None
+        self._base = self._unet = self._embeddings = self._negatives = None
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self.forget()
 
     def check(
         self, timesteps: Sequence[float], guidance_scale: float, num_train_timesteps: int = 1000
     ) -> None:
         self.transition.check(timesteps, guidance_scale, num_train_timesteps)
-        for source in filter(None, (self.captions, self.exclude)):
-            if not (Path(source).exists() or set(source) & set("{*?[")):  # shards may be many
-                raise FileNotFoundError(f"no prompts {source!r} for the detour")
+        for option, source in (("captions", self.captions), ("exclude", self.exclude)):
+            with located(option):
+                if source and source.endswith(SHARD_SUFFIXES):
+                    shard_paths(source)
+                elif source and not Path(source).exists():
+                    raise FileNotFoundError(f"no prompts {source!r}")
+
+    def check_requests(self, pipe: Any, requests: Sequence[Request]) -> None:
+        if self.base_pipeline is not None:
+            self.load_base(pipe)
+        own = self.base_pipeline is None and self.captions is None and self.prompt is None
+        if own and not any(request.alternative_prompt for request in requests):
+            raise ValueError(
+                "the detour leads nowhere, no prompt has an alternative_prompt: give the prompt file that "
+                "column, or the detour one of captions, prompt and base_pipeline"
+            )
+
+    def load_base(self, pipe: Any) -> None:
+        """The base model on the CPU, without its VAE; ValueError where it does not go with the pipeline."""
+        if self._base is None:
+            base = load_pipeline(self.base_pipeline, dtype=pipe.unet.dtype)
+            check_base(self.base_pipeline, base, pipe)
+            base.vae = None
+            self._base = base
+
+    def load(self, pipe: Any, device: torch.device) -> None:
+        """The base model or the captions, once."""
+        if self.base_pipeline is not None:
+            self.load_base(pipe)
+            self._base.to(device)
+        if self.captions is not None and self._bank is None:
+            self._bank = CaptionBank.embed(pipe, device, self.captions, self.exclude, self._within[1])
+
+    def on_predict_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.load(pl_module.pipe, pl_module.device)  # in no image's seconds
 
     def prepare(self, pipe: Any, requests: Sequence[Request], device: torch.device) -> None:
         """Find each prompt's alternative and embed it."""
+        self.load(pipe, device)
         self._unet, prompts = pipe.unet, [request.prompt for request in requests]
         if self.base_pipeline is not None:
-            if self._base is None:
-                self._base = load_pipeline(self.base_pipeline, dtype=pipe.unet.dtype).to(device)
             negatives = [request.negative_prompt or "" for request in requests]
             self.alternatives = [self.base_pipeline] * len(requests)
             self._embeddings = embed(self._base, prompts, device)
             self._negatives = embed(self._base, negatives, device)
             return
         if self.captions is not None:
-            if self._bank is None:
-                self._bank = CaptionBank.embed(pipe, device, self.captions, self.exclude, self.max_cosine)
-            self.alternatives = self._bank.nearest(prompts, self.min_cosine, self.max_cosine)
+            self.alternatives = self._bank.nearest(prompts, *self._within)
         elif self.prompt is not None:
             self.alternatives = [self.prompt] * len(requests)
         else:
@@ -132,7 +209,7 @@ class Detour(Mitigation):
     def on_the_way(self, step: DenoisingStep) -> Tensor:
         """Samples that are guided towards their alternative at this step, (B,) bool."""
         waiting = self.transition.waiting(step)
-        return waiting & self._has.to(waiting.device)
+        return waiting & onto(self._has, waiting.device)
 
     def guidance_scale(self, step: DenoisingStep, scale: Tensor) -> Tensor:
         plain = self.transition.guidance_scale(step, scale)
@@ -146,7 +223,7 @@ class Detour(Mitigation):
         return step.guidance_scale if self.scale is None else self.scale
 
     def alternative(self, step: DenoisingStep, needed: Tensor) -> tuple[Tensor, int]:
-        index = needed.nonzero()[:, 0].to(step.latents.device)
+        index = onto(needed.nonzero()[:, 0], step.latents.device)
         latents, out = step.latents[index], torch.zeros_like(step.latents)
         if self.base_pipeline is None:
             found, spent = self.predict(self._unet, latents, step, self._embeddings[index]), 1

@@ -37,6 +37,7 @@ class DynamicTransition(Transition):
         patience: so many steps in a row must lie above the minimum.
         fallback_timestep: fire here at the latest.
         gate: ordinary guidance for samples whose first RMS(eps_c - eps_u) is below it; see Transition.
+        gate_timestep: the first timestep of the schedules that the gate is for.
         ramp_timesteps: reach the full scale within so many timesteps; 0: at once.
         steps_after: take the steps after the transition from a denser grid of so many.
         restart_solver: forget a multistep solver's history at the transition.
@@ -51,11 +52,12 @@ class DynamicTransition(Transition):
         patience: int = 1,
         fallback_timestep: float | None = None,
         gate: float | None = None,
+        gate_timestep: float | None = None,
         ramp_timesteps: float = 0.0,
         steps_after: int | None = None,
         restart_solver: bool = False,
     ):
-        super().__init__(guidance_before, gate, ramp_timesteps, steps_after, restart_solver)
+        super().__init__(guidance_before, gate, gate_timestep, ramp_timesteps, steps_after, restart_solver)
         if smoothing < 1 or patience < 1:
             raise ValueError("smoothing and patience are numbers of steps, at least 1")
         if not 0 <= prominence < 1:

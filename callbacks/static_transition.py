@@ -18,6 +18,7 @@ class StaticTransition(Transition):
         timestep: the transition, in timesteps of the trained schedule, 0..999.
         guidance_before: scale before it: 0 none, 1 conditional, negative opposite.
         gate: ordinary guidance for samples whose first RMS(eps_c - eps_u) is below it; see Transition.
+        gate_timestep: the first timestep of the schedules that the gate is for.
         ramp_timesteps: reach the full scale within so many timesteps; 0: at once.
         steps_after: take the steps after the transition from a denser grid of so many.
         restart_solver: forget a multistep solver's history at the transition.
@@ -28,13 +29,19 @@ class StaticTransition(Transition):
         timestep: float = 500,
         guidance_before: float = 0.0,
         gate: float | None = None,
+        gate_timestep: float | None = None,
         ramp_timesteps: float = 0.0,
         steps_after: int | None = None,
         restart_solver: bool = False,
     ):
-        super().__init__(guidance_before, gate, ramp_timesteps, steps_after, restart_solver)
+        super().__init__(guidance_before, gate, gate_timestep, ramp_timesteps, steps_after, restart_solver)
         if timestep < 0:
             raise ValueError(f"a transition timestep must not be negative, as {timestep} is")
+        if ramp_timesteps > timestep:
+            raise ValueError(
+                f"a ramp of {ramp_timesteps:g} timesteps from {timestep:g} on never reaches the full scale: "
+                f"ramp_timesteps can be at most {timestep:g}"
+            )
         self.timestep = timestep
 
     def check(

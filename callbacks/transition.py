@@ -21,6 +21,7 @@ class Transition(Mitigation, ABC):
         guidance_before: scale before the transition: 0 none, 1 conditional, negative opposite.
         gate: a sample whose first d_t = RMS(eps_c - eps_u) is below this gets ordinary guidance from the
             start (its prompt is not memorized). In epsilon space, as in traces.parquet.
+        gate_timestep: the first timestep of the schedules that the gate is for: d_t depends on it.
         ramp_timesteps: reach the full scale linearly within so many timesteps; 0: at once.
         steps_after: take the steps after the transition from a grid of so many (the released code: 200).
         restart_solver: forget the multistep solver's history, which mixes both regimes, at the transition.
@@ -30,6 +31,7 @@ class Transition(Mitigation, ABC):
         self,
         guidance_before: float = 0.0,
         gate: float | None = None,
+        gate_timestep: float | None = None,
         ramp_timesteps: float = 0.0,
         steps_after: int | None = None,
         restart_solver: bool = False,
@@ -38,9 +40,12 @@ class Transition(Mitigation, ABC):
             raise ValueError(f"ramp_timesteps must be at least 0, not {ramp_timesteps}")
         if gate is not None and gate <= 0:
             raise ValueError(f"gate must be above 0 (no magnitude is below {gate}); leave it out for no gate")
+        if gate is None and gate_timestep is not None:
+            raise ValueError("gate_timestep is the gate's: it does nothing without one")
         if steps_after is not None and restart_solver:
             raise ValueError("steps_after starts the solver anew anyway: leave restart_solver out")
-        self.guidance_before, self.gate, self.ramp_timesteps = guidance_before, gate, ramp_timesteps
+        self.guidance_before, self.ramp_timesteps = guidance_before, ramp_timesteps
+        self.gate, self.gate_timestep = gate, gate_timestep
         self.steps_after, self.restart_solver = steps_after, restart_solver
         if gate is not None:
             self.watched_space = "epsilon"
@@ -53,6 +58,11 @@ class Transition(Mitigation, ABC):
         if self.guidance_before == guidance_scale:
             raise ValueError(
                 f"guidance_before equals guidance_scale ({guidance_scale}): the mitigation would do nothing"
+            )
+        if self.gate_timestep not in (None, timesteps[0]):
+            raise ValueError(
+                f"the gate is for schedules that start at timestep {self.gate_timestep:g}, and this one "
+                f"starts at {timesteps[0]:g}: calibrate it anew"
             )
         if self.steps_after is not None and not len(timesteps) < self.steps_after <= num_train_timesteps:
             raise ValueError(
@@ -77,7 +87,8 @@ class Transition(Mitigation, ABC):
             self._since = self._since.masked_fill(below, math.inf)
         self.look(step)
         passed_now = (self._since >= step.timestep) & self._passed_at.isnan()
-        self._passed_at = self._passed_at.masked_fill(passed_now, step.timestep)  # no device sync
+        here = self._since.masked_fill(self._since.isfinite(), step.timestep)
+        self._passed_at = torch.where(passed_now, here, self._passed_at)  # no device sync
 
     def beside(self, scale: Tensor) -> Tensor:
         """On the device of `_since`; a copy to the CPU must have arrived before it is read."""
@@ -97,7 +108,7 @@ class Transition(Mitigation, ABC):
         return torch.where(waiting, before, scale)
 
     def leaving(self) -> Tensor:
-        return self._passed_at.isfinite() & self._since.isfinite()  # whom the gate lets through stays
+        return self._passed_at.isfinite()  # whom the gate let through stays
 
     def transition_timestep(self) -> Tensor:
         return self._passed_at

@@ -61,7 +61,7 @@ class TwoPassTransition(Transition):
         steps_after: int | None = None,
         restart_solver: bool = False,
     ):
-        super().__init__(guidance_before, None, ramp_timesteps, steps_after, restart_solver)
+        super().__init__(guidance_before, None, None, ramp_timesteps, steps_after, restart_solver)
         self.rehearsal = Rehearsal(guidance_before)
 
     def check(

@@ -64,9 +64,9 @@ class SampleWriter(BasePredictionWriter):
         for number, (request, image) in enumerate(zip(prediction.requests, prediction.images, strict=True)):
             path = f"images/{request.prompt_id}-{request.sample}.png"
             save_image(image, folder / path)
-            transition = (
-                made.transition_timestep[number].item() if made.transition_timestep is not None else math.nan
-            )
+            transition, gated = math.nan, False
+            if made.transition_timestep is not None:
+                transition, gated = made.transition_timestep[number].item(), made.gated[number].item()
             failed_at = made.failed_at[number].item()
             rows.append(
                 {
@@ -80,8 +80,10 @@ class SampleWriter(BasePredictionWriter):
                     "guidance_scale": pl_module.scale,
                     "watched": prediction.watched_space,
                     "transition_timestep": transition,
+                    "gated": gated,
                     "nfe": made.nfe[number].item(),
                     "seconds": prediction.seconds_per_image,
+                    "peak_memory_gib": prediction.peak_memory_gib,
                     "image": path,
                     "failed_step": failed_at if failed_at >= 0 else None,
                 }

@@ -1,18 +1,23 @@
 """What the entry points share: help, unknown commands, and errors of the user's in one line."""
 
 import sys
+from argparse import ArgumentError
 from collections.abc import Callable
 
 
 def is_users(error: Exception) -> bool:
-    """ValueError, a file's or a disk's, or Lightning's own, such as for a GPU that is not there."""
-    return isinstance(error, (ValueError, OSError)) or type(error).__name__ == "MisconfigurationException"
+    """ValueError, of a parser, a file or a disk, or Lightning's own, such as for a GPU that is not there."""
+    return (
+        isinstance(error, (ValueError, ArgumentError, OSError))
+        or type(error).__name__ == "MisconfigurationException"
+    )
 
 
 def run(program: str, text: str, commands: dict[str, Callable[[list[str]], None]], args: list[str]) -> int:
     """Run `commands[args[0]]` on the rest; the exit code. `text` is the help.
 
-    An error that is the user's is one line on stderr and 1; with --debug, or any other, it is raised.
+    An error that is the user's is one line on stderr and 1, or 2 for options that cannot be parsed; with
+    --debug, or any other, it is raised.
     """
     if not args or args[0] in ("-h", "--help"):
         print(text)
@@ -26,6 +31,9 @@ def run(program: str, text: str, commands: dict[str, Callable[[list[str]], None]
     except Exception as error:
         if "--debug" in args or not is_users(error):
             raise
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        if "Does not validate against any of the Union subtypes" in str(error) and error.__cause__:
+            print(f"error: {error.__cause__}", file=sys.stderr)  # the parser's list of all types says no more
+        else:
+            print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ArgumentError) else 1
     return 0

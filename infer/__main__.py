@@ -7,60 +7,37 @@
     --prompt "a red car" --prompt "a blue dog" --data.samples_per_prompt 4
   python -m infer compare --config configs/infer/demo.yaml
   python -m infer compare --config configs/infer/demo.yaml --mitigations none,stp --out outputs/x
+  python -m infer score   --runs outputs/stp,outputs/none --run outputs/demo/finetune --clip data/emoji/clip
   python -m infer report  outputs/demo/compare
   python -m infer basin   --config configs/infer/basin.yaml
   python -m infer calibrate --run outputs/demo/finetune --mitigation dtp --out outputs/demo/gated_dtp.yaml \\
     --ordinary data/emoji/shards/noto-00000.tar.gz
 
 --mitigation takes the name of a preset in configs/mitigation, the path of a YAML file, or a class with its
-options. Every command takes --help; predict and compare take --print_config. Run one again and only what is
-missing is made. --debug shows the traceback behind an error.
+options. Every command takes --help, and all but report --config and --print_config. Run predict or compare
+again and only images that are missing are made; the others begin anew. --debug shows the traceback behind an
+error.
 """
 
 import json
 import re
 import sys
-from collections.abc import Callable
+from argparse import ArgumentError
 from pathlib import Path
+from typing import Any
 
-PRESETS = Path(__file__).parent.parent / "configs" / "mitigation"
-
-
-def preset_path(name: str) -> Path | None:
-    """The YAML file that a preset's name or a path means; None for anything else (a class name)."""
-    for path in (PRESETS / f"{name}.yaml", Path(name)):
-        if path.is_file() and path.suffix in (".yaml", ".yml"):
-            return path
-    return None
-
-
-def unknown(name: str) -> ValueError:
-    names = [str(path.relative_to(PRESETS).with_suffix("")) for path in PRESETS.rglob("*.yaml")]
-    known = ", ".join(sorted(names, key=lambda name: (name.count("/"), name)))
-    return ValueError(f"no mitigation preset {name!r}; there are {known}, or give the path of a YAML file")
-
-
-def changed(args: list[str], option: str, change: Callable[[str], str], new: str | None = None) -> list[str]:
-    """The arguments with `option value` or `option=value` as `new=change(value)`; `new`: `option` again."""
-    out, arguments = [], iter(args)
-    for arg in arguments:
-        name, equals, value = arg.partition("=")
-        if name == option:
-            arg = f"{new or option}={change(value if equals else next(arguments, ''))}"
-        out.append(arg)
-    return out
-
-
-def as_item(text: str) -> str:
-    """A list of one text for the command line's parser, to which nothing in the text has a meaning."""
-    import yaml
-
-    return yaml.safe_dump([text], default_flow_style=True, default_style='"', width=float("inf"))
-
-
-def as_list(value: str) -> str:
-    """`[a,b]` of `a,b`; commas within braces stand in the name of one item."""
-    return value if value.startswith("[") else json.dumps(re.split(r",(?![^{]*})", value))
+from infer.arguments import (
+    as_item,
+    changed,
+    options_of,
+    parse,
+    predict_command,
+    preset_names,
+    preset_path,
+    unknown,
+    with_files,
+    with_grid,
+)
 
 
 def class_names() -> list[str]:
@@ -69,8 +46,8 @@ def class_names() -> list[str]:
     return [kind.__name__ for kind in MITIGATIONS]
 
 
-def load_mitigation(name: str):
-    """The mitigation of a preset; ValueError that lists the presets for an unknown one."""
+def load_mitigation(name: str, options: dict[str, Any] | None = None):
+    """The mitigation of a preset, with options in place of its own; ValueError for none, naming all."""
     import jsonargparse
 
     import callbacks.all  # noqa: F401  (class names without their module)
@@ -81,10 +58,12 @@ def load_mitigation(name: str):
         raise unknown(name)
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(Mitigation, "mitigation", required=True)
+    given = [f"--mitigation.{option}={json.dumps(value)}" for option, value in (options or {}).items()]
     try:
-        parsed = parser.parse_args([f"--mitigation={path}"])
-    except jsonargparse.ArgumentError as error:
-        raise ValueError(f"{path}: {error}") from error
+        parsed = parse(parser, [f"--mitigation={path}", *given], class_names())
+    except ArgumentError as error:
+        told = re.sub(r"^--mitigation(: |\.)", "", str(error)).removeprefix(f"{path} ")
+        raise ValueError(f"{path}: {told}") from error
     return parser.instantiate(parsed).mitigation
 
 
@@ -99,36 +78,48 @@ def predict(args: list[str]) -> None:
     from infer.runfolder import told
 
     calm_lightning()
-    presets: list[str | None] = []  # of each --mitigation; a class has none
-
-    def file_of(value: str) -> str:
-        path = preset_path(value)
-        if path is None and "." not in value and value not in class_names():
-            raise unknown(value)
-        presets.append(path and path.stem)
-        return str(path or value)
-
-    args = changed(args, "--mitigation", file_of)
-    if presets and presets[-1]:  # of another mitigation in --config no option stays
-        last = max(place for place, arg in enumerate(args) if arg.startswith("--mitigation="))
-        args.insert(last, "--mitigation=NoMitigation")
+    args = with_files(args, "--mitigation", class_names(), other="NoMitigation")
+    args = with_files(args, "--mitigation.transition", class_names(), other="TwoPassTransition")
     args = changed(args, "--prompt", as_item, "--data.prompt+")
+    last = next((arg for arg in reversed(args) if arg.startswith("--mitigation=")), "")
+    preset = Path(last).stem if last.endswith((".yaml", ".yml")) else None
 
     class PredictCLI(LightningCLI):
-        def add_arguments_to_parser(self, parser) -> None:
+        def add_core_arguments_to_parser(self, parser) -> None:
+            """What is needed most comes first in --help."""
             parser.add_argument("--out", type=str, required=True, help="run folder, such as outputs/stp")
+            parser.add_argument_group(
+                "prompts", "--prompt TEXT makes images of a text, taken to the letter; as often as you like."
+            )
             parser.add_subclass_arguments(
                 Mitigation,
                 "mitigation",
                 required=False,
                 default={"class_path": "callbacks.mitigation.NoMitigation"},
-                help="a preset of configs/mitigation by its name, a YAML file, or a class, whose options "
-                "then follow as --mitigation.OPTION; --mitigation.help CLASS explains them",
+                help=f"a preset of configs/mitigation by its name ({preset_names()}), a YAML file, or a "
+                "class, whose options then follow as --mitigation.OPTION; --mitigation.help CLASS has them",
             )
+            parser.add_lightning_class_args(Generate, "model")
+            parser.add_lightning_class_args(PromptData, "data")
+            parser.add_lightning_class_args(self.trainer_class, "trainer")
+
+        def parse_arguments(self, parser, args) -> None:
+            try:
+                self.config = parse(parser, args, class_names())
+            except ArgumentError as error:
+                # a preset's file that is wrong is tried twice, and the second time taken for a loop
+                if looped := re.search(r"^--mitigation.*loop detected: (.*) -> ", str(error)):
+                    load_mitigation(looped[1])
+                raise
+
+        def before_instantiate_classes(self) -> None:
+            precision = self.config.trainer.precision
+            if precision not in (None, 32, "32", "32-true"):  # the run folder would not tell
+                raise ValueError(f"--trainer.precision {precision} is not for predict: use --model.dtype")
 
         def instantiate_trainer(self, **kwargs):
             mitigation = self.config_init.mitigation
-            name = (presets and presets[-1]) or type(mitigation).__name__
+            name = preset or type(mitigation).__name__
             writer = SampleWriter("none" if name == "NoMitigation" else name)
             return super().instantiate_trainer(
                 **trainer_options(
@@ -146,8 +137,11 @@ def predict(args: list[str]) -> None:
         auto_configure_optimizers=False,
         parser_kwargs={
             "prog": "python -m infer predict",
-            "usage": "%(prog)s [--config FILE] [--mitigation PRESET] [--out FOLDER] [options]",
+            "usage": "%(prog)s [--config FILE] [--mitigation PRESET] [--prompt TEXT] [--out FOLDER] "
+            "[options]",
             "description": predict.__doc__,
+            "exit_on_error": False,
+            "allow_abbrev": False,
         },
     )
     cli.trainer.predict(cli.model, cli.datamodule, return_predictions=False)
@@ -178,94 +172,92 @@ def trainer_options(out: str, mitigation, writer, own: list) -> dict:
     }
 
 
-def options_of(kind: type, command: Callable, args: list[str], lists: tuple[str, ...] = ()):
-    """The data class `kind` from a command's arguments; each of `lists` takes `a,b` for `[a,b]`."""
-    import jsonargparse
-
-    parser = jsonargparse.ArgumentParser(
-        prog=f"python -m infer {command.__name__}",
-        usage="%(prog)s [--config FILE] [--run FOLDER] [--out FOLDER] [options]",
-        description=command.__doc__,
-    )
-    parser.add_argument("--config", action="config", help="YAML file with any of the options")
-    parser.add_class_arguments(kind, None, fail_untyped=True)
-    for option in lists:
-        args = changed(args, option, as_list)
-    options = vars(parser.parse_args(args))
-    return kind(**{name: value for name, value in options.items() if name in kind.__dataclass_fields__})
-
-
 def compare(args: list[str]) -> None:
     """Run or reuse one predict job per mitigation, score them, write table and report."""
     import lightning.pytorch as pl
     from rich.console import Console
 
-    from callbacks.mitigation import NoMitigation
     from callbacks.writer import SampleWriter
-    from infer.compare import Comparison, finish, terminal_table
+    from infer.compare import Comparison
+    from infer.images import side_of
+    from infer.measure import finish
+    from infer.model_options import device_of
     from infer.report import write_report
     from infer.runfolder import told
+    from infer.terminal import terminal_table
 
     calm_lightning()
+    args = with_grid(args)
     comparison = options_of(Comparison, compare, args, lists=("--mitigations", "--training"))
-    jobs = [(Path(name).stem, comparison.pipeline, load_mitigation(name)) for name in comparison.mitigations]
-    if comparison.base_pipeline:
-        jobs.append(("base_model", comparison.base_pipeline, NoMitigation()))
+    jobs = [(job, load_mitigation(job.preset, job.options)) for job in comparison.jobs()]
     folders, module = {}, comparison.module(comparison.pipeline)
     module.load()
-    for _, pipeline, mitigation in jobs:  # before the first of them runs
-        if pipeline == module.source:
-            module.check([mitigation])
-    for name, pipeline, mitigation in jobs:
-        if module.source != pipeline:  # load a model once
-            module = comparison.module(pipeline)
-        folder, data = Path(comparison.out) / name, comparison.data()
-        options = trainer_options(str(folder), mitigation, SampleWriter(name), [])
+    side = side_of(module.pipe, comparison.resolution)
+    for job, mitigation in jobs:  # before the first of them runs
+        if job.pipeline == module.source:
+            module.check([mitigation], comparison.data().requests)
+    for job, mitigation in jobs:
+        if module.source != job.pipeline:  # load a model once
+            module = comparison.module(job.pipeline)
+        folders[job.name] = folder = Path(comparison.out) / job.name
+        options = trainer_options(str(folder), mitigation, SampleWriter(job.name), [])
         trainer = pl.Trainer(accelerator=comparison.accelerator, devices=comparison.devices, **options)
         if trainer.is_global_zero:
-            print(f"{name}:", flush=True)
-        trainer.predict(module, data, return_predictions=False)
+            print(f"{job.name}:", flush=True)
+        trainer.predict(module, comparison.data(), return_predictions=False)
         if trainer.is_global_zero:
             print(told(folder), flush=True)
-        folders[name] = folder
     if trainer.is_global_zero:
-        table = finish(comparison, folders, module.side_pixels)
-        Console().print(terminal_table(table))
+        device = "cpu" if comparison.accelerator == "cpu" else str(device_of(None))
+        Console().print(terminal_table(finish(comparison, folders, side, device)))
         print(f"report: {write_report(Path(comparison.out)).resolve()}")
 
 
+def score(args: list[str]) -> None:
+    """Score predict runs that are there already: similarity, alignment and quality, with intervals."""
+    from rich.console import Console
+
+    from infer.measure import measure
+    from infer.scoring import Scoring
+    from infer.terminal import terminal_table
+
+    scoring = options_of(Scoring, score, args, lists=("--runs", "--training"))
+    table = measure(scoring, scoring.folders(), scoring.side(), scoring.device).table()
+    scoring.write(table)
+    Console().print(terminal_table(table))
+    print(f"scores of each image: samples.parquet in {', '.join(scoring.runs)}")
+
+
 def calibrate(args: list[str]) -> None:
-    """Find the gate of a mitigation from ordinary prompts at a stated false-positive rate; write a preset."""
+    """Find a model's static transition, or a gate at a stated false-positive rate; write a preset."""
     import yaml
 
+    from infer import calibrate_plots
     from infer.calibrate import Calibration
     from infer.runfolder import write_atomically
 
     calibration = options_of(Calibration, calibrate, args)
-    preset = load_mitigation(calibration.mitigation).identity()
-    if "gate" not in preset["init_args"]:
-        raise ValueError(f"{calibration.mitigation!r} is a {preset['class_path']}, which has no gate")
-    found = calibration.measure()
-    preset["init_args"]["gate"] = found["gate"]
-    about = "\n".join(f"# {name}: {value:g}" for name, value in found.items())
-    header = (
-        f"# python -m infer predict --mitigation {calibration.out}\n"
-        f"# Gate of {calibration.mitigation} at a false-positive rate of "
-        f"{calibration.false_positive_rate:g}, from {calibration.ordinary!r}\n{about}\n"
-    )
-    text = header + yaml.safe_dump(preset, sort_keys=False)
-    out = Path(calibration.out)
+    preset, out = load_mitigation(calibration.mitigation).identity(), Path(calibration.out)
+    found = calibration.measure(preset["init_args"])
+    preset["init_args"] |= found.settings
+    numbers = "".join(f"# {name}: {value:g}\n" for name, value in (found.settings | found.about).items())
+    comments = f"# {predict_command(calibration)}\n{calibration.told(found)}{numbers}"
+    text = comments + yaml.safe_dump(preset, sort_keys=False)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, lambda part: part.write_text(text))
-    print(f"{text}preset: {out}")
+    print(f"{text}preset: {out}, and why: {calibrate_plots.save(found, calibration.watch, out)}")
 
 
 def report(args: list[str]) -> None:
     """Write the page of a comparison folder again."""
     from infer.report import write_report
 
+    usage = "usage: python -m infer report COMPARISON_FOLDER"
+    if args in (["-h"], ["--help"]):
+        print(f"{usage}\n\n{report.__doc__}")
+        return
     if len(args) != 1 or args[0].startswith("-"):
-        raise ValueError("usage: python -m infer report COMPARISON_FOLDER")
+        raise ValueError(usage)
     print(f"report: {write_report(Path(args[0])).resolve()}")
 
 
@@ -276,8 +268,9 @@ def basin(args: list[str]) -> None:
     from callbacks.dynamic_transition import DynamicTransition
     from callbacks.static_transition import StaticTransition
     from infer import basin_numbers, basin_plots
-    from infer.basin import SPACES, Basin
+    from infer.basin import Basin
     from infer.basin_runs import explore
+    from infer.curves import SPACES
 
     options = options_of(Basin, basin, args, lists=("--points", "--training"))
     found = explore(options, StaticTransition, {space: DynamicTransition(watch=space) for space in SPACES})
@@ -287,7 +280,7 @@ def basin(args: list[str]) -> None:
     print(f"pictures and numbers: {', '.join(map(str, paths))}")
 
 
-COMMANDS = {"predict": predict, "compare": compare, "calibrate": calibrate, "report": report, "basin": basin}
+COMMANDS = {command.__name__: command for command in (predict, compare, score, calibrate, report, basin)}
 
 
 def main(args: list[str]) -> int:

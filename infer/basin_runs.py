@@ -9,49 +9,17 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL.Image import Image
-from torch import Tensor
 from tqdm import tqdm
 
 from data.captioned import load_captioned
-from data.pipeline import load_pipeline
 from data.prompts import Prompt, load_prompts
-from infer.basin import SPACES, Basin, Findings, place
-from infer.denoise import prepare
+from infer.basin import Basin, Findings, place
+from infer.curves import Rules, Watch, joined
 from infer.images import make_images
 from infer.neighbours import same
-from infer.rules import DenoisingStep, GuidanceRule, Request
-from infer.schedulers import make_scheduler
+from infer.rules import GuidanceRule, Request
 from infer.seeds import sample_seed
 from infer.similarity import embed_all, in_batches, pixel_descriptor, sscd_descriptor
-
-Rules = dict[str, GuidanceRule]  # by the space that they watch
-
-
-class Watch(GuidanceRule):
-    """Changes nothing: keeps each step's difference in both spaces, and asks `rules` when they would fire."""
-
-    def __init__(self, rules: Rules):
-        self.rules = rules
-
-    def begin(self, batch_size: int, device: torch.device) -> None:
-        self.differences: dict[str, list[Tensor]] = {space: [] for space in SPACES}
-        for rule in self.rules.values():
-            rule.begin(batch_size, device)
-
-    def watches(self, step: DenoisingStep) -> bool:
-        return True
-
-    def observe(self, step: DenoisingStep) -> None:
-        self.differences["epsilon"].append(step.difference_rms)
-        self.differences["model_output"].append(step.output_difference_rms)
-        for rule in self.rules.values():
-            rule.observe(step)
-
-    def curves(self) -> dict[str, np.ndarray]:
-        return {space: torch.stack(steps, 1).cpu().numpy() for space, steps in self.differences.items()}
-
-    def fired(self) -> dict[str, np.ndarray]:
-        return {space: rule.transition_timestep().cpu().numpy() for space, rule in self.rules.items()}
 
 
 class Job(NamedTuple):
@@ -111,14 +79,12 @@ class Maker:
 
     def __init__(self, basin: Basin, rules: Rules):
         self.basin, self.device = basin, torch.device(basin.device)
-        self.pipe = load_pipeline(basin.pipeline, dtype=getattr(torch, basin.dtype)).to(self.device)
-        self.pipe.scheduler = make_scheduler(self.pipe.scheduler, basin.scheduler)
-        self.side = basin.resolution or self.pipe.unet.config.sample_size * self.pipe.vae_scale_factor
+        self.pipe, self.side = basin.load(self.device)
         self.timesteps = self.prepare(basin.guidance_scale, *rules.values())
 
     def prepare(self, scale: float, *rules: GuidanceRule) -> list[float]:
         """The schedule's timesteps; ValueError for a rule that cannot take effect."""
-        return prepare(self.pipe.scheduler, scale, self.basin.num_inference_steps, rules)
+        return self.basin.prepare(self.pipe, scale, *rules)
 
     def __call__(self, jobs: dict[Any, Job]) -> dict[Any, Made]:
         batches = sum(math.ceil(len(job.requests) / self.basin.batch_size) for job in jobs.values())
@@ -141,10 +107,6 @@ class Maker:
                 curves = {name: values.numpy() for name, values in sizes.items()} | job.rule.curves()
                 parts.append((curves, job.rule.fired()))
         return Made(images, failed, *map(joined, zip(*parts, strict=True) if parts else ([], [])))
-
-
-def joined(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    return {name: np.concatenate([part[name] for part in parts]) for name in (parts[0] if parts else ())}
 
 
 def explore(basin: Basin, at: Callable[[float, float], GuidanceRule], dynamic: Rules) -> Findings:

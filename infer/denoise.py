@@ -37,6 +37,9 @@ def prepare(
     They stay on the CPU: a scheduler that looks a noise level up by them does not wait for the device.
     """
     check_scheduler(scheduler)
+    known = scheduler.config.num_train_timesteps
+    if not 1 <= num_inference_steps <= known:
+        raise ValueError(f"num_inference_steps must be within 1..{known}, not {num_inference_steps}")
     scheduler.set_timesteps(num_inference_steps)
     timesteps = scheduler.timesteps.tolist()
     if min(timesteps) < 0:  # trailing spacing rounds some numbers of steps to one too many
@@ -49,6 +52,8 @@ def prepare(
     for what in ("rehearsal", "continuation"):
         if len(rules) > 1 and any(getattr(rule, what) for rule in rules):
             raise ValueError(f"a mitigation with a {what} cannot be combined with another")
+    if sum(type(rule).alternative_scale is not GuidanceRule.alternative_scale for rule in rules) > 1:
+        raise ValueError("two mitigations guide towards an alternative, and one can: leave the others out")
     if any(rule.continuation for rule in rules):
         for index in range(len(timesteps)):  # can it, wherever a sample leaves?
             continued(scheduler, index, rules[0].continuation.num_inference_steps)

@@ -18,7 +18,8 @@ from data.lora import check_lora
 from data.pipeline import check_pipeline, fingerprint, load_pipeline
 from data.prompts import inline_prompts, load_prompts
 from infer.denoise import Denoised, prepare
-from infer.images import make_images, too_long
+from infer.images import make_images, side_of, too_long
+from infer.memory import peak_gib, reset_peak
 from infer.rules import GuidanceRule, Request
 from infer.runfolder import done
 from infer.schedulers import Scheduler, make_scheduler
@@ -35,6 +36,7 @@ class Generated:
     images: list[Image]
     denoised: Denoised
     seconds_per_image: float
+    peak_memory_gib: float
     watched_space: str | None  # what the rules watched
     alternatives: list[str | None]  # the prompts that they guided towards while they waited
 
@@ -171,13 +173,16 @@ class Generate(pl.LightningModule):
             )
             self.pipe.scheduler = make_scheduler(self.pipe.scheduler, self.scheduler, self.timestep_spacing)
 
-    def check(self, rules: Sequence[GuidanceRule]) -> None:
-        """ValueError where a rule, or the scheduler, cannot work."""
+    def check(self, rules: Sequence[GuidanceRule], requests: Sequence[Request]) -> None:
+        """ValueError where a rule, the scheduler or the resolution cannot work."""
+        side_of(self.pipe, self.resolution)
         prepare(self.pipe.scheduler, self.scale, self.num_inference_steps, rules)
+        for rule in rules:
+            rule.check_requests(self.pipe, requests)
 
     def setup(self, stage: str) -> None:
         self.load()
-        self.check(self.rules)  # fails before the bar
+        self.check(self.rules, self.trainer.datamodule.requests)  # fails before the bar
 
     @property
     def rules(self) -> list[GuidanceRule]:
@@ -186,7 +191,7 @@ class Generate(pl.LightningModule):
 
     @property
     def side_pixels(self) -> int:
-        return self.resolution or self.pipe.unet.config.sample_size * self.pipe.vae_scale_factor
+        return side_of(self.pipe, self.resolution)
 
     def on_predict_start(self) -> None:
         self.pipe.to(self.device)
@@ -205,6 +210,7 @@ class Generate(pl.LightningModule):
 
     def generate(self, requests: list[Request], rules: Sequence[GuidanceRule] = ()) -> Generated:
         """Images of the requests, under the rules."""
+        reset_peak(self.device)
         started = time.perf_counter()
         quiet = True if self.global_rank else None  # None: no bar where the output is not a terminal
         with tqdm(desc="denoise", total=0, position=1, leave=False, disable=quiet) as bar:
@@ -216,4 +222,4 @@ class Generate(pl.LightningModule):
         watched = next((rule.watched_space for rule in rules if rule.watched_space), None)
         nowhere: list[str | None] = [None] * len(requests)
         alternatives = next((rule.alternatives for rule in rules if rule.alternatives), nowhere)
-        return Generated(requests, images, denoised, seconds, watched, alternatives)
+        return Generated(requests, images, denoised, seconds, peak_gib(self.device), watched, alternatives)

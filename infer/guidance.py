@@ -47,7 +47,8 @@ class Trace:
     """What happened, on the CPU: (B, steps), NaN where nothing was computed; magnitudes in epsilon space.
 
     `timesteps` is NaN where a sample did not take the step; `nfe` counts model rows per sample, (B,);
-    `transition_timestep`, (B,), is NaN for those that never passed it, and None where no rule has one.
+    `transition_timestep`, (B,), is NaN for those that never passed it or were `gated`, (B,) bool: they had
+    ordinary guidance from the start. Both are None where no rule has a transition.
     """
 
     timesteps: Tensor
@@ -57,6 +58,7 @@ class Trace:
     guidance_scale: Tensor
     nfe: Tensor
     transition_timestep: Tensor | None
+    gated: Tensor | None
 
 
 class Guidance:
@@ -75,8 +77,11 @@ class Guidance:
         transitions = [
             found.cpu() for rule in self.rules if (found := rule.transition_timestep()) is not None
         ]
-        last = torch.stack(transitions).amin(0) if transitions else None  # the last to let go
-        return Trace(*columns, nfe=self.nfe, transition_timestep=last)
+        if not transitions:
+            return Trace(*columns, nfe=self.nfe, transition_timestep=None, gated=None)
+        last = torch.stack(transitions).amin(0)  # the last to let go
+        gated = last.isinf()
+        return Trace(*columns, self.nfe, last.masked_fill(gated, math.nan), gated)
 
     def decide(self, step: DenoisingStep) -> tuple[Tensor, Tensor | None]:
         """s and a of each row, (B,), after all rules."""
@@ -105,6 +110,8 @@ class Guidance:
         scale, push = self.decide(step)
         if observe and any(rule.watches(step) for rule in self.rules):
             need_u = need_c = active  # whatever the scales: they stay on the device
+        elif not observe and step.guidance_scale not in (0, 1):
+            need_u = need_c = active  # after their transition: nor do these wait for it
         else:
             need_u = active & ((scale if push is None else scale + push) != 1).cpu()
             need_c = active & (scale != 0).cpu()
@@ -116,7 +123,8 @@ class Guidance:
             for rule in self.rules:
                 rule.observe(step)
             scale, push = self.decide(step)
-        alternative = None if push is None else self.evaluate_alternative(step, push, active)
+        apart = push is not None and observe  # nobody is on a detour after the transition
+        alternative = self.evaluate_alternative(step, push, active) if apart else None
         self.record(step, scale, active)
         guided = step.unconditional + times(scale, step.conditional - step.unconditional)
         if alternative is not None:

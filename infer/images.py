@@ -29,6 +29,27 @@ def embed(pipe: Any, texts: Sequence[str], device: torch.device) -> Tensor:
     return embedded[torch.tensor([distinct.index(text) for text in texts], device=device)]
 
 
+def side_of(pipe: Any, resolution: int | None) -> int:
+    """The side in pixels: the resolution, or else the UNet's own; ValueError for one that cannot be made."""
+    unit = pipe.vae_scale_factor
+    side = pipe.unet.config.sample_size * unit if resolution is None else resolution
+    if side < unit or side % unit:
+        raise ValueError(f"resolution must be a multiple of {unit} pixels, not {side}")
+    return side
+
+
+def encode(
+    pipe: Any, requests: Sequence[Request], resolution: int, device: torch.device, negative_prompt: str = ""
+) -> tuple[Tensor, list[torch.Generator], Tensor, Tensor]:
+    """Noise, generators after it, and the embeddings: negative or empty prompts', and prompts'."""
+    conditional = embed(pipe, [request.prompt for request in requests], device)
+    negatives = [negative_prompt if r.negative_prompt is None else r.negative_prompt for r in requests]
+    side = resolution // pipe.vae_scale_factor
+    shape = (pipe.unet.config.in_channels, side, side)
+    noise, generators = initial_noise([request.seed for request in requests], shape, conditional.dtype)
+    return noise.to(device), generators, embed(pipe, negatives, device), conditional
+
+
 @torch.no_grad()
 def make_images(
     pipe: Any,
@@ -50,14 +71,18 @@ def make_images(
     asked = [r._replace(negative_prompt=text) for r, text in zip(requests, negatives, strict=True)]
     for rule in rules:
         rule.prepare(pipe, asked, device)
-    conditional = embed(pipe, [request.prompt for request in requests], device)
-    side = resolution // pipe.vae_scale_factor
-    shape = (pipe.unet.config.in_channels, side, side)
-    noise, generators = initial_noise([request.seed for request in requests], shape, conditional.dtype)
+    noise, generators, *embeddings = encode(pipe, asked, resolution, device)
     denoised = denoise(
-        pipe.unet, pipe.scheduler, noise.to(device), embed(pipe, negatives, device), conditional,
-        guidance_scale, num_inference_steps, rules, generators, bar,
-    )  # fmt: skip
+        pipe.unet,
+        pipe.scheduler,
+        noise,
+        *embeddings,
+        guidance_scale,
+        num_inference_steps,
+        rules,
+        generators,
+        bar,
+    )
     failed = (denoised.failed_at >= 0).to(device).view(-1, 1, 1, 1)
     decoded = pipe.vae.decode(
         denoised.latents.masked_fill(failed, 0) / pipe.vae.config.scaling_factor, return_dict=False

@@ -1,6 +1,6 @@
 """The nearest ordinary caption of a prompt, by the text encoder's own pooled embedding."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data.prompts import load_prompts
+
+COSINES = 2**24  # at once: 64 MiB
 
 
 @torch.no_grad()
@@ -27,6 +29,12 @@ def pooled(pipe: Any, texts: Sequence[str], device: torch.device, batch_size: in
     return F.normalize(torch.cat(out))
 
 
+def cosines(left: Tensor, right: Tensor) -> Iterator[Tensor]:
+    """Cosines of unit vectors, (rows of left, all of right): as many rows at once as memory is meant for."""
+    for rows in left.split(max(1, COSINES // len(right))):
+        yield rows @ right.T
+
+
 def same(text: str) -> str:
     """What two captions that say the same have in common: letters without case, single spaces."""
     return " ".join(text.casefold().split())
@@ -41,6 +49,9 @@ class CaptionBank:
     texts: list[str]
     embeddings: Tensor
 
+    def __post_init__(self) -> None:
+        self.place = {same(text): number for number, text in enumerate(self.texts)}
+
     @classmethod
     def embed(
         cls, pipe: Any, device: torch.device, captions: str, exclude: str | None, max_cosine: float
@@ -51,11 +62,16 @@ class CaptionBank:
         """
         banned = [prompt.text for prompt in load_prompts(exclude)] if exclude else []
         out = {same(text) for text in banned}
-        texts = list(dict.fromkeys(p.text for p in load_prompts(captions) if same(p.text) not in out))
+        distinct: dict[str, str] = {}
+        for prompt in load_prompts(captions):
+            if same(prompt.text) not in out:
+                distinct.setdefault(same(prompt.text), prompt.text)
+        texts = list(distinct.values())
         if texts:
             embeddings = pooled(pipe, texts, device)
             if banned:
-                kept = (embeddings @ pooled(pipe, banned, device).T).amax(1) <= max_cosine
+                nearest = [block.amax(1) for block in cosines(embeddings, pooled(pipe, banned, device))]
+                kept = torch.cat(nearest) <= max_cosine
                 texts = [text for text, keep in zip(texts, kept.tolist(), strict=True) if keep]
                 embeddings = embeddings[kept]
         if not texts:
@@ -64,10 +80,16 @@ class CaptionBank:
 
     def nearest(self, prompts: Sequence[str], min_cosine: float, max_cosine: float) -> list[str | None]:
         """For each prompt the nearest other caption within the two cosines; None where there is none."""
-        cosine = pooled(self.pipe, prompts, self.device) @ self.embeddings.T
-        cosine = cosine.masked_fill(cosine > max_cosine, -torch.inf)
-        best = cosine.max(1)
-        return [
-            self.texts[index] if value >= min_cosine and same(self.texts[index]) != same(prompt) else None
-            for prompt, value, index in zip(prompts, best.values.tolist(), best.indices.tolist(), strict=True)
-        ]
+        found: list[str | None] = []
+        for block in cosines(pooled(self.pipe, prompts, self.device), self.embeddings):
+            keys = map(same, prompts[len(found) : len(found) + len(block)])
+            block = block.masked_fill(block > max_cosine, -torch.inf)
+            for row, key in enumerate(keys):
+                if key in self.place:  # the prompt itself
+                    block[row, self.place[key]] = -torch.inf
+            best = block.max(1)
+            found += [
+                self.texts[index] if value >= min_cosine else None
+                for value, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+            ]
+        return found

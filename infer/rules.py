@@ -93,6 +93,9 @@ class GuidanceRule:
     ) -> None:
         """Raise ValueError when this rule cannot take effect on these timesteps at this scale."""
 
+    def check_requests(self, pipe: Any, requests: Sequence[Request]) -> None:
+        """Raise ValueError when this rule cannot take effect on any request of a run, or with the model."""
+
     def prepare(self, pipe: Any, requests: Sequence[Request], device: torch.device) -> None:
         """Before a batch: see its prompts; embed others with the pipeline where the rule needs them."""
 
@@ -129,5 +132,8 @@ class GuidanceRule:
         raise NotImplementedError
 
     def transition_timestep(self) -> Tensor | None:
-        """Where each row passed its transition, (B,), NaN where it never did; None: not its affair."""
+        """Where each row passed its transition, (B,); None: not its affair.
+
+        NaN where it never did, inf where a gate gave it ordinary guidance from the start.
+        """
         return None

@@ -41,10 +41,7 @@ def claim(folder: Path, identity: dict[str, Any]) -> None:
         before = yaml.safe_load(path.read_text()) or {}
         if "mitigations" not in before:
             raise ValueError(f"{folder} holds something else than a predict run: choose another folder")
-        keys = sorted(before.keys() | identity.keys())
-        changed = [
-            f"{k}: {before.get(k)!r} -> {identity.get(k)!r}" for k in keys if before.get(k) != identity.get(k)
-        ]
+        changed = differences(before, identity)
         if changed and done(folder):
             raise ValueError(
                 f"{folder} holds a different run ({'; '.join(changed)}): choose another folder, or delete it"
@@ -53,6 +50,27 @@ def claim(folder: Path, identity: dict[str, Any]) -> None:
             forget(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda part: part.write_text(yaml.safe_dump(identity, sort_keys=False)))
+
+
+def differences(before: Any, after: Any, name: str = "") -> list[str]:
+    """`dotted.name: before -> after` of each setting that differs; of another class the classes alone."""
+    if before == after:
+        return []
+    if isinstance(before, list) and isinstance(after, list):
+        before, after = dict(enumerate(before)), dict(enumerate(after))
+    nested = isinstance(before, dict) and isinstance(after, dict)
+    if not nested or before.get("class_path") != after.get("class_path"):
+        return [f"{name}: {in_words(before)} -> {in_words(after)}"]
+    if "class_path" in before:
+        before, after = before.get("init_args", {}), after.get("init_args", {})
+    keys, within = sorted(before.keys() | after.keys()), f"{name}." if name else ""
+    return [line for k in keys for line in differences(before.get(k), after.get(k), f"{within}{k}")]
+
+
+def in_words(value: Any) -> str:
+    """A class by its name, without its settings."""
+    is_class = isinstance(value, dict) and "class_path" in value
+    return value["class_path"].rpartition(".")[2] if is_class else repr(value)
 
 
 def forget(folder: Path) -> None:
@@ -115,15 +133,18 @@ def merge(folder: Path, order: Iterable[tuple[str, int]]) -> pd.DataFrame:
 def write_summary(folder: Path, rows: pd.DataFrame, has_transition: bool, has_alternative: bool) -> None:
     """`summary.json`: counts, cost, when the transition fired, and what did not go as asked."""
     transition = rows["transition_timestep"].astype(float)
-    fired, alternatives = int(transition.notna().sum()), int(rows["alternative_prompt"].notna().sum())
+    fired, gated = int(transition.notna().sum()), int(rows["gated"].sum())
+    alternatives = int(rows["alternative_prompt"].notna().sum())
     summary = {
         "mitigation": rows["mitigation"].iloc[0],
         "images": len(rows),
         "nfe_mean": rows["nfe"].mean(),
         "seconds_per_image": rows["seconds"].mean(),
+        "peak_memory_gib": None if pd.isna(peak := rows["peak_memory_gib"].max()) else peak,
         "watched": rows["watched"].iloc[0],
         "fired": fired,
-        "never_fired": len(rows) - fired if has_transition else None,
+        "gated": gated if has_transition else None,
+        "never_fired": len(rows) - gated - fired if has_transition else None,
         "transition_timestep_median": transition.median() if fired else None,
         "without_alternative": len(rows) - alternatives if has_alternative else None,
         "failed": int(rows["failed_step"].notna().sum()),
@@ -141,6 +162,8 @@ def told(folder: Path) -> str:
             line += f", median t = {summary['transition_timestep_median']:g}"
         if summary["never_fired"]:
             line += f", and NEVER for {summary['never_fired']}: they kept the scale before it to the end"
+        if summary["gated"]:
+            line += f"; {summary['gated']} were below the gate and had ordinary guidance"
     if summary["without_alternative"]:
         line += f"; {summary['without_alternative']} had no alternative and took the plain rule"
     if summary["failed"]:

@@ -1,6 +1,7 @@
 """The diffusers schedulers that the loop serves, their noise levels, and how one is taken up midway."""
 
 import copy
+import inspect
 import math
 from typing import Any, Literal
 
@@ -23,6 +24,8 @@ Scheduler = Literal["own", *SCHEDULERS]
 def make_scheduler(own: Any, name: str = "own", timestep_spacing: str | None = None) -> Any:
     """The pipeline's own scheduler, or another kind with its noise schedule and prediction type.
 
+    Where its config does not say, latents are not clipped (`clip_sample` is meant for pixels) and PNDM takes
+    no Runge-Kutta warm-up (`skip_prk_steps`), as in Stable Diffusion's own configs.
     `timestep_spacing` (leading, linspace, trailing) replaces the one in its config. ValueError for a name or
     a spacing that this kind does not know.
     """
@@ -31,16 +34,20 @@ def make_scheduler(own: Any, name: str = "own", timestep_spacing: str | None = N
     if name not in ("own", *SCHEDULERS):
         raise ValueError(f"no scheduler {name!r}: there are own, {', '.join(SCHEDULERS)}")
     kind = type(own) if name == "own" else getattr(diffusers, SCHEDULERS[name])
+    # what other kinds than the pipeline's have by default: pixels' range, and a warm-up that wastes steps
+    takes = inspect.signature(kind.__init__).parameters
+    ours = {"clip_sample": False, "skip_prk_steps": True}
+    options = {key: value for key, value in ours.items() if key in takes and key not in own.config}
     if not timestep_spacing:
-        return kind.from_config(own.config)
+        return kind.from_config(own.config, **options)
     grids = []
     for spacing in ("leading", "trailing"):
-        probe = kind.from_config(own.config, timestep_spacing=spacing)
+        probe = kind.from_config(own.config, timestep_spacing=spacing, **options)
         probe.set_timesteps(4)
         grids.append(probe.timesteps.tolist())
     if grids[0] == grids[1]:
         raise ValueError(f"{kind.__name__} does not heed timestep_spacing: leave it out")
-    return kind.from_config(own.config, timestep_spacing=timestep_spacing)
+    return kind.from_config(own.config, timestep_spacing=timestep_spacing, **options)
 
 
 def check_scheduler(scheduler: Any) -> None:

@@ -63,14 +63,14 @@ def minimum_of(
 
 
 def expected_of(curve: Sequence[float], timesteps: Sequence[float], rule: DynamicTransition) -> tuple:
-    """(transition timestep or None, the scale of each step) by the rule's options."""
+    """(transition timestep, None if it never comes or inf at the gate; each step's scale) by the options."""
     exact = [Fraction(value) for value in curve]
     step = minimum_of(exact, rule.smoothing, Fraction(rule.prominence), rule.patience)
     if rule.fallback_timestep is not None:
         late = next(i for i, t in enumerate(timesteps) if t <= rule.fallback_timestep)
         step = late if step is None else min(step, late)
     if rule.gate is not None and exact[0] < Fraction(rule.gate):
-        return timesteps[0], [FULL] * len(timesteps)
+        return math.inf, [FULL] * len(timesteps)
     if step is None:
         return None, [rule.guidance_before] * len(timesteps)
     scales, start = [], timesteps[step]
@@ -116,7 +116,7 @@ def compare(curves: Sequence[Sequence[float]], rule: DynamicTransition) -> list[
     found = []
     for row, curve in enumerate(curves):
         transition, scales = expected_of(curve, timesteps, rule)
-        at = made.transition_timestep[row].item()
+        at = math.inf if made.gated[row] else made.transition_timestep[row].item()
         assert (None if math.isnan(at) else at) == transition, curve
         assert made.guidance_scale[row].tolist() == pytest.approx(scales, abs=1e-5), curve
         found.append(transition)

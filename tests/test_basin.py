@@ -17,9 +17,10 @@ from data.captioned import load_captioned
 from data.pipeline import load_pipeline
 from infer import basin_plots
 from infer.__main__ import main
-from infer.basin import SPACES, Basin, Findings
+from infer.basin import Basin, Findings
 from infer.basin_numbers import numbers
 from infer.basin_runs import explore, spread
+from infer.curves import SPACES
 from infer.images import make_images
 from infer.rules import Request
 from infer.seeds import sample_seed

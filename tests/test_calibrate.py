@@ -1,5 +1,6 @@
-"""The gate: what it is measured on, the rate it keeps, and the preset that it is written into."""
+"""A gate and a static transition: what they are measured on, and the presets that they are written into."""
 
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -7,11 +8,15 @@ import pytest
 import torch
 import yaml
 
+from data.pipeline import load_pipeline
+from data.prompts import text_id
 from infer.__main__ import load_mitigation, main
-from infer.calibrate import first_differences, gate_threshold
+from infer.calibrate import fall_timestep, first_differences, gate_threshold
+from infer.curves import Watch
 from infer.images import make_images
 from infer.rules import Request
 from infer.schedulers import make_scheduler
+from infer.seeds import sample_seed
 from tests.conftest import CAPTIONS, random_pipeline
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -54,25 +59,113 @@ def test_a_rate_that_cannot_be_kept_is_refused(count: int, rate: float, message:
         gate_threshold(torch.rand(count), rate)
 
 
-def test_it_writes_a_preset(tiny_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    """Which --mitigation takes; a memorized prompt among the ordinary ones is left out."""
+# In the paper's Fig. 4: mean difference of the model outputs of SD 2.1 on LAION-10k, read from the picture
+FIG4 = {951: 41.5, 705: 33, 590: 26, 533: 22, 514: 19, 495: 11, 476: 8, 20: 2.3}
+
+
+@pytest.mark.parametrize("share, expected", [(0.2, 705), (0.5, 514), (0.75, 495), (0.85, 476), (0.999, 20)])
+def test_the_transition_is_where_the_curve_has_fallen(share: float, expected: float) -> None:
+    """The paper's static transition, 500, is between a half and three quarters of the way."""
+    assert fall_timestep([*FIG4], np.array([*FIG4.values()]), share) == expected
+
+
+def test_the_fall_is_from_the_highest_value() -> None:
+    """Fig. 2: it rises first; what comes before the top has not fallen."""
+    curve = np.array([5.0, 8.9, 7.0, 2.6, 4.0, 2.0])
+    assert fall_timestep([999, 860, 800, 780, 600, 20], curve, 0.5) == 780
+
+
+@pytest.mark.parametrize("curve", [[1, 2, 3, 4], [2, 2, 2, 2], [4, 4, 3.5, 3.2]])
+def test_without_a_fall_there_is_no_transition(curve: list[float]) -> None:
+    with pytest.raises(ValueError, match="does not fall .* no static transition"):
+        fall_timestep([900, 600, 300, 0], np.array(curve), 0.5)
+
+
+@pytest.fixture
+def arguments(tiny_pipeline: Path, tmp_path: Path) -> list[str]:
+    """A memorized prompt stands among the ordinary ones."""
     (tmp_path / "ordinary.txt").write_text("\n".join(CAPTIONS[2:] + ["RED square"]))
     (tmp_path / "memorized.txt").write_text("\n".join(CAPTIONS[:2]))
-    out = tmp_path / "gated.yaml"
-    arguments = [
-        "calibrate", "--pipeline", str(tiny_pipeline), "--ordinary", str(tmp_path / "ordinary.txt"),
-        "--memorized", str(tmp_path / "memorized.txt"), "--mitigation", "og_dtp", "--out", str(out),
-        "--false_positive_rate", "0.25", "--num_inference_steps", "6", "--samples_per_prompt", "2",
-        "--device", "cpu",
+    return [
+        "calibrate", "--pipeline", str(tiny_pipeline), "--memorized", str(tmp_path / "memorized.txt"),
+        "--num_inference_steps", "6", "--samples_per_prompt", "2", "--device", "cpu", "--out",
+        str(tmp_path / "made.yaml"),
     ]  # fmt: skip
-    assert main(arguments) == 0
-    printed = capsys.readouterr().out
+
+
+def gate_of(tmp_path: Path) -> list[str]:
+    return ["--ordinary", str(tmp_path / "ordinary.txt"), "--false_positive_rate", "0.25"]
+
+
+def test_it_writes_a_gate(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Into a preset that --mitigation takes, for the schedule that it was found on; with a picture."""
+    assert main([*arguments, "--mitigation", "og_dtp", *gate_of(tmp_path)]) == 0
+    printed, out = capsys.readouterr().out, tmp_path / "made.yaml"
     assert "ordinary_images: 12" in printed and "memorized_images: 4" in printed and "auc: " in printed
     preset, rule = yaml.safe_load(out.read_text()), load_mitigation(str(out))
     assert rule.gate == preset["init_args"]["gate"] > 0 and rule.guidance_before == -7.5
-    assert out.read_text().startswith(f"# python -m infer predict --mitigation {out}\n")
-    predict = ["predict", "--model.pipeline", str(tiny_pipeline), "--model.num_inference_steps", "6",
-               "--data.prompts", str(tmp_path / "memorized.txt"), "--out", str(tmp_path / "run")]  # fmt: skip
-    assert main([*predict, "--mitigation", str(out)]) == 0
-    assert main([*arguments[:8], "none", *arguments[9:]]) == 1
-    assert "NoMitigation, which has no gate" in capsys.readouterr().err
+    assert rule.gate_timestep == 831  # 6 steps: 831, 665 ...
+    words = drawn(out.with_suffix(".svg"))
+    assert "gate 0." in words and "static transition" not in words
+    command = shlex.split(out.read_text().splitlines()[0])[4:]
+    assert command[0] == "predict" and main(command) == 0  # the command that the file names
+    steps = command.index("--model.num_inference_steps") + 1
+    assert main([*command[:steps], "5", *command[steps + 1 :], "--out", str(tmp_path / "other")]) == 1
+    assert "the gate is for schedules that start at timestep 831" in capsys.readouterr().err
+
+
+def drawn(svg: Path) -> str:
+    """Its words, which stand as comments beside the outlines of their letters."""
+    return svg.read_text()
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_it_writes_a_static_transition(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture, gated: bool
+) -> None:
+    """Where the mean curve of the memorized prompts without guidance has fallen, and a gate if asked."""
+    pipe = random_pipeline()
+    torch.nn.init.normal_(pipe.unet.conv_out.weight, std=0.3)  # so that guidance matters
+    pipe.save_pretrained(tmp_path / "model")
+    arguments[arguments.index("--pipeline") + 1] = str(tmp_path / "model")
+    options = ["--mitigation", "og_stp", "--fall", "0.4", *(gate_of(tmp_path) if gated else [])]
+    assert main([*arguments, *options]) == 0
+    rule = load_mitigation(str(tmp_path / "made.yaml"))
+    assert rule.guidance_before == -2.0 and (rule.gate is not None) == gated
+    pipe = load_pipeline(str(tmp_path / "model"))
+    texts = CAPTIONS[:2]
+    requests = [Request(text_id(t), n, t, sample_seed(0, text_id(t), n)) for t in texts for n in range(2)]
+    watch = Watch()
+    make_images(pipe, CPU, requests, 16, 0.0, 6, rules=[watch])
+    mean = watch.curves()["model_output"].mean(0)
+    top = int(mean.argmax())
+    level = mean[top] - 0.4 * (mean[top] - mean[-1])
+    timesteps = pipe.scheduler.timesteps.tolist()
+    assert rule.timestep == next(t for t, d in zip(timesteps[top:], mean[top:], strict=True) if d <= level)
+    assert f"timestep: {rule.timestep:g}" in capsys.readouterr().out
+    assert (tmp_path / "made.svg").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (["--mitigation", "none"], "nothing can be calibrated in 'none'"),
+        (["--mitigation", "dtp"], "give --ordinary, for its gate"),
+        (["--mitigation", "og_two_pass", "--ordinary", "x.txt"], "has no gate: leave --ordinary out"),
+        (["--mitigation", "stp", "--memorized", "null"], "give --memorized or --run"),
+        (["--mitigation", "stp", "--false_positive_rate", "0"], "false_positive_rate must be in"),
+        (["--mitigation", "stp", "--fall", "1"], "fall is a share"),
+        (["--mitigation", "stp", "--samples_per_prompt", "0"], "samples_per_prompt must be at least 1"),
+        (["--mitigation", "stp", "--batch_size", "0"], "batch_size must be at least 1"),
+        (["--mitigation", "stp", "--device", "cuda:77"], "device 'cuda:77' is not here"),
+        (["--mitigation", "stp", "--out", "made.txt"], "a .yaml file, not 'made.txt'"),
+        (["--mitigation", "stp", "--lora_scale", "2"], "does nothing without a LoRA"),
+        (["--mitigation", "stp", "--resolution", "15"], "resolution must be a multiple of 2 pixels, not 15"),
+    ],
+)
+def test_what_cannot_be_calibrated_is_refused(
+    arguments: list[str], capsys: pytest.CaptureFixture, change: list[str], message: str
+) -> None:
+    assert main([*arguments, *change]) == 1
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1

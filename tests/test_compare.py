@@ -1,43 +1,21 @@
 """`python -m infer compare` in miniature, on a made training run: table, page, and what a rerun does."""
 
-import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from PIL import Image
 from rich.console import Console
 
 from infer.__main__ import main
-from infer.compare import terminal_table
-from tests.conftest import CAPTIONS, random_pipeline
+from infer.terminal import terminal_table
+from tests import comparing
+from tests.conftest import CAPTIONS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def arguments(
-    tiny_pipeline: Path, tiny_shards: Path, tiny_clip: Path, tmp_path_factory: pytest.TempPathFactory
-) -> list[str]:
-    """Comparison of a run that duplicated two of six images and never showed the other two of the shard."""
-    run = tmp_path_factory.mktemp("training")
-    model = random_pipeline()
-    torch.nn.init.normal_(model.unet.conv_out.bias)
-    model.save_pretrained(run / "pipeline")
-    about = {"pipeline": str(tiny_pipeline), "sources": [str(tiny_shards)], "ordinary": []}
-    (run / "provenance.json").write_text(json.dumps(about))
-    pd.DataFrame(
-        {"id": [f"s{n}" for n in range(8)], "caption": CAPTIONS, "duplicated": [True] * 2 + [False] * 6,
-         "times_shown": [9, 9, 1, 1, 1, 1, 0, 0]}
-    ).to_parquet(run / "exposures.parquet")  # fmt: skip
-    return [
-        "compare", "--run", str(run), "--clip", str(tiny_clip), "--num_inference_steps", "8",
-        "--samples_per_prompt", "2", "--mitigations", "none,stp,dtp",
-        "--accelerator", "cpu", "--devices", "1",
-    ]  # fmt: skip
+arguments = comparing.arguments  # a fixture
 
 
 @pytest.fixture(scope="module")
@@ -188,3 +166,20 @@ def test_the_terminal_table_fits_and_cuts_no_name() -> None:
     lines = captured.get().splitlines()
     assert all(any(line.lstrip().startswith(name) for line in lines) for name in names)
     assert "…" not in captured.get() and captured.get().count("-0.123") == 4 * 6
+
+
+def test_long_names_take_nothing_from_the_numbers() -> None:
+    """On 80 columns they are folded."""
+    names = ["none", "detour_caption_orthogonal", "base_model"]
+    numbers = ["similarity_own_mean", "similarity_own_p95", "similarity_top_mean", "clip_score_mean"]
+    table = pd.DataFrame({"mitigation": names} | {key: -0.123 for key in numbers})
+    table = table.assign(
+        nfe_mean=100.0, seconds_per_image=123.456, fired_share=1.0, transition_timestep_median=501
+    )
+    with (console := Console(width=80)).capture() as captured:
+        console.print(terminal_table(table))
+    text = captured.get()
+    assert "…" not in text and text.count("-0.123") == 3 * 4
+    assert all(text.count(number) == 3 for number in ("100.0", "123.456", "100%", "501"))
+    firsts = [line.split()[0] for line in text.splitlines() if line.strip()]
+    assert "detour_caption_orthogonal" in "".join(firsts)

@@ -1,10 +1,11 @@
-"""The detour: its formula, its ways (nearest caption, own prompt, base model), its cost, and who has none."""
+"""The detour: its formula, its ways (own prompt, base model), its cost, its memory, and who has none."""
 
+import gc
 import json
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -13,39 +14,18 @@ from torch import Tensor
 from callbacks.detour import Detour, without
 from callbacks.dynamic_transition import DynamicTransition
 from callbacks.static_transition import StaticTransition
+from data.pipeline import load_pipeline
 from infer.__main__ import main
 from infer.images import make_images
-from infer.neighbours import CaptionBank
 from infer.rules import Request
-from tests.conftest import CAPTIONS, random_pipeline
+from tests import detours
+from tests.conftest import CAPTIONS
+from tests.detours import CPU, SCALE, STEPS, SWITCH, made_by
 from tests.loops import requests, walk
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-CPU, STEPS, SCALE, SWITCH = torch.device("cpu"), 10, 7.5, 500
+pipe, base = detours.pipe, detours.base  # fixtures
 EARLY = 5  # of the ten leading timesteps 901, 801 ... those above 500: 901 to 501
-
-
-@pytest.fixture(scope="module")
-def pipe():
-    pipe = random_pipeline()
-    pipe.unet.eval(), pipe.vae.eval(), pipe.text_encoder.eval()
-    return pipe
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Another UNet with the same text encoder."""
-    other = random_pipeline()
-    with torch.no_grad():
-        for weight in other.unet.parameters():
-            weight.mul_(0.9)
-    folder = tmp_path_factory.mktemp("base")
-    other.save_pretrained(folder)
-    return folder
-
-
-def made_by(pipe, rule, asked: list[Request]):
-    return make_images(pipe, CPU, asked, 16, SCALE, STEPS, rules=[rule])[1]
 
 
 def text(pipe, prompts: list[str]) -> Tensor:
@@ -108,8 +88,6 @@ def test_one_prompt_for_all(pipe) -> None:
 @pytest.mark.parametrize("repulsion, early", [(0.0, 2), (1.5, 4)])
 def test_the_base_model_draws_first(pipe, base: Path, repulsion: float, early: int) -> None:
     """All of its own guidance, with the prompt and the row's own negative prompt."""
-    from data.pipeline import load_pipeline
-
     asked, before_it = requests(3), load_pipeline(str(base))
     own, other = (predictions(p, [""] * 3, CAPTIONS[:3]) for p in (pipe, before_it))
 
@@ -167,66 +145,6 @@ def test_a_row_without_an_alternative_takes_the_plain_rule(pipe) -> None:
         assert torch.allclose(made.latents[number], alone.latents[0], atol=1e-4)
 
 
-@torch.no_grad()
-def test_the_nearest_caption(pipe, tmp_path: Path) -> None:
-    """By the cosine of pooled embeddings, in numpy; excluded by text, and by nearness to what is excluded."""
-    ordinary = [
-        "Red  SQUARE",
-        "green square",
-        "red circle",
-        "cat",
-        "map",
-        "saucer",
-        "cup of tea",
-        "blue",
-        "leaf",
-    ]
-    memorized = ["red square", "blue circle"]
-    (tmp_path / "ordinary.txt").write_text("\n".join(ordinary))
-    (tmp_path / "memorized.txt").write_text("\n".join(memorized))
-
-    def unit(texts: list[str]) -> np.ndarray:
-        tokens = pipe.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
-        pooled = pipe.text_encoder(tokens).pooler_output.double().numpy()
-        return pooled / np.linalg.norm(pooled, axis=1, keepdims=True)
-
-    cosines = unit(ordinary[1:]) @ unit(memorized).T
-    most = float(np.sort(cosines.max(1))[-2:].mean())  # between the nearest and the next: one is too near
-    allowed = [t for t, nearest in zip(ordinary[1:], cosines.max(1), strict=True) if nearest <= most]
-    assert len(allowed) == len(ordinary) - 2
-    bank = CaptionBank.embed(
-        pipe, CPU, str(tmp_path / "ordinary.txt"), str(tmp_path / "memorized.txt"), max_cosine=most
-    )
-    assert bank.texts == allowed
-    expected = [allowed[i] for i in (unit(memorized) @ unit(allowed).T).argmax(1)]
-    assert bank.nearest(memorized, 0.0, most) == expected
-    assert bank.nearest(memorized, 0.999999, 1.0) == [None, None]
-    assert bank.nearest(["CAT "], -1.0, 1.0) == [None]  # itself is no alternative
-    with pytest.raises(ValueError, match="no caption that .* does not exclude"):
-        CaptionBank.embed(pipe, CPU, str(tmp_path / "memorized.txt"), str(tmp_path / "memorized.txt"), 1.0)
-
-
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        ({"captions": "a.txt", "prompt": "sun"}, "one of captions, prompt and base_pipeline"),
-        ({"exclude": "a.txt"}, "exclude is for captions"),
-        ({"repulsion": -1.0}, "repulsion must be at least 0"),
-        ({"min_cosine": 0.9, "max_cosine": 0.8}, "must rise"),
-        ({"base_pipeline": "/nowhere/x"}, "no model folder"),
-        ({"transition": StaticTransition(ramp_timesteps=100)}, "without a ramp"),
-    ],
-)
-def test_what_a_detour_refuses(options: dict, message: str) -> None:
-    with pytest.raises((ValueError, FileNotFoundError), match=message):
-        Detour(**{"transition": StaticTransition()} | options)
-
-
-def test_a_missing_list_of_captions_is_found_before_anything_is_drawn() -> None:
-    with pytest.raises(FileNotFoundError, match="no prompts '/nowhere.txt' for the detour"):
-        Detour(StaticTransition(), captions="/nowhere.txt").check([901, 401, 1], SCALE)
-
-
 def test_from_the_command_line(tiny_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """A column of the prompt file; who has no alternative is counted and told."""
     rows = [{"prompt": "red square", "alternative_prompt": "sun"}, {"prompt": "old map"}]
@@ -264,3 +182,30 @@ def test_half_precision_takes_the_same_part_out() -> None:
         g, m = (size * torch.randn(2, 4, 32, 32, generator=random) for _ in range(2))
         assert torch.allclose(without(g.half(), m.half()).float(), without(g, m), atol=5e-3 * size)
     assert torch.equal(without(g.half(), torch.zeros_like(m).half()), g.half())
+
+
+def test_the_base_model_costs_a_unet_and_a_text_encoder_until_teardown(
+    pipe, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loaded once, by the check or the first batch; what a run does not need is dropped at once."""
+    loaded: list[dict[str, weakref.ref]] = []
+
+    def load(*given, **options):
+        found = load_pipeline(*given, **options)
+        loaded.append({name: weakref.ref(getattr(found, name)) for name in ("unet", "text_encoder", "vae")})
+        return found
+
+    def alive() -> list[str]:
+        gc.collect()
+        return [name for name, part in loaded[-1].items() if part() is not None]
+
+    monkeypatch.setattr("callbacks.detour.load_pipeline", load)
+    rule = Detour(StaticTransition(SWITCH), base_pipeline=str(base))
+    rule.check_requests(pipe, requests(2))
+    assert alive() == ["unet", "text_encoder"]
+    first, again = (made_by(pipe, rule, requests(2)).latents for _ in range(2))
+    assert alive() == ["unet", "text_encoder"] and len(loaded) == 1
+    rule.teardown(None, None, "predict")
+    assert alive() == []
+    assert torch.equal(made_by(pipe, rule, requests(2)).latents, first) and torch.equal(first, again)
+    assert len(loaded) == 2

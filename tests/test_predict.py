@@ -23,6 +23,7 @@ from tests.conftest import CAPTIONS, ROOT
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 STEPS = 6
+COSTS = ["seconds", "peak_memory_gib"]  # differ from run to run
 
 
 @pytest.fixture(scope="module")
@@ -66,12 +67,12 @@ def pixels(folder: Path) -> dict[str, np.ndarray]:
 
 
 def assert_same_run(folder: Path, other: Path, tolerance: int = 0) -> None:
-    """The same rows in the same order, but for the time they took, and the same images."""
+    """The same rows in the same order, but for what they cost, and the same images."""
     for name, key in (("samples", ["prompt_id", "sample"]), ("traces", ["prompt_id", "sample", "step"])):
         a, b = (pd.read_parquet(path / f"{name}.parquet") for path in (folder, other))
         assert not a.duplicated(key).any()
-        pd.testing.assert_frame_equal(a.drop(columns="seconds", errors="ignore"),
-                                      b.drop(columns="seconds", errors="ignore"), rtol=1e-3)  # fmt: skip
+        pd.testing.assert_frame_equal(a.drop(columns=COSTS, errors="ignore"),
+                                      b.drop(columns=COSTS, errors="ignore"), rtol=1e-3)  # fmt: skip
     a, b = pixels(folder), pixels(other)
     assert a.keys() == b.keys()
     assert all(np.abs(a[name] - b[name]).max() <= tolerance for name in a)
@@ -82,7 +83,8 @@ def test_a_run_folder_is_complete(finished: Path, tiny_pipeline: Path) -> None:
     rows = pd.read_parquet(finished / "samples.parquet")
     assert list(rows) == [
         "prompt_id", "sample", "prompt", "negative_prompt", "alternative_prompt", "seed", "mitigation",
-        "guidance_scale", "watched", "transition_timestep", "nfe", "seconds", "image", "failed_step",
+        "guidance_scale", "watched", "transition_timestep", "gated", "nfe", "seconds",
+        "peak_memory_gib", "image", "failed_step",
     ]  # fmt: skip
     assert list(zip(rows["prompt_id"], rows["sample"], strict=True)) == [
         (f"s{n}", sample) for n in range(3) for sample in range(2)
@@ -103,8 +105,8 @@ def test_a_run_folder_is_complete(finished: Path, tiny_pipeline: Path) -> None:
     assert list(traces["difference_rms"][:STEPS].isna()) == [True, True, False, False, False, False]
     config = yaml.safe_load((finished / "config.yaml").read_text())
     assert config["mitigations"][0]["init_args"] == {
-        "timestep": 500, "guidance_before": 0.0, "gate": None, "ramp_timesteps": 0.0, "steps_after": None,
-        "restart_solver": False,
+        "timestep": 500, "guidance_before": 0.0, "gate": None, "gate_timestep": None, "ramp_timesteps": 0.0,
+        "steps_after": None, "restart_solver": False,
     }  # fmt: skip
     assert config["pipeline"] == str(tiny_pipeline) and config["guidance_scale"] == 7.5
     summary = json.loads((finished / "summary.json").read_text())
@@ -273,7 +275,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture) -> str:
         (["--data.seed", "1"], "seed: 0 -> 1"),
         (["--model.guidance_scale", "3"], "guidance_scale: 7.5 -> 3.0"),
         (["--mitigation", "none"], "mitigation: 'stp' -> 'none'"),
-        (["--mitigation.timestep", "600"], "'timestep': 600"),
+        (["--mitigation.timestep", "600"], "(mitigations.0.timestep: 500.0 -> 600.0)"),
     ],
 )
 def test_a_folder_of_another_run_is_left_alone(

@@ -90,7 +90,7 @@ BY_HAND = {  # step 0 .. 9 at 901, 801 .. 1; None: never
     "the fallback comes first": ({"fallback_timestep": 650}, [9, 8, 7, 6, 5, 4, 3, 2, 1, 2], 3),
     "the minimum comes first": ({"fallback_timestep": 350}, [9, 8, 7, 8, 9, 9, 9, 9, 9, 9], 3),
     "at the gate is not below it": ({"gate": 4.0}, [4, 5, 6, 7, 8, 9, 9, 9, 9, 9], None),
-    "below the gate": ({"gate": 4.5}, [4, 5, 6, 7, 8, 9, 9, 9, 9, 9], 0),
+    "below the gate": ({"gate": 4.5}, [4, 5, 6, 7, 8, 9, 9, 9, 9, 9], -math.inf),
 }
 
 

@@ -23,6 +23,10 @@ REFUSED = [
     (lambda: StaticTransition(0), 10, "never give guidance"),
     (lambda: StaticTransition(500, FULL), 10, r"guidance_before equals guidance_scale \(7.5\)"),
     (lambda: StaticTransition(ramp_timesteps=-1), 10, "ramp_timesteps must be at least 0, not -1"),
+    (lambda: StaticTransition(500, ramp_timesteps=501), 10, "a ramp of 501 .* never reaches the full scale"),
+    (lambda: StaticTransition(gate_timestep=901), 10, "gate_timestep is the gate's"),
+    (lambda: StaticTransition(gate=0.1, gate_timestep=981), 10, "start at timestep 981, .* starts at 901"),
+    (lambda: DynamicTransition(gate=0.1, gate_timestep=981), 10, "start at timestep 981, .* starts at 901"),
     (lambda: StaticTransition(gate=0.0), 10, "gate must be above 0 .no magnitude is below 0.0"),
     (lambda: StaticTransition(steps_after=20, restart_solver=True), 10, "leave restart_solver out"),
     (lambda: StaticTransition(steps_after=10), 10, "denser grid: above 10 and at most 1000, not 10"),
@@ -69,6 +73,17 @@ def test_a_rule_that_rearranges_the_loop_stands_alone(rule: GuidanceRule, what: 
     with pytest.raises(ValueError, match=f"a mitigation with a {what} cannot be combined with another"):
         prepare(scheduler_of(), FULL, 10, [rule, Other()][::order])
     assert len(prepare(scheduler_of(), FULL, 10, [rule])) == 10
+
+
+@pytest.mark.parametrize("steps", [0, 1001])
+def test_more_steps_than_the_schedule_has_are_refused(steps: int) -> None:
+    with pytest.raises(ValueError, match=f"num_inference_steps must be within 1..1000, not {steps}"):
+        prepare(scheduler_of(), FULL, steps)
+
+
+@pytest.mark.parametrize("rule", [StaticTransition, DynamicTransition])
+def test_a_gate_works_from_the_timestep_that_it_is_for(rule: type) -> None:
+    assert prepare(scheduler_of(), FULL, 10, [rule(gate=0.1, gate_timestep=901)])[0] == 901
 
 
 def test_a_negative_transition_is_refused() -> None:

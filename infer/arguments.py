@@ -1,0 +1,189 @@
+"""What the commands make of their arguments: presets by name, prompts to the letter, errors in one line."""
+
+import difflib
+import inspect
+import json
+import pydoc
+import re
+import shlex
+import textwrap
+from argparse import ArgumentError
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+PRESETS = Path(__file__).parent.parent / "configs" / "mitigation"
+
+
+def preset_path(name: str) -> Path | None:
+    """The YAML file that a preset's name or a path means; None for anything else (a class name)."""
+    for path in (PRESETS / f"{name}.yaml", Path(name)):
+        if path.is_file() and path.suffix in (".yaml", ".yml"):
+            return path
+    return None
+
+
+def preset_names() -> str:
+    names = [str(path.relative_to(PRESETS).with_suffix("")) for path in PRESETS.rglob("*.yaml")]
+    return ", ".join(sorted(names, key=lambda name: (name.count("/"), name)))
+
+
+def unknown(name: str) -> ValueError:
+    return ValueError(
+        f"no mitigation preset {name!r}; there are {preset_names()}, or give the path of a YAML file"
+    )
+
+
+def file_of(value: str, classes: Iterable[str]) -> str:
+    """The path of a preset's file, or the class that the value is; ValueError for what is neither."""
+    if path := preset_path(value):
+        return str(path)
+    is_class = value in classes or value.startswith("{")  # by its name, or with its options
+    if not is_class and ("." not in value or value.endswith((".yaml", ".yml"))):
+        raise unknown(value)
+    return value
+
+
+def changed(args: list[str], option: str, change: Callable[[str], str], new: str | None = None) -> list[str]:
+    """The arguments with `option value` or `option=value` as `new=change(value)`; `new`: `option` again."""
+    out, arguments = [], iter(args)
+    for arg in arguments:
+        name, equals, value = arg.partition("=")
+        if name == option:
+            arg = f"{new or option}={change(value if equals else next(arguments, ''))}"
+        out.append(arg)
+    return out
+
+
+def with_files(args: list[str], option: str, classes: Iterable[str], other: str) -> list[str]:
+    """The arguments with `option PRESET` as `option=FILE`.
+
+    Before the last file stands the class `other`: so nothing stays of a mitigation of the same class that
+    was given before, such as in --config.
+    """
+    args = changed(args, option, lambda value: file_of(value, classes))
+    places = [place for place, arg in enumerate(args) if arg.startswith(f"{option}=")]
+    if places and args[places[-1]].endswith((".yaml", ".yml")):
+        args.insert(places[-1], f"{option}={other}")
+    return args
+
+
+def as_item(text: str) -> str:
+    """A list of one text for the command line's parser, to which nothing in the text has a meaning."""
+    import yaml
+
+    return yaml.safe_dump([text], default_flow_style=True, default_style='"', width=float("inf"))
+
+
+def as_list(value: str) -> str:
+    """`[a,b]` of `a,b`; commas within braces stand in the name of one item."""
+    return value if value.startswith("[") else json.dumps(re.split(r",(?![^{]*})", value))
+
+
+def with_grid(args: list[str]) -> list[str]:
+    """The arguments with all of `--grid stp.timestep=400,500` in one mapping, as the parser takes it."""
+    grid: dict[str, dict[str, list[Any]]] = {}
+
+    def collected(value: str) -> str:
+        found = re.fullmatch(r"(.+?\.ya?ml|[^.{]+)\.([^=]+)=(.+)", value)
+        if value.startswith("{"):
+            return value
+        if not found:
+            raise ValueError(f"--grid {value!r}: give it as PRESET.OPTION=VALUE,VALUE")
+        preset, option, values = found.groups()
+        grid.setdefault(preset, {})[option] = [yaml.safe_load(text) for text in values.split(",")]
+        return json.dumps(grid)
+
+    import yaml
+
+    return changed(args, "--grid", collected)
+
+
+def options_of(kind: type, command: Callable, args: list[str], lists: tuple[str, ...] = ()):
+    """The data class `kind` from a command's arguments; each of `lists` takes `a,b` for `[a,b]`."""
+    import jsonargparse
+
+    parser = jsonargparse.ArgumentParser(
+        prog=f"python -m infer {command.__name__}",
+        usage="%(prog)s [--config FILE] [--run FOLDER] [--out FOLDER] [options]",
+        description=command.__doc__,
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", action="config", help="YAML file with any of the options")
+    parser.add_class_arguments(kind, None, fail_untyped=True)
+    for option in lists:
+        args = changed(args, option, as_list)
+    options = vars(parse(parser, args))
+    return kind(**{name: value for name, value in options.items() if name in kind.__dataclass_fields__})
+
+
+def parse(parser, args: list[str], classes: Iterable[str] = ()):
+    """The parsed arguments; ArgumentError in one line. `classes`: of mitigations, to name in it."""
+    try:
+        return parser.parse_args(args)
+    except ArgumentError as error:
+        raise ArgumentError(None, one_line(str(error), parser, classes)) from error
+
+
+def one_line(message: str, parser, classes: Iterable[str] = ()) -> str:
+    """What is useful in an error of jsonargparse, which tells all that it tried."""
+    keys = ".".join(re.findall(r'Parser key "([^"]+)":', message))
+    option, more = f"--{keys}: " if keys else "", f"(see {parser.prog} --help)"
+    if found := re.search(r"unrecognized arguments: ([^\s=]+)", message):
+        if not found[1].startswith("-"):
+            return f"{found[1]!r} belongs to no option {more}"
+        command = parser.prog.split()[-1]
+        return f"{found[1]} is no option of {command}{meant(found[1], parser) or f' {more}'}"
+    if found := re.search(r"Group '(.+)' does not accept option '(.+)'", message):
+        return f"Option '{found[1]}.{found[2]}' is not accepted{meant(f'{found[1]}.{found[2]}', parser)}"
+    if found := re.search(r"Option '(.+)' is not accepted", message):
+        kinds = re.findall(r"class_path '(.+)':", message[: found.start()])
+        if not kinds:
+            return f"{option}{found[0]}{meant(found[1], parser)}"
+        if found[1] == "class_path":
+            return f"{option}beside class_path stand options within init_args, and nothing else"
+        known = ", ".join(inspect.signature(pydoc.locate(kinds[-1])).parameters) or "no options"
+        return f"{option}{found[0]}: {kinds[-1].rpartition('.')[2]} has {known}"
+    if found := re.search(r"arguments are required: (.*)", message):
+        if kinds := re.findall(r"class_path '(.+)':", message):
+            return f"{option}{kinds[-1].rpartition('.')[2]} needs {found[1]}"
+        return f"give {' and '.join(f'--{name}' for name in found[1].split(', '))} {more}"
+    if found := re.search(r"Expected a dot import path string: (.*)", message):
+        there = f"; there are {', '.join(classes)}" if keys.startswith("mitigation") else ""
+        return f"{option}no class {found[1]!r}{there}"
+    if found := re.search(r"Not a valid subclass of (\w+)", message):
+        return f"{option}it is no {found[1]}: give a class_path, and options in init_args"
+    if places := re.findall(r"line [0-9]+, column [0-9]+", message):
+        file = re.search(r"sub-config file (.+?):", message)
+        return f"{option}{file[1] if file else 'a config file'} is no YAML ({places[-1]})"
+    if found := re.search(r"(?s)(.*?)(?:Given|Got) value: (.*?)$", message, re.MULTILINE):
+        kinds = re.findall(r"Expected an? (?!path but)(.+?)(?:\. )?$", found[1], re.MULTILINE)
+        names = re.sub(r"<class '(?:\w+\.)*(\w+)'>|typing\.Literal\[(.*?)\]", r"\1\2", " or ".join(kinds))
+        if names:
+            value = textwrap.shorten(found[2], 60)
+            return f"{option}expected {names.replace('NoneType', 'null')}, not {value}"
+    reason = re.split(r'Parser key "[^"]+":', message)[-1].removeprefix("argument ")
+    return option + textwrap.shorten(reason, 300)
+
+
+def meant(name: str, parser) -> str:
+    """A question for the option that an unknown one is near to."""
+    options = parser.get_defaults().keys(branches=True)
+    near = difflib.get_close_matches(name.lstrip("-"), options, n=1)
+    return f": did you mean --{near[0]}?" if near else ""
+
+
+def predict_command(calibration: Any) -> str:
+    """The command that predicts with a calibrated preset: the model and its schedule as it was calibrated."""
+    from infer.generate import Generate
+
+    words = ["python", "-m", "infer", "predict", "--mitigation", calibration.out]
+    for name, option in inspect.signature(Generate).parameters.items():
+        value = getattr(calibration, name, option.default)
+        if value != option.default:
+            words += [f"--model.{name}", str(value)]
+    prompts = calibration.memorized or calibration.ordinary
+    return shlex.join(
+        [*words, "--data.prompts", prompts, "--out", str(Path(calibration.out).with_suffix(""))]
+    )

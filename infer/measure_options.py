@@ -1,0 +1,68 @@
+"""What the commands that measure images share: against which training images, and by what."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+
+from data.captioned import SHARD_SUFFIXES, CaptionedImages, load_captioned, shard_paths
+from infer.alignment import check_clip
+from infer.model_options import need, provenance_of
+from infer.similarity import check_sscd
+
+Protocol = Literal["dcr", "skew320", "resize288"]
+
+
+@dataclass(kw_only=True)
+class MeasureOptions:
+    """What images are measured against, and by what.
+
+    Args:
+        run: training run folder; gives whatever else is not set.
+        training: sources of the training images, for the similarity search.
+        clip: transformers CLIPModel folder or Hub id, or open_clip:MODEL/WEIGHTS, for the alignment.
+        sscd: SSCD model for sscd_* columns: a file (.pt TorchScript or .onnx), its URL, or disc_mixup or
+            disc_large, which are fetched from Meta.
+        sscd_protocol: how images are put to it: dcr (256, centre 224, mean and std 0.5), skew320 (320x320,
+            ImageNet's mean and std) or resize288 (288x288, ImageNet's). Figures of two are not comparable.
+        sscd_sha256: checksum of the SSCD model.
+        features: what FID, KID and CMMD are measured on: the CLIP model, or Inception; null: not at all.
+        cache: folder for the embeddings of training images.
+    """
+
+    run: str | None = None
+    training: list[str] = field(default_factory=list)
+    clip: str = "openai/clip-vit-base-patch16"
+    sscd: str | None = None
+    sscd_protocol: Protocol = "skew320"
+    sscd_sha256: str | None = None
+    features: Literal["clip", "inception"] | None = "clip"
+    cache: str = "outputs/cache/embeddings"
+
+    def __post_init__(self) -> None:
+        """What is needed last should not be found missing last."""
+        if self.run:
+            provenance = provenance_of(self.run)
+            self.training = self.training or [*provenance["sources"], *provenance["ordinary"]]
+        need(self, "training")
+        check_clip(self.clip)
+        if self.sscd:
+            check_sscd(self.sscd, self.sscd_sha256)
+        elif self.sscd_sha256:
+            raise ValueError("sscd_sha256 is the SSCD model's: give --sscd too")
+        for source in self.training:
+            if source.endswith(SHARD_SUFFIXES):
+                shard_paths(source)
+            elif not Path(source).is_dir():
+                raise FileNotFoundError(f"no training images {source!r}")
+
+    def training_images(self) -> CaptionedImages:
+        """The images that the model saw: all of the sources, or those that the training run showed."""
+        images = load_captioned(*self.training)
+        shown = Path(self.run) / "exposures.parquet" if self.run else None
+        if not (shown and shown.exists()):
+            return images
+        rows = pd.read_parquet(shown)
+        seen = set(rows["id"][rows["times_shown"] > 0])
+        return CaptionedImages([sample for sample in images.samples if sample.id in seen], images.skipped)
