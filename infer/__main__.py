@@ -10,6 +10,7 @@
   python -m infer score   --runs outputs/stp,outputs/none --run outputs/demo/finetune --clip data/emoji/clip
   python -m infer report  outputs/demo/compare
   python -m infer basin   --config configs/infer/basin.yaml
+  python -m infer detect  --config configs/infer/detect.yaml
   python -m infer calibrate --run outputs/demo/finetune --mitigation dtp --out outputs/demo/gated_dtp.yaml \\
     --ordinary data/emoji/shards/noto-00000.tar.gz
 
@@ -38,6 +39,7 @@ from infer.arguments import (
     with_files,
     with_grid,
 )
+from infer.commands import detect, report, score
 
 
 def class_names() -> list[str]:
@@ -211,21 +213,18 @@ def compare(args: list[str]) -> None:
         device = "cpu" if comparison.accelerator == "cpu" else str(device_of(None))
         Console().print(terminal_table(finish(comparison, folders, side, device)))
         print(f"report: {write_report(Path(comparison.out)).resolve()}")
+        if comparison.wandb != "off":
+            log_comparison(Path(comparison.out), comparison.wandb)
 
 
-def score(args: list[str]) -> None:
-    """Score predict runs that are there already: similarity, alignment and quality, with intervals."""
-    from rich.console import Console
+def log_comparison(folder: Path, mode: str) -> None:
+    """Table, plots and images to W&B, as one run, also when it is compared again."""
+    from callbacks.wandb_run import wandb_logger
+    from infer.report_wandb import log_to_wandb
 
-    from infer.measure import measure
-    from infer.scoring import Scoring
-    from infer.terminal import terminal_table
-
-    scoring = options_of(Scoring, score, args, lists=("--runs", "--training"))
-    table = measure(scoring, scoring.folders(), scoring.side(), scoring.device).table()
-    scoring.write(table)
-    Console().print(terminal_table(table))
-    print(f"scores of each image: samples.parquet in {', '.join(scoring.runs)}")
+    run = wandb_logger(folder, offline=mode == "offline").experiment
+    log_to_wandb(folder, run)
+    run.finish()
 
 
 def calibrate(args: list[str]) -> None:
@@ -248,19 +247,6 @@ def calibrate(args: list[str]) -> None:
     print(f"{text}preset: {out}, and why: {calibrate_plots.save(found, calibration.watch, out)}")
 
 
-def report(args: list[str]) -> None:
-    """Write the page of a comparison folder again."""
-    from infer.report import write_report
-
-    usage = "usage: python -m infer report COMPARISON_FOLDER"
-    if args in (["-h"], ["--help"]):
-        print(f"{usage}\n\n{report.__doc__}")
-        return
-    if len(args) != 1 or args[0].startswith("-"):
-        raise ValueError(usage)
-    print(f"report: {write_report(Path(args[0])).resolve()}")
-
-
 def basin(args: list[str]) -> None:
     """Draw where a model's attraction basin ends: curves, and images for full guidance on [t, 0]."""
     from rich.console import Console
@@ -280,7 +266,9 @@ def basin(args: list[str]) -> None:
     print(f"pictures and numbers: {', '.join(map(str, paths))}")
 
 
-COMMANDS = {command.__name__: command for command in (predict, compare, score, calibrate, report, basin)}
+COMMANDS = {
+    command.__name__: command for command in (predict, compare, score, calibrate, detect, report, basin)
+}
 
 
 def main(args: list[str]) -> int:

@@ -1,18 +1,27 @@
 """Score predict run folders against the training set, and sum up a comparison."""
 
+import logging
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import pandas as pd
 from PIL import Image
 from torch import Tensor
+from tqdm import tqdm
 
 from data.captioned import CaptionedImages
+from data.weights import one_line
 from infer.alignment import ClipScore
-from infer.runfolder import write_atomically
-from infer.similarity import Descriptor, embed_all, match
+from infer.embeddings import TrainingEmbeddings
+from infer.neighbours import same
+from infer.runfolder import KEY, write_atomically
+from infer.similarity import Descriptor, in_batches, match
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -21,58 +30,105 @@ class TrainingSet:
 
     images: CaptionedImages
     measures: dict[str, tuple[Descriptor, Tensor]]
+    embeddings: TrainingEmbeddings
 
     @classmethod
     def embed(
-        cls, images: CaptionedImages, resolution: int, descriptors: dict[str, Descriptor]
-    ) -> "TrainingSet":
-        """Embed all training images, at the generations' resolution, with each descriptor."""
-        embedded = {
-            prefix: (descriptor, embed_all((sample.rgb(resolution) for sample in images.samples), descriptor))
-            for prefix, descriptor in descriptors.items()
-        }
-        return cls(images, embedded)
+        cls,
+        images: CaptionedImages,
+        resolution: int,
+        descriptors: dict[str, Descriptor],
+        cache: str | Path | None = None,
+    ) -> Self:
+        """Embed all training images, at the generations' resolution, with each descriptor.
+
+        What the folder `cache` holds of them is taken from there.
+        """
+        embeddings = TrainingEmbeddings(images, resolution, cache)
+        measures = {prefix: (what, embeddings.by(what)) for prefix, what in descriptors.items()}
+        return cls(images, measures, embeddings)
+
+    def own(self, rows: pd.DataFrame) -> list[list[int]]:
+        """For each row the places of its own images: that of its prompt's id, or else all of its caption."""
+        captions: dict[str, list[int]] = {}
+        for place, sample in enumerate(self.images.samples):
+            captions.setdefault(same(sample.caption), []).append(place)
+        return [
+            [self.images.position[key]] if key in self.images.position else captions.get(same(prompt), [])
+            for key, prompt in zip(rows["prompt_id"], rows["prompt"], strict=True)
+        ]
 
 
-def score(folder: Path, training: TrainingSet, clip: ClipScore) -> pd.DataFrame:
+def read_images(folder: Path, rows: pd.DataFrame) -> Iterator[tuple[int, Image.Image | None]]:
+    """(place, image) of each row that did not fail; None, and a warning, where its image cannot be read.
+
+    That is where it is missing, damaged, or of another size than most.
+    """
+    sizes, errors = {}, {}
+    for place, path in enumerate(rows["image"]):
+        try:
+            with Image.open(folder / path) as image:  # its header alone
+                sizes[place] = image.size
+        except Exception as error:  # PIL raises half a dozen kinds
+            errors[place] = one_line(error)
+    common = Counter(sizes.values()).most_common(1)[0][0] if sizes else None
+
+    for place, (path, failed) in enumerate(zip(rows["image"], rows["failed_step"].notna(), strict=True)):
+        if failed:
+            continue
+        image = None
+        if place in sizes and sizes[place] != common:
+            errors[place] = "it is {}x{}, most are {}x{}".format(*sizes[place], *common)
+        elif place in sizes:
+            try:
+                with Image.open(folder / path) as opened:
+                    image = opened.convert("RGB")
+            except Exception as error:
+                errors[place] = one_line(error)
+        if image is None:
+            log.warning("%s cannot be scored: %s", folder / path, errors[place])
+        yield place, image
+
+
+def scored_images(folder: Path, rows: pd.DataFrame) -> Iterator[Image.Image]:
+    """Of scored rows those images that neither failed nor are unreadable, in order."""
+    return (Image.open(folder / path).convert("RGB") for path in rows["image"][was_scored(rows)])
+
+
+def was_scored(rows: pd.DataFrame) -> pd.Series:
+    return rows["failed_step"].isna() & ~rows["unreadable"]
+
+
+def score(folder: Path, training: TrainingSet, clip: ClipScore, batch_size: int = 64) -> pd.DataFrame:
     """Fill `similarity_own`, `similarity_top`, `top_train_id`, `clip_score`, `sscd_*` of a run's rows.
 
-    Rows that failed (a black image) get no score.
+    Rows that failed (a black image), and those whose image cannot be read (`unreadable`), get no score.
     """
-    rows = pd.read_parquet(folder / "samples.parquet")
+    rows = pd.read_parquet(folder / "samples.parquet").reset_index(drop=True)
+    if len(twice := rows[rows.duplicated(KEY)]):
+        key, sample = twice[KEY].iloc[0]
+        raise ValueError(f"{folder}: {len(twice)} images come twice, the first is {key!r}, sample {sample}")
+    own, unreadable = training.own(rows), np.zeros(len(rows), bool)
+    names = [f"{prefix}_{kind}" for prefix in training.measures for kind in ("own", "top")]
+    scores = {name: np.full(len(rows), np.nan) for name in [*names, "clip_score"]}
+    nearest: list[str | None] = [None] * len(rows)
 
-    def images() -> Iterator[Image.Image]:  # ten thousand at once would not fit
-        return (Image.open(folder / path).convert("RGB") for path in rows["image"])
-
-    own = [training.images.position.get(key) for key in rows["prompt_id"]]
-    for prefix, (descriptor, embeddings) in training.measures.items():
-        found = match(embed_all(images(), descriptor), embeddings, own)
-        rows[f"{prefix}_own"], rows[f"{prefix}_top"] = found.own.numpy(), found.top.numpy()
-        if prefix == "similarity":
-            rows["top_train_id"] = [training.images[index].id for index in found.top_index.tolist()]
-    rows["clip_score"] = clip(images(), list(rows["prompt"]))
-    scores = [name for name in rows if name.endswith(("_own", "_top", "top_train_id", "clip_score"))]
-    rows[scores] = rows[scores].where(rows["failed_step"].isna())
+    with tqdm(desc=f"score {folder.name}", total=len(rows), unit="image") as bar:
+        for batch in in_batches(read_images(folder, rows), batch_size):
+            unreadable[[place for place, image in batch if image is None]] = True
+            places = [place for place, image in batch if image is not None]
+            images = [image for _, image in batch if image is not None]
+            if images:
+                for prefix, (descriptor, embeddings) in training.measures.items():
+                    found = match(descriptor(images), embeddings, [own[place] for place in places])
+                    scores[f"{prefix}_own"][places] = found.own.numpy()
+                    scores[f"{prefix}_top"][places] = found.top.numpy()
+                    if prefix == "similarity":
+                        for place, index in zip(places, found.top_index.tolist(), strict=True):
+                            nearest[place] = training.images[index].id
+                scores["clip_score"][places] = clip(images, list(rows["prompt"].iloc[places]))
+            bar.update(batch[-1][0] + 1 - bar.n)
+        bar.update(len(rows) - bar.n)  # those at the end that failed
+    rows = rows.assign(**scores, top_train_id=pd.array(nearest, "str"), unreadable=unreadable)
     write_atomically(folder / "samples.parquet", lambda part: rows.to_parquet(part, index=False))
     return rows
-
-
-def summarize(mitigation: str, rows: pd.DataFrame) -> dict[str, object]:
-    """One row of the comparison: means, 95th percentiles and costs over all images of a mitigation."""
-    out: dict[str, object] = {"mitigation": mitigation, "images": len(rows)}
-    for prefix in [column.removesuffix("_own") for column in rows if column.endswith("_own")]:
-        own, top = rows[f"{prefix}_own"], rows[f"{prefix}_top"]
-        out |= {f"{prefix}_own_mean": own.mean(), f"{prefix}_own_std": own.std(ddof=0)}
-        out |= {f"{prefix}_own_p95": own.quantile(0.95), f"{prefix}_top_mean": top.mean()}
-        out |= {f"{prefix}_top_p95": top.quantile(0.95)}
-    transition = rows["transition_timestep"].astype(float)
-    return out | {
-        "failed": int(rows["failed_step"].notna().sum()),
-        "share_above_05": (rows["similarity_own"].dropna() > 0.5).mean(),
-        "clip_score_mean": rows["clip_score"].mean(),
-        "fid": np.nan,
-        "nfe_mean": rows["nfe"].mean(),
-        "seconds_per_image": rows["seconds"].mean(),
-        "fired_share": transition.notna().mean() if mitigation not in ("none", "base_model") else np.nan,
-        "transition_timestep_median": transition.median(),
-    }

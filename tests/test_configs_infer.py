@@ -28,12 +28,12 @@ def command(path: Path) -> str:
 def test_the_first_line_is_the_command(path: Path) -> None:
     """On this very file."""
     words = command(path).split()
-    assert words[0] in ("predict", "compare", "basin")
+    assert words[0] in ("predict", "compare", "basin", "detect")
     named = [ROOT / word for word in words if word.endswith(".yaml")]
     assert named and all(config.exists() for config in named)
     assert path in named or words[-2:] == ["--mitigation", name_of(path)]
     if path in CONFIGS:
-        of_runs = "basin" if path.stem == "basin" else "compare"
+        of_runs = path.stem if path.stem in ("basin", "detect") else "compare"
         assert words[0] == (of_runs if "run" in yaml.safe_load(path.read_text()) else "predict")
 
 
