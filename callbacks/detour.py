@@ -12,7 +12,8 @@ from torch import Tensor
 from callbacks.mitigation import Mitigation
 from callbacks.transition import Transition
 from data.captioned import SHARD_SUFFIXES, shard_paths
-from data.pipeline import check_pipeline, load_pipeline
+from data.pipeline import check_pipeline, fingerprint, load_pipeline
+from data.prompts import source_fingerprint
 from infer.guidance import onto
 from infer.images import embed
 from infer.neighbours import CaptionBank
@@ -112,7 +113,11 @@ class Detour(Mitigation):
             raise ValueError(
                 "the detour's prompt is empty: give a text, or a transition alone to guide nowhere"
             )
-        if repulsion < 0:
+        if scale == 0 and repulsion == 0 and base_pipeline is None:
+            raise ValueError(
+                "a detour of scale 0 and repulsion 0 goes nowhere: it is its transition alone, so give that"
+            )
+        if not repulsion >= 0:
             raise ValueError(f"repulsion must be at least 0, not {repulsion}")
         low, high = 0.0 if min_cosine is None else min_cosine, 0.99 if max_cosine is None else max_cosine
         if not -1 <= low < high <= 1:
@@ -126,6 +131,7 @@ class Detour(Mitigation):
         self.captions, self.exclude = captions, exclude
         self.prompt, self.base_pipeline = prompt, base_pipeline
         self.min_cosine, self.max_cosine, self._within = min_cosine, max_cosine, (low, high)
+        self.texts = [prompt] if prompt is not None else []
         self.repulsion, self.orthogonal, self.scale = repulsion, orthogonal, scale
         self.watched_space, self.continuation = self.transition.watched_space, self.transition.continuation
         self.forget()
@@ -137,6 +143,14 @@ class Detour(Mitigation):
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self.forget()
+
+    def contents(self) -> dict[str, str | None]:
+        found = {
+            "base_pipeline": self.base_pipeline and fingerprint(self.base_pipeline),
+            "captions": self.captions and source_fingerprint(self.captions),
+            "exclude": self.exclude and source_fingerprint(self.exclude),
+        }
+        return {name: digest for name, digest in found.items() if digest}
 
     def check(
         self, timesteps: Sequence[float], guidance_scale: float, num_train_timesteps: int = 1000
@@ -152,6 +166,7 @@ class Detour(Mitigation):
     def check_requests(self, pipe: Any, requests: Sequence[Request]) -> None:
         if self.base_pipeline is not None:
             self.load_base(pipe)
+            self._base = None  # a comparison checks many before the first runs
         own = self.base_pipeline is None and self.captions is None and self.prompt is None
         if own and not any(request.alternative_prompt for request in requests):
             raise ValueError(
@@ -201,7 +216,10 @@ class Detour(Mitigation):
         self._has = torch.tensor([text is not None for text in self.alternatives])
 
     def watches(self, step: DenoisingStep) -> bool:
-        return self.transition.watches(step) or (self.orthogonal and bool(self.on_the_way(step).any()))
+        return self.transition.watches(step)
+
+    def wants_both(self, step: DenoisingStep) -> Tensor | None:
+        return self.on_the_way(step) if self.orthogonal else None
 
     def observe(self, step: DenoisingStep) -> None:
         self.transition.observe(step)

@@ -62,6 +62,11 @@ class DynamicTransition(Transition):
             raise ValueError("smoothing and patience are numbers of steps, at least 1")
         if not 0 <= prominence < 1:
             raise ValueError(f"prominence is a share of the highest difference, in [0, 1), not {prominence}")
+        if fallback_timestep is not None and ramp_timesteps > fallback_timestep:
+            raise ValueError(
+                f"a ramp of {ramp_timesteps:g} timesteps from the fallback at {fallback_timestep:g} on never "
+                f"reaches the full scale: ramp_timesteps can be at most {fallback_timestep:g}"
+            )
         self.watch, self.smoothing, self.prominence, self.patience = watch, smoothing, prominence, patience
         self.fallback_timestep, self.watched_space = fallback_timestep, watch
 

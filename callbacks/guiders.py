@@ -75,11 +75,25 @@ class TransitionGuidance(BaseGuidance):
 
     @property
     def transition_timestep(self) -> Tensor | None:
-        """Timestep at which each sample of the last run got the full scale, (B,), NaN where never."""
-        return None if self._batch_size is None else self.rule.transition_timestep()
+        """Timestep at which each sample of the last run got the full scale, (B,).
+
+        NaN where never, or where the gate gave it ordinary guidance from the start (`gated`).
+        """
+        if self._batch_size is None:
+            return None
+        passed = self.rule.transition_timestep()
+        return passed.masked_fill(passed.isinf(), math.nan)
+
+    @property
+    def gated(self) -> Tensor | None:
+        """Samples of the last run to which the gate gave ordinary guidance, (B,) bool."""
+        return None if self._batch_size is None else self.rule.transition_timestep().isinf()
 
     def get_state(self) -> dict[str, Any]:
-        return super().get_state() | {"transition_timestep": self.transition_timestep}
+        return super().get_state() | {
+            "transition_timestep": self.transition_timestep,
+            "gated": self.gated,
+        }
 
     @property
     def num_conditions(self) -> int:

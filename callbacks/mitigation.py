@@ -21,6 +21,10 @@ class Mitigation(pl.Callback, GuidanceRule):
         settings = {k: v.identity() if isinstance(v, Mitigation) else v for k, v in settings.items()}
         return {"class_path": f"{type(self).__module__}.{type(self).__name__}", "init_args": settings}
 
+    def contents(self) -> dict[str, str | None]:
+        """Fingerprints of the files that it reads, by argument: they may change under their names."""
+        return {}
+
 
 class NoMitigation(Mitigation):
     """Ordinary classifier-free guidance."""

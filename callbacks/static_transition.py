@@ -35,7 +35,7 @@ class StaticTransition(Transition):
         restart_solver: bool = False,
     ):
         super().__init__(guidance_before, gate, gate_timestep, ramp_timesteps, steps_after, restart_solver)
-        if timestep < 0:
+        if not timestep >= 0:
             raise ValueError(f"a transition timestep must not be negative, as {timestep} is")
         if ramp_timesteps > timestep:
             raise ValueError(

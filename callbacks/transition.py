@@ -36,9 +36,11 @@ class Transition(Mitigation, ABC):
         steps_after: int | None = None,
         restart_solver: bool = False,
     ):
-        if ramp_timesteps < 0:
+        if not math.isfinite(guidance_before):
+            raise ValueError(f"guidance_before must be a number, not {guidance_before}")
+        if not ramp_timesteps >= 0:
             raise ValueError(f"ramp_timesteps must be at least 0, not {ramp_timesteps}")
-        if gate is not None and gate <= 0:
+        if gate is not None and not gate > 0:
             raise ValueError(f"gate must be above 0 (no magnitude is below {gate}); leave it out for no gate")
         if gate is None and gate_timestep is not None:
             raise ValueError("gate_timestep is the gate's: it does nothing without one")

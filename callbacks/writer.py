@@ -37,12 +37,14 @@ class SampleWriter(BasePredictionWriter):
         self.mitigation = mitigation
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        rules = [rule.identity() for rule in rules_of(trainer)]
+        rules = rules_of(trainer)
+        contents = [rule.contents() for rule in rules]
         claim(  # on every rank, so that all of them refuse; they write the same
             Path(trainer.default_root_dir),
             {
                 "mitigation": self.mitigation,
-                "mitigations": rules,
+                "mitigations": [rule.identity() for rule in rules],
+                **({"mitigations_sha256": contents} if any(contents) else {}),
                 **pl_module.identity(),
                 **trainer.datamodule.identity(),
             },

@@ -9,12 +9,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data.captioned import IMAGE_SUFFIXES, SHARD_SUFFIXES, load_captioned
+from data.captioned import IMAGE_SUFFIXES, SHARD_SUFFIXES, load_captioned, shard_paths
 
 log = logging.getLogger(__name__)
 # What each part of a prompt may be called in a file, in any case; the first that has a value counts.
 TEXT, ID = ("caption", "prompt", "text"), ("id", "index")
 NEGATIVE, ALTERNATIVE = ("negative_prompt", "negative"), ("alternative_prompt", "alternative")
+WHOLE = 1 << 24  # bytes up to which a file counts whole for its fingerprint
 KNOWN = TEXT + ID + NEGATIVE + ALTERNATIVE
 
 
@@ -72,6 +73,23 @@ def load_prompts(source: str) -> list[Prompt]:
     if not prompts:
         raise ValueError(f"{source!r} holds no prompt")
     return distinct(prompts, source)
+
+
+def source_fingerprint(source: str) -> str:
+    """Of the files that `load_prompts` would read: names, sizes and contents, of large ones the end."""
+    path, digest = Path(source), hashlib.sha256()
+    if path.is_dir():
+        run = path / "exposures.parquet"
+        files = [run] if run.exists() else sorted(file for file in path.iterdir() if file.is_file())
+    else:
+        files = [Path(file) for file in shard_paths(source)] if source.endswith(SHARD_SUFFIXES) else [path]
+    for file in files:
+        size = file.stat().st_size
+        digest.update(f"{file.name} {size}".encode())
+        with file.open("rb") as opened:
+            opened.seek(max(0, size - WHOLE))
+            digest.update(opened.read())
+    return digest.hexdigest()[:12]
 
 
 def inline_prompts(texts: list[str]) -> list[Prompt]:

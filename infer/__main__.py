@@ -170,6 +170,7 @@ def trainer_options(out: str, mitigation, writer, own: list) -> dict:
     return {
         "default_root_dir": out,
         "logger": False,
+        "use_distributed_sampler": False,  # the data shares itself out
         "callbacks": [*own, mitigation, writer, TQDMProgressBar(refresh_rate=1)],
     }
 
@@ -236,15 +237,18 @@ def calibrate(args: list[str]) -> None:
     from infer.runfolder import write_atomically
 
     calibration = options_of(Calibration, calibrate, args)
-    preset, out = load_mitigation(calibration.mitigation).identity(), Path(calibration.out)
+    mitigation, out = load_mitigation(calibration.mitigation), Path(calibration.out)
+    preset = mitigation.identity()
     found = calibration.measure(preset["init_args"])
     preset["init_args"] |= found.settings
+    type(mitigation)(**preset["init_args"]).check(found.timesteps, 7.5)  # with what was there before
     numbers = "".join(f"# {name}: {value:g}\n" for name, value in (found.settings | found.about).items())
     comments = f"# {predict_command(calibration)}\n{calibration.told(found)}{numbers}"
     text = comments + yaml.safe_dump(preset, sort_keys=False)
     out.parent.mkdir(parents=True, exist_ok=True)
+    picture = calibrate_plots.save(found, calibration.watch, out)
     write_atomically(out, lambda part: part.write_text(text))
-    print(f"{text}preset: {out}, and why: {calibrate_plots.save(found, calibration.watch, out)}")
+    print(f"{text}preset: {out}, and why: {picture}")
 
 
 def basin(args: list[str]) -> None:

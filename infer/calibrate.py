@@ -52,7 +52,7 @@ def first_differences(
         Guidance((), len(batch), device)(step, predict)
         found.append(step.difference_rms.cpu())
         pipe.scheduler.set_timesteps(num_inference_steps)  # forget where it was
-    return torch.cat(found)
+    return torch.cat(found) if found else torch.empty(0)
 
 
 def check_rate(false_positive_rate: float) -> None:
@@ -75,6 +75,17 @@ def gate_threshold(ordinary: Tensor, false_positive_rate: float) -> float:
     return ordinary.double().sort().values[len(ordinary) - allowed].item()
 
 
+def check_finite(values: np.ndarray, group: str) -> None:
+    """ValueError where a model gives no numbers, as one that overflows in float16."""
+    rows = values[:, None] if values.ndim == 1 else values
+    broken = int((~np.isfinite(rows).all(1)).sum())
+    if broken:
+        raise ValueError(
+            f"{broken} of {len(values)} {group} images have differences that are not finite: nothing can be "
+            "calibrated; try --dtype float32"
+        )
+
+
 def fall_timestep(timesteps: Sequence[float], magnitudes: np.ndarray, share: float) -> float:
     """The first timestep at which a curve has made `share` of its fall, from its highest value to its last.
 
@@ -85,7 +96,7 @@ def fall_timestep(timesteps: Sequence[float], magnitudes: np.ndarray, share: flo
     """
     top = int(magnitudes.argmax())
     fall = magnitudes[top] - magnitudes[-1]
-    if fall < magnitudes[top] / 4:
+    if not fall >= magnitudes[top] / 4:
         raise ValueError(
             f"the mean difference does not fall (highest {magnitudes[top]:.3g} at t = {timesteps[top]:g}, "
             f"last {magnitudes[-1]:.3g}): no static transition can be read from it; try --watch model_output"
@@ -186,6 +197,8 @@ class Calibration(ModelOptions):
         if gated:
             low = first_differences(pipe, self.requests(ordinary), *where, title="ordinary")
             high = first_differences(pipe, self.requests(memorized), *where, title="memorized")
+            check_finite(low.numpy(), "ordinary")
+            check_finite(high.numpy(), "memorized")
             found.put_gate(low, high, self.false_positive_rate)
         if static:
             for group, prompts in {"memorized": memorized, "ordinary": ordinary[: len(memorized)]}.items():
@@ -193,6 +206,7 @@ class Calibration(ModelOptions):
                     requests = self.requests(prompts)
                     steps = (pipe, requests, side, 0.0, self.num_inference_steps, device, self.batch_size)
                     found.curves[group] = watched_curves(*steps, title=group)[1][self.watch]
+                    check_finite(found.curves[group], group)
             mean = found.curves["memorized"].mean(0)
             found.settings["timestep"] = fall_timestep(found.timesteps, mean, self.fall)
             found.about["memorized_images"] = len(found.curves["memorized"])

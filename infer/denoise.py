@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from infer.guidance import Guidance, Rows, Trace
 from infer.rules import DenoisingStep, GuidanceRule
-from infer.schedulers import check_scheduler, continued, noise_levels
+from infer.schedulers import check_grid, check_scheduler, continued, noise_levels
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,7 @@ def prepare(
         raise ValueError(f"num_inference_steps must be within 1..{known}, not {num_inference_steps}")
     scheduler.set_timesteps(num_inference_steps)
     timesteps = scheduler.timesteps.tolist()
-    if min(timesteps) < 0:  # trailing spacing rounds some numbers of steps to one too many
-        name = type(scheduler).__name__
-        raise ValueError(
-            f"{name} gives a negative timestep at {num_inference_steps} steps: take another number"
-        )
+    check_grid(scheduler)
     for rule in rules:
         rule.check(timesteps, guidance_scale, scheduler.config.num_train_timesteps)
     for what in ("rehearsal", "continuation"):

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -64,6 +65,7 @@ class PromptData(pl.LightningDataModule):
         batch_size: int = 16,
     ):
         super().__init__()
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # few may be missing
         if samples_per_prompt < 1 or batch_size < 1:
             raise ValueError("samples_per_prompt and batch_size must be at least 1")
         if limit is not None and limit < 1:
@@ -94,10 +96,15 @@ class PromptData(pl.LightningDataModule):
             "limit": self.limit,
         }
 
-    def predict_dataloader(self) -> DataLoader:
+    def setup(self, stage: str) -> None:
+        """Which images are missing; a barrier follows, so all ranks see the same."""
         ready = done(Path(self.trainer.default_root_dir))
-        missing = [request for request in self.requests if request[:2] not in ready]
-        return DataLoader(missing, batch_size=self.batch_size, collate_fn=list)
+        self.missing = [request for request in self.requests if request[:2] not in ready]
+
+    def predict_dataloader(self) -> DataLoader:
+        """This rank's share. Lightning's own sharding fails where a rank gets nothing."""
+        share = self.missing[self.trainer.global_rank :: self.trainer.world_size]
+        return DataLoader(share, batch_size=self.batch_size, collate_fn=list)
 
 
 class Generate(pl.LightningModule):
@@ -137,6 +144,8 @@ class Generate(pl.LightningModule):
         super().__init__()
         check_pipeline(pipeline, single_file_config)
         check_lora(lora, lora_scale)
+        if not math.isfinite(guidance_scale):
+            raise ValueError(f"guidance_scale must be a number, not {guidance_scale}")
         if num_inference_steps < 1:
             raise ValueError(f"num_inference_steps must be at least 1, not {num_inference_steps}")
         self.source, self.revision, self.single_file_config = pipeline, revision, single_file_config
@@ -196,8 +205,9 @@ class Generate(pl.LightningModule):
     def on_predict_start(self) -> None:
         self.pipe.to(self.device)
         asked = self.trainer.datamodule.requests
+        others = [text for rule in self.rules for text in rule.texts]
         texts = [r.prompt for r in asked] + [r.negative_prompt or self.negative_prompt for r in asked]
-        texts = list(filter(None, dict.fromkeys(texts + [r.alternative_prompt for r in asked])))
+        texts = list(filter(None, dict.fromkeys(texts + [r.alternative_prompt for r in asked] + others)))
         long = too_long(self.pipe, texts)
         if long and self.global_rank == 0:
             log.warning(

@@ -115,6 +115,9 @@ class Guidance:
         else:
             need_u = active & ((scale if push is None else scale + push) != 1).cpu()
             need_c = active & (scale != 0).cpu()
+            for rule in self.rules:
+                if (both := rule.wants_both(step)) is not None:
+                    need_u, need_c = need_u | (active & both.cpu()), need_c | (active & both.cpu())
         if self.rows is None or not self.rows.serves(need_u, need_c):
             self.rows = Rows.select(need_u, need_c, self.device)
         evaluate(step, self.rows, predict)

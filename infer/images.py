@@ -32,7 +32,12 @@ def embed(pipe: Any, texts: Sequence[str], device: torch.device) -> Tensor:
 def side_of(pipe: Any, resolution: int | None) -> int:
     """The side in pixels: the resolution, or else the UNet's own; ValueError for one that cannot be made."""
     unit = pipe.vae_scale_factor
-    side = pipe.unet.config.sample_size * unit if resolution is None else resolution
+    size = pipe.unet.config.sample_size
+    if isinstance(size, list | tuple) and len(set(size)) == 1:
+        size = size[0]
+    if resolution is None and not isinstance(size, int):
+        raise ValueError(f"the UNet's sample_size is {size}, which is no side of a square: give resolution")
+    side = size * unit if resolution is None else resolution
     if side < unit or side % unit:
         raise ValueError(f"resolution must be a multiple of {unit} pixels, not {side}")
     return side

@@ -1,5 +1,6 @@
 """The nearest ordinary caption of a prompt, by the text encoder's own pooled embedding."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data.prompts import load_prompts
+from infer.images import too_long
 
+log = logging.getLogger(__name__)
 COSINES = 2**24  # at once: 64 MiB
 
 
@@ -68,6 +71,11 @@ class CaptionBank:
                 distinct.setdefault(same(prompt.text), prompt.text)
         texts = list(distinct.values())
         if texts:
+            if long := too_long(pipe, texts):
+                log.warning(
+                    "%d of %d captions of %s are longer than the model reads: their ends are ignored "
+                    "(the first: %r)", len(long), len(texts), captions, long[0],
+                )  # fmt: skip
             embeddings = pooled(pipe, texts, device)
             if banned:
                 nearest = [block.amax(1) for block in cosines(embeddings, pooled(pipe, banned, device))]

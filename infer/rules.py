@@ -87,6 +87,7 @@ class GuidanceRule:
     rehearsal: "GuidanceRule | None" = None  # denoise the same noise under this one first
     continuation: Continuation | None = None
     alternatives: list[str | None] | None = None  # which prompt each sample of the batch is guided towards
+    texts: Sequence[str] = ()  # that it shows the model besides the prompts
 
     def check(
         self, timesteps: Sequence[float], guidance_scale: float, num_train_timesteps: int = 1000
@@ -108,6 +109,10 @@ class GuidanceRule:
     def watches(self, step: DenoisingStep) -> bool:
         """Whether both predictions of every row are wanted, whatever their scale."""
         return False
+
+    def wants_both(self, step: DenoisingStep) -> Tensor | None:
+        """Rows of which both predictions are wanted, whatever their scale, (B,) bool; None: of no row."""
+        return None
 
     def observe(self, step: DenoisingStep) -> None:
         """Look at the step's predictions."""

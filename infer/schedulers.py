@@ -61,6 +61,18 @@ def check_scheduler(scheduler: Any) -> None:
         )
 
 
+def check_grid(scheduler: Any) -> None:
+    """ValueError where its timesteps leave the schedule or stand still, as some grids of extreme sizes do."""
+    timesteps, known = scheduler.timesteps.tolist(), scheduler.config.num_train_timesteps
+    outside = min(timesteps) < 0 or max(timesteps) >= known
+    if outside or (len(set(timesteps)) == 1 and len(timesteps) > 1):
+        what = f"timesteps from {timesteps[0]:g} to {timesteps[-1]:g}, outside of 0..{known - 1}"
+        raise ValueError(
+            f"{type(scheduler).__name__} has no grid of {len(timesteps)} steps here, it gives "
+            f"{what if outside else f'{timesteps[0]:g} each time'}: take another number"
+        )
+
+
 def noise_levels(scheduler: Any) -> list[tuple[float, float]]:
     """(alpha, sigma) of each timestep, alpha^2 + sigma^2 = 1.
 
@@ -90,14 +102,18 @@ def continued(scheduler: Any, index: int, num_inference_steps: int | None) -> tu
         raise ValueError(f"{name} cannot change its grid midway: use one of ddim, dpm, euler")
     start, *coarse = scheduler.timesteps[index:].tolist()
     fresh.set_timesteps(num_inference_steps)
+    check_grid(fresh)
     dense = [t for t in fresh.timesteps.tolist() if t < start]
     if name == "DDIMScheduler":  # its step is always 1000 / num_inference_steps long
         stride = fresh.config.num_train_timesteps // num_inference_steps
         grid = [start, *dense]
         if any(a - b != stride for a, b in zip(grid, dense, strict=False)):
+            before, known = scheduler.num_inference_steps, fresh.config.num_train_timesteps
+            whole = [n for n in range(before + 1, known) if known % n == known % before == 0]
+            fitting = ", ".join(str(n) for n in whole if known // before % (known // n) == 0)
             raise ValueError(
-                f"a grid of {num_inference_steps} DDIM steps does not meet timestep {start}: "
-                "use a multiple of num_inference_steps"
+                f"a grid of {num_inference_steps} DDIM steps does not meet timestep {start:g} of one of "
+                f"{before}: {fitting or 'no other'} would"
             )
         return fresh, fresh.timesteps.new_tensor(grid)
     # the denser grid may begin further down: no step is longer than on the grid before

@@ -129,6 +129,9 @@ def score(folder: Path, training: TrainingSet, clip: ClipScore, batch_size: int 
                 scores["clip_score"][places] = clip(images, list(rows["prompt"].iloc[places]))
             bar.update(batch[-1][0] + 1 - bar.n)
         bar.update(len(rows) - bar.n)  # those at the end that failed
-    rows = rows.assign(**scores, top_train_id=pd.array(nearest, "str"), unreadable=unreadable)
+    former = [name for name in rows if name.endswith(("_own", "_top")) and name not in scores]
+    rows = rows.drop(columns=former).assign(
+        **scores, top_train_id=pd.array(nearest, "str"), unreadable=unreadable
+    )
     write_atomically(folder / "samples.parquet", lambda part: rows.to_parquet(part, index=False))
     return rows

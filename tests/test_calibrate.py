@@ -169,3 +169,48 @@ def test_what_cannot_be_calibrated_is_refused(
     assert main([*arguments, *change]) == 1
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+def test_a_gate_needs_no_memorized_prompts(arguments: list[str], tmp_path: Path) -> None:
+    assert main([*arguments, "--mitigation", "dtp", "--memorized", "null", *gate_of(tmp_path)]) == 0
+    assert "auc" not in (tmp_path / "made.yaml").read_text()
+    assert load_mitigation(str(tmp_path / "made.yaml")).gate > 0
+
+
+@pytest.mark.parametrize("options", [["--mitigation", "stp"], ["--mitigation", "dtp"]])
+def test_a_model_that_gives_no_numbers_is_not_calibrated(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture, options: list[str]
+) -> None:
+    """Nothing is written."""
+    pipe = random_pipeline()
+    pipe.unet.conv_out.bias.data.fill_(torch.nan)
+    pipe.save_pretrained(tmp_path / "model")
+    arguments[arguments.index("--pipeline") + 1] = str(tmp_path / "model")
+    given = gate_of(tmp_path) if "dtp" in options else []
+    assert main([*arguments, *options, *given]) == 1
+    assert "images have differences that are not finite" in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "made.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    "own, message",
+    [
+        ("timestep: 600, ramp_timesteps: 550", "a ramp of 550 timesteps"),
+        (
+            "timestep: 600, gate: 0.1, gate_timestep: 981",
+            "the gate is for schedules that start at timestep 981",
+        ),
+    ],
+)
+def test_what_a_preset_held_before_must_still_fit(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture, own: str, message: str
+) -> None:
+    """A ramp from another transition, or a gate for another schedule."""
+    pipe = random_pipeline()
+    torch.nn.init.normal_(pipe.unet.conv_out.weight, std=0.3)
+    pipe.save_pretrained(tmp_path / "model")
+    arguments[arguments.index("--pipeline") + 1] = str(tmp_path / "model")
+    (tmp_path / "own.yaml").write_text(f"class_path: StaticTransition\ninit_args: {{{own}}}\n")
+    assert main([*arguments, "--mitigation", str(tmp_path / "own.yaml"), "--fall", "0.4"]) == 1
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "made.yaml").exists()

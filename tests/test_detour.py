@@ -2,6 +2,7 @@
 
 import gc
 import json
+import shutil
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -187,7 +188,7 @@ def test_half_precision_takes_the_same_part_out() -> None:
 def test_the_base_model_costs_a_unet_and_a_text_encoder_until_teardown(
     pipe, base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Loaded once, by the check or the first batch; what a run does not need is dropped at once."""
+    """Loaded by the check, which keeps nothing, and once by the run; what that does not need is dropped."""
     loaded: list[dict[str, weakref.ref]] = []
 
     def load(*given, **options):
@@ -202,10 +203,72 @@ def test_the_base_model_costs_a_unet_and_a_text_encoder_until_teardown(
     monkeypatch.setattr("callbacks.detour.load_pipeline", load)
     rule = Detour(StaticTransition(SWITCH), base_pipeline=str(base))
     rule.check_requests(pipe, requests(2))
-    assert alive() == ["unet", "text_encoder"]
+    assert alive() == []
     first, again = (made_by(pipe, rule, requests(2)).latents for _ in range(2))
-    assert alive() == ["unet", "text_encoder"] and len(loaded) == 1
+    assert alive() == ["unet", "text_encoder"] and len(loaded) == 2
     rule.teardown(None, None, "predict")
     assert alive() == []
     assert torch.equal(made_by(pipe, rule, requests(2)).latents, first) and torch.equal(first, again)
-    assert len(loaded) == 2
+    assert len(loaded) == 3
+
+
+def test_who_is_not_on_the_way_does_not_pay_for_who_is(pipe) -> None:
+    """The orthogonal form looks at both predictions, of the samples that are guided elsewhere."""
+    asked = requests(3, alternative_prompt=["tea cup", None, "sun"])
+    rule = Detour(StaticTransition(SWITCH), orthogonal=True, repulsion=0.5)
+    together = made_by(pipe, rule, asked)
+    assert together.nfe.tolist() == [3 * EARLY + 2 * EARLY, EARLY + 2 * EARLY, 3 * EARLY + 2 * EARLY]
+    for row, request in enumerate(asked):
+        alone = made_by(pipe, rule, [request])
+        assert alone.nfe[0] == together.nfe[row]
+        assert torch.allclose(alone.latents[0], together.latents[row], atol=1e-4)
+
+
+@pytest.mark.parametrize("changed", ["captions", "exclude", "base"])
+def test_a_run_is_not_finished_with_other_files_under_the_same_names(
+    tmp_path: Path, tiny_pipeline: Path, capsys: pytest.CaptureFixture, changed: str
+) -> None:
+    """What the detour reads is a part of what the run is."""
+    captions, exclude, base = tmp_path / "captions.txt", tmp_path / "exclude.txt", tmp_path / "base"
+    captions.write_text("tea cup\nsun\nold map"), exclude.write_text("sun")
+    shutil.copytree(tiny_pipeline, base)
+    way = {"base": ["--mitigation.base_pipeline", str(base)]}.get(
+        changed, ["--mitigation.captions", str(captions), "--mitigation.exclude", str(exclude)]
+    )
+    asked = [
+        "predict", "--model.pipeline", str(tiny_pipeline), "--model.num_inference_steps", "4", "--out",
+        str(tmp_path / "run"), "--trainer.accelerator", "cpu", "--prompt", "red square",
+        "--prompt", "old map", "--mitigation", "Detour", "--mitigation.transition", "stp", *way,
+    ]  # fmt: skip
+    assert main(asked) == 0
+    next((tmp_path / "run/images").iterdir()).unlink()
+    assert main(asked) == 0
+    if changed == "base":
+        model = load_pipeline(str(base))
+        torch.nn.init.zeros_(model.unet.conv_out.bias.data.add_(1))
+        model.unet.conv_in.weight.data.add_(1)
+        model.save_pretrained(base)
+    else:
+        {"captions": captions, "exclude": exclude}[changed].write_text("tea cup\nold maps")
+    capsys.readouterr()
+    assert main(asked) == 1
+    assert "holds a different run (mitigations_sha256" in capsys.readouterr().err
+
+
+def test_what_the_model_does_not_read_of_an_alternative_is_said(
+    tmp_path: Path, tiny_pipeline: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of the prompt, and of captions: 8 tokens are read."""
+    long = "a red square and a blue circle and a green leaf"
+    (tmp_path / "captions.txt").write_text(f"tea cup\n{long}")
+    asked = [
+        "predict", "--model.pipeline", str(tiny_pipeline), "--model.num_inference_steps", "4",
+        "--trainer.accelerator", "cpu", "--prompt", "sun", "--mitigation", "Detour",
+        "--mitigation.transition", "stp",
+    ]  # fmt: skip
+    assert main([*asked, "--mitigation.prompt", long, "--out", str(tmp_path / "one")]) == 0
+    assert "1 of 2 prompts are longer" in caplog.text and repr(long) in caplog.text
+    caplog.clear()
+    captions = ["--mitigation.captions", str(tmp_path / "captions.txt")]
+    assert main([*asked, *captions, "--out", str(tmp_path / "two")]) == 0
+    assert "1 of 2 captions of" in caplog.text and repr(long) in caplog.text

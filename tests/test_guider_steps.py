@@ -71,6 +71,8 @@ def test_gate_and_ramp():
     gated, held = torch.stack([scale for _, scale in steps], 1)
     assert gated.tolist() == pytest.approx([FULL] * 6)
     assert held.tolist() == pytest.approx([0, 0, 0, FULL / 2, FULL, FULL])
+    passed, gate = guider.transition_timestep, guider.gated
+    assert gate.tolist() == [True, False] and passed.isnan().tolist() == [True, False]
 
     guider = StaticTransitionGuidance(FULL, 500, 0.0, gate=0.5)  # nobody
     assert [len(names) for names, _ in drive(guider, CURVES, TIMESTEPS)] == [2, 1, 1, 2, 2, 2]

@@ -220,6 +220,18 @@ def test_two_processes_make_the_same(finished: Path, arguments: list[str], tmp_p
     assert len(pd.read_parquet(tmp_path / "two/samples.parquet")) == 6
 
 
+def test_a_process_may_find_nothing_to_do(finished: Path, arguments: list[str], tmp_path: Path) -> None:
+    """One image is missing, and there are two processes."""
+    out = Path(shutil.copytree(finished, tmp_path / "copy"))
+    (out / "images/s1-0.png").unlink()
+    two = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--out", str(out)]
+    done = subprocess.run(
+        command(*arguments, *two), cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert_same_run(out, finished, tolerance=1)
+
+
 # Which mitigation
 
 

@@ -1,5 +1,7 @@
 """Schedulers made from a pipeline's own, of another kind."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from diffusers import (
@@ -11,6 +13,7 @@ from diffusers import (
 )
 
 from infer.denoise import prepare
+from infer.images import side_of
 from infer.schedulers import make_scheduler
 from tests.loops import dry_run, scheduler_of
 
@@ -32,6 +35,31 @@ def test_latents_are_not_clipped_where_the_own_scheduler_knows_no_clipping(own: 
 def test_a_config_that_asks_for_clipping_is_heeded() -> None:
     own = DDIMScheduler.from_config(scheduler_of().config, clip_sample=True)
     assert make_scheduler(own, "ddpm").config.clip_sample
+
+
+@pytest.mark.parametrize("name", ["ddim", "ddpm", "pndm", "dpm", "unipc", "euler"])
+def test_a_grid_that_leaves_the_schedule_is_refused(name: str) -> None:
+    """With an offset of 1 a thousand leading timesteps end at 1000, or stand still; 999 or 500 are fine."""
+    made = make_scheduler(scheduler_of(), name)
+    with pytest.raises(ValueError, match="has no grid of 100[01] steps here, .*: take another number"):
+        prepare(made, 7.5, 1000)
+    assert prepare(made, 7.5, 500)[0] < 1000
+
+
+@pytest.mark.parametrize(
+    "size, side", [(8, 16), ([8, 8], 16), ((8, 8), 16), ([8, 4], None), (None, None), (8.5, None)]
+)
+def test_the_side_of_the_images_is_the_unets_own(size, side: int | None) -> None:
+    pipe = SimpleNamespace(vae_scale_factor=2, unet=SimpleNamespace(config=SimpleNamespace(sample_size=size)))
+    assert side_of(pipe, 6) == 6
+    for wrong in (7, 0, -2):
+        with pytest.raises(ValueError, match=f"resolution must be a multiple of 2 pixels, not {wrong}"):
+            side_of(pipe, wrong)
+    if side:
+        assert side_of(pipe, None) == side
+    else:
+        with pytest.raises(ValueError, match="no side of a square: give resolution"):
+            side_of(pipe, None)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 10])

@@ -249,11 +249,22 @@ def test_a_run_of_which_no_image_can_be_read_has_no_scores(
 def test_an_image_that_comes_twice_is_an_error(folder: Path, training: TrainingSet, clip: ClipScore) -> None:
     """And the table is left alone."""
     rows = pd.read_parquet(folder / "samples.parquet")
-    pd.concat([rows, rows.iloc[[4, 1]]]).to_parquet(folder / "samples.parquet", index=False)
+    pd.concat([rows, rows.iloc[[4, 1]].assign(nfe=40)]).to_parquet(folder / "samples.parquet", index=False)
     before = (folder / "samples.parquet").read_bytes()
     with pytest.raises(ValueError, match="2 images come twice, the first is 'p2', sample 0"):
         score(folder, training, clip)
     assert (folder / "samples.parquet").read_bytes() == before
+
+
+def test_scores_of_a_measure_that_is_no_longer_asked_for_go(
+    folder: Path, training: TrainingSet, clip: ClipScore
+) -> None:
+    """They may be of another model or protocol."""
+    both = score(folder, training, clip)
+    del training.measures["sscd"]
+    pd.testing.assert_frame_equal(
+        score(folder, training, clip), both.drop(columns=["sscd_own", "sscd_top"]), check_like=True
+    )
 
 
 def test_a_bar_counts_all_rows(

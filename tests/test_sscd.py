@@ -38,9 +38,10 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def picture(width: int, height: int) -> Image.Image:
-    """Smooth, and nowhere the same: red tells the column, green the row."""
-    x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
-    return Image.fromarray(np.stack([x, y, (x + y) / 4], 2).astype(np.uint8))
+    """Waves, of which a fraction of a pixel is seen: red ones along the columns, green ones along the rows."""
+    x, y = np.meshgrid(np.arange(width), np.arange(height))
+    waves = np.stack([np.sin(x / 3 + x**2 / 5e4), np.sin(y / 3 + y**2 / 5e4), np.cos((x + y) / 9)], 2)
+    return Image.fromarray((127.5 + 100 * waves).astype(np.uint8))
 
 
 @pytest.mark.parametrize(
@@ -54,7 +55,7 @@ def picture(width: int, height: int) -> Image.Image:
             224,
             HALF,
         ),  # 343.04 columns; (343 - 224) / 2 = 59.5 to even
-        ("dcr", (90, 231), (256, 657), (16, 216), 224, HALF),  # 657.07 rows; 216.5
+        ("dcr", (450, 1160), (256, 659), (16, 218), 224, HALF),  # 659.9 rows; 217.5
         ("dcr", (256, 256), (256, 256), (16, 16), 224, HALF),
         ("skew320", (400, 300), (320, 320), (0, 0), 320, IMAGENET),
         ("skew320", (90, 231), (320, 320), (0, 0), 320, IMAGENET),

@@ -47,15 +47,17 @@ def test_options_together() -> None:
         smoothing, patience = (int(n) for n in random.integers(1, 5, 2))
         steps = int(random.integers(1 + smoothing + patience, 25))
         last = 1000 // steps * (steps - 1)
+        fallback = random.choice([None, float(random.integers(1, last + 1))])
+        ramps = [ramp for ramp in (0, 100, 333.3) if fallback is None or ramp <= fallback]
         rule = DynamicTransition(
             guidance_before=float(random.choice([0, 1, -2, -7.5])),
             smoothing=smoothing,
             # no share of two means of 3 whole numbers is 0.2718: ties are decided, not rounded
             prominence=float(random.choice([0, 0.2718] if smoothing == 3 else [0, 0.125, 0.25, 0.5])),
             patience=patience,
-            fallback_timestep=random.choice([None, float(random.integers(1, last + 1))]),
+            fallback_timestep=fallback,
             gate=random.choice([None, 2.5, 4.0]),
-            ramp_timesteps=float(random.choice([0, 100, 333.3])),
+            ramp_timesteps=float(random.choice(ramps)),
         )
         compare(some_curves(random, 20, steps), rule)
 
