@@ -183,7 +183,7 @@ def compare(args: list[str]) -> None:
     from callbacks.writer import SampleWriter
     from infer.compare import Comparison
     from infer.images import side_of
-    from infer.measure import finish
+    from infer.measure import Measures, finish
     from infer.model_options import device_of
     from infer.report import write_report
     from infer.runfolder import told
@@ -196,6 +196,8 @@ def compare(args: list[str]) -> None:
     folders, module = {}, comparison.module(comparison.pipeline)
     module.load()
     side = side_of(module.pipe, comparison.resolution)
+    device = "cpu" if comparison.accelerator == "cpu" else str(device_of(None))
+    measures = Measures.load(comparison, device)  # before the first run, as all that can be missing
     for job, mitigation in jobs:  # before the first of them runs
         if job.pipeline == module.source:
             module.check([mitigation], comparison.data().requests)
@@ -211,8 +213,7 @@ def compare(args: list[str]) -> None:
         if trainer.is_global_zero:
             print(told(folder), flush=True)
     if trainer.is_global_zero:
-        device = "cpu" if comparison.accelerator == "cpu" else str(device_of(None))
-        Console().print(terminal_table(finish(comparison, folders, side, device)))
+        Console().print(terminal_table(finish(comparison, measures, folders, side)))
         print(f"report: {write_report(Path(comparison.out)).resolve()}")
         if comparison.wandb != "off":
             log_comparison(Path(comparison.out), comparison.wandb)

@@ -106,11 +106,13 @@ class ClipScore:
     @torch.no_grad()
     def __call__(self, images: Iterable[Image.Image], prompts: list[str], batch_size: int = 64) -> np.ndarray:
         """(N,) cosines."""
-        scores = []
-        for pairs in in_batches(zip(images, prompts, strict=True), batch_size):
-            batch, texts = map(list, zip(*pairs, strict=True))
-            scores.append(F.cosine_similarity(self.towers.images(batch), self.towers.texts(texts)).cpu())
-        return torch.cat(scores).numpy()
+        return self.cosines(self.image_features(images, batch_size), prompts, batch_size)
+
+    @torch.no_grad()
+    def cosines(self, image_features: Tensor, prompts: list[str], batch_size: int = 64) -> np.ndarray:
+        """Those of images whose features (N, D) are known, (N,)."""
+        texts = [self.towers.texts(batch).float().cpu() for batch in in_batches(prompts, batch_size)]
+        return F.cosine_similarity(image_features, torch.cat(texts)).numpy()
 
     @torch.no_grad()
     def image_features(self, images: Iterable[Image.Image], batch_size: int = 64) -> Tensor:

@@ -9,6 +9,7 @@ import pandas as pd
 from PIL.Image import Image
 
 from infer.model_options import ModelOptions, at_least_1, device_of, need, provenance_of
+from infer.protocols import ProtocolName
 from infer.rules import Request
 from infer.similarity import check_sscd
 
@@ -33,7 +34,9 @@ class Basin(ModelOptions):
         limit: so many memorized prompts, and as many others, each spread evenly over all there are.
         rows: prompts shown in sweep.png, spread evenly over those.
         guidance_scale: of classifier-free guidance, after the transition.
-        sscd: SSCD model file for the similarity; null: correlation of 32x32 RGB.
+        sscd: SSCD model for the similarity, as in compare; null: correlation of 32x32 RGB.
+        sscd_protocol: how images are put to it, as in compare.
+        sscd_sha256: checksum of the SSCD model.
         device: such as cpu or cuda:1; null: a GPU where there is one.
     """
 
@@ -48,6 +51,8 @@ class Basin(ModelOptions):
     rows: int = 5
     guidance_scale: float = 7.5
     sscd: str | None = None
+    sscd_protocol: ProtocolName = "skew320"
+    sscd_sha256: str | None = None
     device: str | None = None
 
     def __post_init__(self) -> None:
@@ -64,7 +69,7 @@ class Basin(ModelOptions):
         self.points = sorted(set(self.points), reverse=True)
         self.device = str(device_of(self.device))
         if self.sscd:
-            check_sscd(self.sscd)
+            check_sscd(self.sscd, self.sscd_sha256)
 
 
 @dataclass

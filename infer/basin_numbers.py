@@ -35,7 +35,7 @@ def numbers(found: Findings) -> dict[str, Any]:
         }
     return plain({
         "settings": {name: getattr(basin, name) for name in settings},
-        "descriptor": "SSCD" if basin.sscd else "correlation of 32x32 RGB",
+        "descriptor": f"SSCD, {basin.sscd_protocol}" if basin.sscd else "correlation of 32x32 RGB",
         "memorized": len(found.memorized), "others": len(found.others), "others_left_out": found.left_out,
         "half_way_timestep": found.half_way(), "points": found.by_point().reset_index().to_dict("records"),
         "timesteps": found.timesteps, "groups": groups, "trace": trace,

@@ -119,6 +119,8 @@ def explore(basin: Basin, at: Callable[[float, float], GuidanceRule], dynamic: R
     """
     samples = load_captioned(*basin.training)
     prompts, first, strangers, left_out = choose(basin, samples.position)
+    given = basin.sscd, basin.sscd_protocol, basin.sscd_sha256, basin.device
+    describe = sscd_descriptor(*given) if basin.sscd else pixel_descriptor
     maker, scale = Maker(basin, dynamic), {"none": 0.0, "opposite": basin.opposite}
     memorized, others = (
         [Request(p.id, 0, p.text, sample_seed(basin.seed, p.id, 0), p.negative) for p in group]
@@ -140,7 +142,6 @@ def explore(basin: Basin, at: Callable[[float, float], GuidanceRule], dynamic: R
     shown = {key: value for key, value in made.items() if key[0] in scale}
     shown |= {(how, -math.inf): made["memorized", how] for how in scale}  # the scale is held to the end
     shown["opposite", math.inf] = made["none", math.inf]
-    describe = sscd_descriptor(basin.sscd) if basin.sscd else pixel_descriptor
     training = {r.prompt_id: samples[samples.position[r.prompt_id]].rgb(maker.side) for r in memorized}
     embedded = dict(zip(training, embed_all(training.values(), describe), strict=True))
 

@@ -9,12 +9,13 @@ def score(args: list[str]) -> None:
     """Score predict runs that are there already: similarity, alignment and quality, with intervals."""
     from rich.console import Console
 
-    from infer.measure import measure
+    from infer.measure import Measures, measure
     from infer.scoring import Scoring
     from infer.terminal import terminal_table
 
     scoring = options_of(Scoring, score, args, lists=("--runs", "--training"))
-    table = measure(scoring, scoring.folders(), scoring.side(), scoring.device).table()
+    measures, images = Measures.load(scoring, scoring.device), scoring.training_images()
+    table = measure(measures, images, scoring.folders(), scoring.side(), scoring.cache).table()
     scoring.write(table)
     Console().print(terminal_table(table))
     print(f"scores of each image: samples.parquet in {', '.join(scoring.runs)}")

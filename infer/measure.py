@@ -1,7 +1,7 @@
 """Measure predict runs of the same images: scores, one table, and what its numbers rest on."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,13 +10,14 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from data.captioned import CaptionedImages
 from infer.alignment import ClipScore
 from infer.compare import Comparison
 from infer.measure_options import MeasureOptions
-from infer.quality import Quality, diversity, extractor
+from infer.quality import Extractor, Quality, diversity, extractor
 from infer.runfolder import save_image, write_atomically
-from infer.score import TrainingSet, score, scored_images, was_scored
-from infer.similarity import pixel_descriptor, sscd_descriptor
+from infer.score import TrainingSet, score, was_scored
+from infer.similarity import Descriptor, pixel_descriptor, sscd_descriptor
 from infer.summary import MEMORIZED, check_same_images, memorized_prompts, notes_on, summarize
 
 
@@ -31,48 +32,75 @@ class Measured:
     features: dict[str, Tensor]
 
     def table(self, prompts: Iterable[str] | None = None) -> pd.DataFrame:
-        """A row per run, of these prompts or all; differences are to the run called none."""
-        lines, chosen = [], None if prompts is None else set(prompts)
-        kept = {
-            name: rows if chosen is None else rows[rows["prompt_id"].isin(chosen)]
-            for name, rows in self.rows.items()
-        }
+        """A row per run, of these prompts or all; differences are to the run called none.
+
+        FID and its like are given for all prompts only: of fewer images they are other numbers.
+        """
+        kept = self.rows
+        if prompts is not None:
+            kept = {name: rows[rows["prompt_id"].isin([*prompts])] for name, rows in kept.items()}
+        lines = []
         for name, rows in kept.items():
             line = summarize(name, rows, self.told[name], None if name == "none" else kept.get("none"))
-            if self.quality:
-                scored = self.rows[name][was_scored(self.rows[name])]
-                places = scored["prompt_id"].isin(rows["prompt_id"])
-                features = self.features[name][torch.tensor(places.to_numpy())]
-                line |= self.quality.measure(features)
-                line["diversity_mean"] = diversity(features, list(scored["prompt_id"][places]))
+            if self.quality and prompts is None:
+                line |= self.quality.measure(self.features[name])
+                ids = list(rows["prompt_id"][was_scored(rows)])
+                line["diversity_mean"] = diversity(self.features[name], ids)
             lines.append(line)
         return pd.DataFrame(lines)
 
 
-def measure(options: MeasureOptions, folders: dict[str, Path], resolution: int, device: str) -> Measured:
+@dataclass
+class Measures:
+    """What is measured by: loaded before images are made, so that a missing file is found then."""
+
+    descriptors: dict[str, Descriptor]
+    clip: ClipScore
+    features: Extractor | None  # of FID, KID and CMMD
+
+    @classmethod
+    def load(cls, options: MeasureOptions, device: str) -> "Measures":
+        descriptors = {"similarity": pixel_descriptor}
+        if options.sscd:
+            descriptors["sscd"] = sscd_descriptor(
+                options.sscd, options.sscd_protocol, options.sscd_sha256, device
+            )
+        clip = ClipScore(options.clip, device)
+        return cls(descriptors, clip, extractor(options.features, clip, device) if options.features else None)
+
+
+def measure(
+    measures: Measures, images: CaptionedImages, folders: dict[str, Path], resolution: int, cache: str
+) -> Measured:
     """Score the run folders, in `samples.parquet`; ValueError where they are not of the same images."""
-    descriptors = {"similarity": pixel_descriptor}
-    if options.sscd:
-        descriptors["sscd"] = sscd_descriptor(
-            options.sscd, options.sscd_protocol, options.sscd_sha256, device
-        )
-    clip = ClipScore(options.clip, device)
-    extract = extractor(options.features, clip, device) if options.features else None
-    training = TrainingSet.embed(options.training_images(), resolution, descriptors, options.cache)
-    rows = {name: score(folder, training, clip) for name, folder in folders.items()}
+    training = TrainingSet.embed(images, resolution, measures.descriptors, cache)
+    rows, told, features = {}, {}, {}
+    for name, folder in folders.items():
+        found: list[Tensor] = []
+        rows[name] = score(folder, training, measures.clip, also=collecting(measures.features, found))
+        told[name] = json.loads((folder / "summary.json").read_text())
+        features[name] = torch.cat(found).double() if found else torch.empty(0, 1)
     check_same_images(rows)
-    told = {name: json.loads((folder / "summary.json").read_text()) for name, folder in folders.items()}
-    if extract is None:
-        return Measured(training, rows, told, None, {})
-    quality = Quality(extract, training.embeddings.by(extract))
-    features = {name: quality.features(scored_images(folders[name], rows[name])) for name in folders}
+    extract = measures.features
+    quality = Quality(extract, training.embeddings.by(extract)) if extract else None
     return Measured(training, rows, told, quality, features)
 
 
-def finish(comparison: Comparison, folders: dict[str, Path], resolution: int, device: str) -> pd.DataFrame:
+def collecting(extract: Extractor | None, found: list[Tensor]) -> Callable[[list, Tensor], None] | None:
+    """Puts the features of scored images into `found`; those of CLIP are known from the alignment."""
+    if extract is None:
+        return None
+    if extract.name == "clip":
+        return lambda images, features: found.append(features)
+    return lambda images, features: found.append(extract(images))
+
+
+def finish(
+    comparison: Comparison, measures: Measures, folders: dict[str, Path], resolution: int
+) -> pd.DataFrame:
     """Measure a comparison's runs; write its tables, training images and `comparison.json`; the table."""
     out = Path(comparison.out)
-    measured = measure(comparison, folders, resolution, device)
+    measured = measure(measures, comparison.training_images(), folders, resolution, comparison.cache)
     first = next(iter(measured.rows.values()))
     prompts, notes = first["prompt_id"].nunique(), notes_on(first)
     table = with_published(measured.table(), comparison.published)

@@ -9,9 +9,8 @@ import pandas as pd
 from data.captioned import SHARD_SUFFIXES, CaptionedImages, load_captioned, shard_paths
 from infer.alignment import check_clip
 from infer.model_options import need, provenance_of
+from infer.protocols import ProtocolName
 from infer.similarity import check_sscd
-
-Protocol = Literal["dcr", "skew320", "resize288"]
 
 
 @dataclass(kw_only=True)
@@ -35,7 +34,7 @@ class MeasureOptions:
     training: list[str] = field(default_factory=list)
     clip: str = "openai/clip-vit-base-patch16"
     sscd: str | None = None
-    sscd_protocol: Protocol = "skew320"
+    sscd_protocol: ProtocolName = "skew320"
     sscd_sha256: str | None = None
     features: Literal["clip", "inception"] | None = "clip"
     cache: str = "outputs/cache/embeddings"

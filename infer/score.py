@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -90,19 +90,22 @@ def read_images(folder: Path, rows: pd.DataFrame) -> Iterator[tuple[int, Image.I
         yield place, image
 
 
-def scored_images(folder: Path, rows: pd.DataFrame) -> Iterator[Image.Image]:
-    """Of scored rows those images that neither failed nor are unreadable, in order."""
-    return (Image.open(folder / path).convert("RGB") for path in rows["image"][was_scored(rows)])
-
-
 def was_scored(rows: pd.DataFrame) -> pd.Series:
+    """Of scored rows those whose images neither failed nor are unreadable."""
     return rows["failed_step"].isna() & ~rows["unreadable"]
 
 
-def score(folder: Path, training: TrainingSet, clip: ClipScore, batch_size: int = 64) -> pd.DataFrame:
+def score(
+    folder: Path,
+    training: TrainingSet,
+    clip: ClipScore,
+    batch_size: int = 64,
+    also: Callable[[list[Image.Image], Tensor], None] | None = None,
+) -> pd.DataFrame:
     """Fill `similarity_own`, `similarity_top`, `top_train_id`, `clip_score`, `sscd_*` of a run's rows.
 
     Rows that failed (a black image), and those whose image cannot be read (`unreadable`), get no score.
+    `also` is given each batch of the others, in order, with their CLIP features.
     """
     rows = pd.read_parquet(folder / "samples.parquet").reset_index(drop=True)
     if len(twice := rows[rows.duplicated(KEY)]):
@@ -126,7 +129,10 @@ def score(folder: Path, training: TrainingSet, clip: ClipScore, batch_size: int 
                     if prefix == "similarity":
                         for place, index in zip(places, found.top_index.tolist(), strict=True):
                             nearest[place] = training.images[index].id
-                scores["clip_score"][places] = clip(images, list(rows["prompt"].iloc[places]))
+                features = clip.image_features(images)
+                scores["clip_score"][places] = clip.cosines(features, list(rows["prompt"].iloc[places]))
+                if also:
+                    also(images, features)
             bar.update(batch[-1][0] + 1 - bar.n)
         bar.update(len(rows) - bar.n)  # those at the end that failed
     former = [name for name in rows if name.endswith(("_own", "_top")) and name not in scores]

@@ -169,9 +169,12 @@ def match(
             better = found.values > top[block]  # not >=: the first of equals stays
             top[block] = torch.where(better, found.values, top[block])
             index[block] = torch.where(better, found.indices + first, index[block])
-    likeness = [
-        (training[list(places)] @ image).max() if len(places) else torch.tensor(torch.nan)
-        for image, places in zip(images, own, strict=True)
-    ]
+    alike: dict[tuple[int, ...], list[int]] = {}  # images with the same own ones are searched at once
+    for row, places in enumerate(own):
+        alike.setdefault(tuple(places), []).append(row)
+    likeness = torch.full((len(images),), torch.nan)
+    for places, same in alike.items():
+        if places:
+            likeness[same] = (images[same] @ training[list(places)].T).amax(1)
     top = top.where(images.isfinite().all(1), torch.nan)  # as `own` is by itself
-    return Matches(torch.stack(likeness), top, index)
+    return Matches(likeness, top, index)

@@ -16,8 +16,9 @@ from data.pipeline import load_pipeline
 from infer.__main__ import main
 from infer.alignment import ClipScore
 from infer.images import embed
-from infer.score import TrainingSet, score, summarize
+from infer.score import TrainingSet, score
 from infer.similarity import pixel_descriptor
+from infer.summary import summarize
 from tests import predicting
 from tests.conftest import CAPTIONS
 from tests.predicting import captions, rows_of, summary_of
@@ -79,7 +80,9 @@ def test_failures_are_left_out_of_the_scores(
     for name in ("similarity_own", "similarity_top", "top_train_id", "clip_score"):
         assert rows[name].isna().tolist() == [False, True, False, False]
     pd.testing.assert_frame_equal(rows, rows_of(out))
-    summary, others = summarize("none", rows), summarize("none", rows.drop(1))
+    told = summary_of(out)
+    summary, others = summarize("none", rows, told), summarize("none", rows.drop(1), told)
+    assert summary.pop("prompts") == 4 and others.pop("prompts") == 3
     assert summary.pop("failed") == 1 and others.pop("failed") == 0
     assert summary.pop("images") == 4 and others.pop("images") == 3
     scores = {name: value for name, value in summary.items() if "second" not in name}

@@ -13,7 +13,7 @@ from PIL import Image
 
 from data.captioned import CaptionedImages, Sample, load_captioned
 from infer.alignment import ClipScore, check_clip
-from infer.score import TrainingSet, score, scored_images
+from infer.score import TrainingSet, score, was_scored
 from infer.similarity import Descriptor, pixel_descriptor
 from tests.conftest import CAPTIONS
 
@@ -223,15 +223,17 @@ def test_an_image_that_cannot_be_read_is_named_counted_and_left_out(
     elif damage == "smaller":
         noise(1, 15).save(path)
     assert caplog.messages == []
-    rows = score(folder, training, clip)
+    shown, features = [], []
+    rows = score(folder, training, clip, 3, lambda some, of: (shown.extend(some), features.append(of)))
     assert rows["unreadable"].tolist() == [False, True, False, False, False, False]
     assert rows.loc[1, SCORES].isna().all()
     pd.testing.assert_frame_equal(rows.drop(1), whole.drop(1))
     (warning,) = caplog.messages
     assert warning.startswith(f"{path} cannot be scored: ")
     assert ("it is 15x15, most are 16x16" in warning) == (damage == "smaller")
-    shown = [np.asarray(image) for image in scored_images(folder, rows)]
-    assert len(shown) == 4 and np.array_equal(shown[0], np.asarray(noise(0)))
+    assert len(shown) == was_scored(rows).sum() == 4
+    assert np.array_equal(np.asarray(shown[0]), np.asarray(noise(0)))
+    assert torch.allclose(torch.cat(features), clip.image_features(shown), atol=1e-5)
     path.write_bytes(content)
     pd.testing.assert_frame_equal(score(folder, training, clip), whole)
 
@@ -243,7 +245,7 @@ def test_a_run_of_which_no_image_can_be_read_has_no_scores(
         path.unlink()
     rows = score(folder, training, clip)
     assert rows["unreadable"].tolist() == [True, True, False, True, True, True]  # one failed
-    assert rows[SCORES].isna().all().all() and list(scored_images(folder, rows)) == []
+    assert rows[SCORES].isna().all().all() and not was_scored(rows).any()
 
 
 def test_an_image_that_comes_twice_is_an_error(folder: Path, training: TrainingSet, clip: ClipScore) -> None:

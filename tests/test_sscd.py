@@ -38,7 +38,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def picture(width: int, height: int) -> Image.Image:
-    """Waves, of which a fraction of a pixel is seen: red ones along the columns, green ones along the rows."""
+    """Waves, of which a fraction of a pixel is seen: red along the columns, green along the rows."""
     x, y = np.meshgrid(np.arange(width), np.arange(height))
     waves = np.stack([np.sin(x / 3 + x**2 / 5e4), np.sin(y / 3 + y**2 / 5e4), np.cos((x + y) / 9)], 2)
     return Image.fromarray((127.5 + 100 * waves).astype(np.uint8))
