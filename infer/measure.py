@@ -1,7 +1,7 @@
 """Measure predict runs of the same images: scores, one table, and what its numbers rest on."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,14 +31,14 @@ class Measured:
     quality: Quality | None
     features: dict[str, Tensor]
 
-    def table(self, prompts: Iterable[str] | None = None) -> pd.DataFrame:
+    def table(self, prompts: Sequence[str] | None = None) -> pd.DataFrame:
         """A row per run, of these prompts or all; differences are to the run called none.
 
         FID and its like are given for all prompts only: of fewer images they are other numbers.
         """
         kept = self.rows
         if prompts is not None:
-            kept = {name: rows[rows["prompt_id"].isin([*prompts])] for name, rows in kept.items()}
+            kept = {name: rows[rows["prompt_id"].isin(prompts)] for name, rows in kept.items()}
         lines = []
         for name, rows in kept.items():
             line = summarize(name, rows, self.told[name], None if name == "none" else kept.get("none"))
