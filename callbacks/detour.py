@@ -145,12 +145,14 @@ class Detour(Mitigation):
         self.forget()
 
     def contents(self) -> dict[str, str | None]:
-        found = {
-            "base_pipeline": self.base_pipeline and fingerprint(self.base_pipeline),
-            "captions": self.captions and source_fingerprint(self.captions),
-            "exclude": self.exclude and source_fingerprint(self.exclude),
-        }
-        return {name: digest for name, digest in found.items() if digest}
+        found = {}
+        for option, read in (
+            ("base_pipeline", fingerprint), ("captions", source_fingerprint), ("exclude", source_fingerprint)
+        ):  # fmt: skip
+            if source := getattr(self, option):
+                with located(option):
+                    found[option] = read(source)
+        return found
 
     def check(
         self, timesteps: Sequence[float], guidance_scale: float, num_train_timesteps: int = 1000

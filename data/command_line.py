@@ -2,7 +2,8 @@
 
 import sys
 from argparse import ArgumentError
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 
 def is_users(error: Exception) -> bool:
@@ -11,6 +12,15 @@ def is_users(error: Exception) -> bool:
         isinstance(error, (ValueError, ArgumentError, OSError))
         or type(error).__name__ == "MisconfigurationException"
     )
+
+
+@contextmanager
+def as_users(what: str) -> Iterator[None]:
+    """A TypeError within is the user's, too: Lightning's trainer raises it for values of its options."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{what}: {error}") from error
 
 
 def run(program: str, text: str, commands: dict[str, Callable[[list[str]], None]], args: list[str]) -> int:

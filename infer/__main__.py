@@ -28,8 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from infer.arguments import (
-    as_item,
-    changed,
+    check_trainer,
     options_of,
     parse,
     predict_command,
@@ -38,6 +37,7 @@ from infer.arguments import (
     unknown,
     with_files,
     with_grid,
+    with_prompts,
 )
 from infer.commands import detect, report, score
 
@@ -50,6 +50,12 @@ def class_names() -> list[str]:
 
 def load_mitigation(name: str, options: dict[str, Any] | None = None):
     """The mitigation of a preset, with options in place of its own; ValueError for none, naming all."""
+    parser, parsed = read_mitigation(name, options)
+    return parser.instantiate(parsed).mitigation
+
+
+def read_mitigation(name: str, options: dict[str, Any] | None = None):
+    """A parser, and what it makes of the preset."""
     import jsonargparse
 
     import callbacks.all  # noqa: F401  (class names without their module)
@@ -62,11 +68,10 @@ def load_mitigation(name: str, options: dict[str, Any] | None = None):
     parser.add_subclass_arguments(Mitigation, "mitigation", required=True)
     given = [f"--mitigation.{option}={json.dumps(value)}" for option, value in (options or {}).items()]
     try:
-        parsed = parse(parser, [f"--mitigation={path}", *given], class_names())
+        return parser, parse(parser, [f"--mitigation={path}", *given], class_names())
     except ArgumentError as error:
         told = re.sub(r"^--mitigation(: |\.)", "", str(error)).removeprefix(f"{path} ")
         raise ValueError(f"{path}: {told}") from error
-    return parser.instantiate(parsed).mitigation
 
 
 def predict(args: list[str]) -> None:
@@ -76,13 +81,14 @@ def predict(args: list[str]) -> None:
     import callbacks.all  # noqa: F401
     from callbacks.mitigation import Mitigation
     from callbacks.writer import SampleWriter
+    from data.command_line import as_users
     from infer.generate import Generate, PromptData
     from infer.runfolder import told
 
     calm_lightning()
     args = with_files(args, "--mitigation", class_names(), other="NoMitigation")
     args = with_files(args, "--mitigation.transition", class_names(), other="TwoPassTransition")
-    args = changed(args, "--prompt", as_item, "--data.prompt+")
+    args = with_prompts(args)
     last = next((arg for arg in reversed(args) if arg.startswith("--mitigation=")), "")
     preset = Path(last).stem if last.endswith((".yaml", ".yml")) else None
 
@@ -110,24 +116,24 @@ def predict(args: list[str]) -> None:
                 self.config = parse(parser, args, class_names())
             except ArgumentError as error:
                 # a preset's file that is wrong is tried twice, and the second time taken for a loop
-                if looped := re.search(r"^--mitigation.*loop detected: (.*) -> ", str(error)):
-                    load_mitigation(looped[1])
+                loop = r"^(--(?:mitigation\.)?(\w+)): Config file loop detected: (.*) -> "
+                if looped := re.search(loop, str(error)):
+                    kind = read_mitigation(looped[3])[1].mitigation.class_path.rpartition(".")[2]
+                    raise ArgumentError(None, f"{looped[1]}: {kind} is no {looped[2]}") from error
                 raise
 
         def before_instantiate_classes(self) -> None:
-            precision = self.config.trainer.precision
-            if precision not in (None, 32, "32", "32-true"):  # the run folder would not tell
-                raise ValueError(f"--trainer.precision {precision} is not for predict: use --model.dtype")
+            check_trainer(self.config.trainer)
 
         def instantiate_trainer(self, **kwargs):
             mitigation = self.config_init.mitigation
             name = preset or type(mitigation).__name__
             writer = SampleWriter("none" if name == "NoMitigation" else name)
-            return super().instantiate_trainer(
-                **trainer_options(
-                    self.config.out, mitigation, writer, self.config_init.trainer.callbacks or []
+            own = self.config_init.trainer.callbacks or []
+            with as_users("trainer"):
+                return super().instantiate_trainer(
+                    **trainer_options(self.config.out, mitigation, writer, own)
                 )
-            )
 
     cli = PredictCLI(
         Generate,
@@ -181,6 +187,7 @@ def compare(args: list[str]) -> None:
     from rich.console import Console
 
     from callbacks.writer import SampleWriter
+    from data.command_line import as_users
     from infer.compare import Comparison
     from infer.images import side_of
     from infer.measure import Measures, finish
@@ -206,7 +213,8 @@ def compare(args: list[str]) -> None:
             module = comparison.module(job.pipeline)
         folders[job.name] = folder = Path(comparison.out) / job.name
         options = trainer_options(str(folder), mitigation, SampleWriter(job.name), [])
-        trainer = pl.Trainer(accelerator=comparison.accelerator, devices=comparison.devices, **options)
+        with as_users("trainer"):
+            trainer = pl.Trainer(accelerator=comparison.accelerator, devices=comparison.devices, **options)
         if trainer.is_global_zero:
             print(f"{job.name}:", flush=True)
         trainer.predict(module, comparison.data(), return_predictions=False)

@@ -10,7 +10,8 @@ import textwrap
 from argparse import ArgumentError
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args
 
 PRESETS = Path(__file__).parent.parent / "configs" / "mitigation"
 
@@ -59,10 +60,13 @@ def with_files(args: list[str], option: str, classes: Iterable[str], other: str)
     """The arguments with `option PRESET` as `option=FILE`.
 
     Before the last file stands the class `other`: so nothing stays of a mitigation of the same class that
-    was given before, such as in --config.
+    was given before, such as in --config. ValueError for an option of its that comes before any of it.
     """
     args = changed(args, option, lambda value: file_of(value, classes))
     places = [place for place, arg in enumerate(args) if arg.startswith(f"{option}=")]
+    for arg in args[: places[0]] if places else []:
+        if arg.startswith(f"{option}."):
+            raise ValueError(f"{arg.partition('=')[0]} stands before {option}: options come after it")
     if places and args[places[-1]].endswith((".yaml", ".yml")):
         args.insert(places[-1], f"{option}={other}")
     return args
@@ -73,6 +77,17 @@ def as_item(text: str) -> str:
     import yaml
 
     return yaml.safe_dump([text], default_flow_style=True, default_style='"', width=float("inf"))
+
+
+def with_prompts(args: list[str]) -> list[str]:
+    """The arguments with all of `--prompt TEXT` as items of a list, which win over a file in --config."""
+    args = changed(args, "--prompt", as_item, "--data.prompt+")
+    names = [arg.partition("=")[0] for arg in args]
+    if "--data.prompt+" in names and "--data.prompts" not in names:
+        last = max(n for n, name in enumerate(names) if name in ("--data.prompt+", "--config", "-c"))
+        last += args[last] in ("--config", "-c")  # its value follows
+        args.insert(last + 1, "--data.prompts=null")
+    return args
 
 
 def as_list(value: str) -> str:
@@ -119,11 +134,47 @@ def options_of(kind: type, command: Callable, args: list[str], lists: tuple[str,
 
 
 def parse(parser, args: list[str], classes: Iterable[str] = ()):
-    """The parsed arguments; ArgumentError in one line. `classes`: of mitigations, to name in it."""
+    """The parsed arguments; ArgumentError in one line. `classes`: of a mitigation's parser, to name in it."""
     try:
-        return parser.parse_args(args)
+        parsed = parser.parse_args(args)
+        if classes:
+            from callbacks.mitigation import Mitigation
+
+            check_nulls(parsed.mitigation, Mitigation, "mitigation")
+        return parsed
     except ArgumentError as error:
         raise ArgumentError(None, one_line(str(error), parser, classes)) from error
+
+
+def check_nulls(value: Any, wanted: Any, name: str) -> None:
+    """ArgumentError for null where it is not wanted, within a class too: the parser lets it through there."""
+    if value is None and not takes_null(wanted):
+        raise ArgumentError(None, f'Parser key "{name}": Expected a {wanted}. Got value: null')
+    if options := hasattr(value, "class_path") and value.get("init_args"):
+        parameters = inspect.signature(pydoc.locate(value.class_path)).parameters
+        for option, inner in vars(options).items():
+            if option in parameters:
+                check_nulls(inner, parameters[option].annotation, f"{name}.{option}")
+
+
+def takes_null(annotation: Any) -> bool:
+    """Whatever is no type, or is not looked up, does."""
+    untyped = annotation in (inspect.Parameter.empty, Any) or isinstance(annotation, str)
+    return untyped or NoneType in get_args(annotation)
+
+
+def check_trainer(trainer: Any) -> None:
+    """ValueError for an option of predict's trainer that has another place, or would do nothing."""
+    for name, usual, instead in (
+        ("precision", (None, 32, "32", "32-true"), "use --model.dtype"),  # the run folder would not tell
+        ("default_root_dir", (None,), "use --out"),
+        ("logger", (None, False), "the run folder holds all that there is to log"),
+    ):
+        if (value := trainer[name]) not in usual:
+            given = f" {value}" if isinstance(value, str | int) else ""
+            raise ValueError(f"--trainer.{name}{given} is not for predict: {instead}")
+    if trainer.limit_predict_batches == 0:
+        raise ValueError("--trainer.limit_predict_batches 0 leaves nothing to make")
 
 
 def one_line(message: str, parser, classes: Iterable[str] = ()) -> str:
@@ -150,6 +201,8 @@ def one_line(message: str, parser, classes: Iterable[str] = ()) -> str:
             return f"{option}{kinds[-1].rpartition('.')[2]} needs {found[1]}"
         return f"give {' and '.join(f'--{name}' for name in found[1].split(', '))} {more}"
     if found := re.search(r"Expected a dot import path string: (.*)", message):
+        if found[1] in classes:
+            return f"{option}{found[1]} is no {keys.rpartition('.')[2]}"
         there = f"; there are {', '.join(classes)}" if keys.startswith("mitigation") else ""
         return f"{option}no class {found[1]!r}{there}"
     if found := re.search(r"Not a valid subclass of (\w+)", message):

@@ -1,6 +1,7 @@
 """The denoising loop, free of Lightning."""
 
 import inspect
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -40,7 +41,11 @@ def prepare(
     known = scheduler.config.num_train_timesteps
     if not 1 <= num_inference_steps <= known:
         raise ValueError(f"num_inference_steps must be within 1..{known}, not {num_inference_steps}")
-    scheduler.set_timesteps(num_inference_steps)
+    try:
+        scheduler.set_timesteps(num_inference_steps)
+    except ValueError as error:  # goes on about options that are not ours
+        why, name = re.split(r"(?<=\.)\s", str(error))[0], type(scheduler).__name__
+        raise ValueError(f"{name} cannot take {num_inference_steps} steps: {why}") from error
     timesteps = scheduler.timesteps.tolist()
     check_grid(scheduler)
     for rule in rules:

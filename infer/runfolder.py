@@ -5,7 +5,9 @@ A part (`parts/*.parquet`) is written after its images, by one rank. `merge` tur
 """
 
 import json
+import math
 import os
+import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,6 +19,8 @@ import yaml
 from PIL import Image
 
 KEY = ["prompt_id", "sample"]
+NEUTRAL = {"gated": False, "peak_memory_gib": math.nan}  # of columns that older folders lack
+TEMPORARY = re.compile(r"\.[0-9a-f]{32}(\.\w+)?")
 
 
 def write_atomically(path: Path, write: Any) -> None:
@@ -38,8 +42,11 @@ def claim(folder: Path, identity: dict[str, Any]) -> None:
     """
     path = folder / "config.yaml"
     if path.exists():
-        before = yaml.safe_load(path.read_text()) or {}
-        if "mitigations" not in before:
+        try:
+            before = yaml.safe_load(path.read_text())
+        except (yaml.YAMLError, UnicodeDecodeError):  # such as another program's Python objects
+            before = None
+        if not isinstance(before, dict) or not isinstance(before.get("mitigations"), list):
             raise ValueError(f"{folder} holds something else than a predict run: choose another folder")
         changed = differences(before, identity)
         if changed and done(folder):
@@ -54,7 +61,7 @@ def claim(folder: Path, identity: dict[str, Any]) -> None:
 
 def differences(before: Any, after: Any, name: str = "") -> list[str]:
     """`dotted.name: before -> after` of each setting that differs; of another class the classes alone."""
-    if before == after:
+    if before == after or same_path(before, after):
         return []
     if isinstance(before, list) and isinstance(after, list):
         before, after = dict(enumerate(before)), dict(enumerate(after))
@@ -65,6 +72,12 @@ def differences(before: Any, after: Any, name: str = "") -> list[str]:
         before, after = before.get("init_args", {}), after.get("init_args", {})
     keys, within = sorted(before.keys() | after.keys()), f"{name}." if name else ""
     return [line for k in keys for line in differences(before.get(k), after.get(k), f"{within}{k}")]
+
+
+def same_path(one: Any, other: Any) -> bool:
+    """Two spellings of the path of one file or folder that is there."""
+    paths = isinstance(one, str) and isinstance(other, str) and os.path.exists(one) and os.path.exists(other)
+    return paths and os.path.samefile(one, other)
 
 
 def in_words(value: Any) -> str:
@@ -99,8 +112,18 @@ def read_rows(folder: Path, kind: str) -> pd.DataFrame:
     key = KEY if kind == "samples" else [*KEY, "step"]
     rows = pd.concat(tables, ignore_index=True).drop_duplicates(key, keep="last")
     if kind == "samples":
-        rows = rows[[(folder / image).exists() for image in rows["image"]]]
+        rows = complete(rows[[(folder / image).exists() for image in rows["image"]]])
     return rows
+
+
+def complete(samples: pd.DataFrame) -> pd.DataFrame:
+    """The rows with all columns, whichever part of them an older version wrote."""
+    return samples.assign(
+        **{
+            name: samples[name].fillna(value).astype(type(value)) if name in samples else value
+            for name, value in NEUTRAL.items()
+        }
+    )
 
 
 def done(folder: Path) -> set[tuple[str, int]]:
@@ -125,8 +148,9 @@ def merge(folder: Path, order: Iterable[tuple[str, int]]) -> pd.DataFrame:
     write_atomically(folder / "traces.parquet", lambda part: traces.to_parquet(part, index=False))
     write_atomically(folder / "samples.parquet", lambda part: samples.to_parquet(part, index=False))
     shutil.rmtree(folder / "parts", ignore_errors=True)
-    for stray in (folder / "images").glob(".*"):  # of a run that was killed
-        stray.unlink()
+    for stray in (folder / "images").glob(".*"):
+        if TEMPORARY.fullmatch(stray.name):  # of a run that was killed
+            stray.unlink()
     return samples
 
 

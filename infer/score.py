@@ -18,7 +18,7 @@ from data.weights import one_line
 from infer.alignment import ClipScore
 from infer.embeddings import TrainingEmbeddings
 from infer.neighbours import same
-from infer.runfolder import KEY, write_atomically
+from infer.runfolder import KEY, complete, write_atomically
 from infer.similarity import Descriptor, in_batches, match
 
 log = logging.getLogger(__name__)
@@ -107,7 +107,7 @@ def score(
     Rows that failed (a black image), and those whose image cannot be read (`unreadable`), get no score.
     `also` is given each batch of the others, in order, with their CLIP features.
     """
-    rows = pd.read_parquet(folder / "samples.parquet").reset_index(drop=True)
+    rows = complete(pd.read_parquet(folder / "samples.parquet")).reset_index(drop=True)
     if len(twice := rows[rows.duplicated(KEY)]):
         key, sample = twice[KEY].iloc[0]
         raise ValueError(f"{folder}: {len(twice)} images come twice, the first is {key!r}, sample {sample}")

@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from infer.__main__ import main
+from infer.__main__ import load_mitigation, main
 from infer.arguments import predict_command
 from infer.calibrate import Calibration
-from infer.runfolder import differences
 from tests import predicting
 from tests.conftest import ROOT
 from tests.predicting import command, rows_of
@@ -65,6 +64,43 @@ def test_what_is_wrong_in_a_mitigations_file(
     ]  # fmt: skip
     assert one_line(comparison, capsys).startswith(expected)
     assert not out.exists()
+
+
+NULLS = {
+    "{class_path: StaticTransition, init_args: {timestep: }}": "timestep: expected float, not null",
+    "{class_path: DynamicTransition, init_args: {watch: }}": (
+        "watch: expected 'epsilon', 'model_output', not null"
+    ),
+    "{class_path: Detour, init_args: {transition: {class_path: DynamicTransition, init_args: {gate: null, "
+    "smoothing: null}}}}": "transition.smoothing: expected int, not null",
+}
+
+
+@pytest.mark.parametrize("content", NULLS)
+def test_nothing_in_the_place_of_a_number(
+    tiny_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture, content: str
+) -> None:
+    """In a file, in --config, and where compare reads it; what may be null still may."""
+    path, config = tmp_path / "own.yaml", tmp_path / "config.yaml"
+    path.write_text(content)
+    config.write_text(f"mitigation: {content}\n")
+    asked = command(tiny_pipeline, tmp_path / "out", 4, "--prompt", "red square")
+    assert one_line([*asked, "--mitigation", str(path)], capsys) == f"--mitigation.{NULLS[content]}"
+    assert one_line([*asked, "--config", str(config)], capsys) == f"--mitigation.{NULLS[content]}"
+    with pytest.raises(ValueError) as refused:
+        load_mitigation(str(path))
+    assert str(refused.value) == f"{path}: {NULLS[content]}"
+    path.write_text("{class_path: StaticTransition, init_args: {gate: , steps_after: null}}")
+    assert load_mitigation(str(path)).gate is None
+
+
+def test_a_mitigation_that_is_nothing(
+    tiny_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "config.yaml").write_text("mitigation: null\n")
+    asked = command(tiny_pipeline, tmp_path / "out", 4, "--prompt", "a", "--config")
+    told = one_line([*asked, str(tmp_path / "config.yaml")], capsys)
+    assert told == "--mitigation: expected Mitigation, not null"
 
 
 def test_a_file_that_is_no_yaml(tiny_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -128,6 +164,28 @@ def test_a_presets_files_are_looked_for_from_here(
             "no mitigation preset 'nowhere/stp.yaml'; there are dtp",
         ),
         (["predict", "--mitigation.transition", "spt"], "no mitigation preset 'spt'; there are dtp"),
+        *(
+            (
+                ["predict", "--mitigation", name, f"--mitigation.{option}", "null"],
+                f"--mitigation.{option}: exp",
+            )
+            for name, option in (("stp", "timestep"), ("og_stp", "guidance_before"), ("dtp", "smoothing"))
+        ),
+        *(
+            (
+                ["predict", "--mitigation", "Detour", "--mitigation.transition", name],
+                f"--mitigation.transition: {kind} is no transition",
+            )
+            for name, kind in (
+                ("none", "NoMitigation"),
+                ("emoji/detour_base", "Detour"),
+                ("NoMitigation", "NoMitigation"),
+            )
+        ),
+        (
+            ["predict", "--mitigation.timestep", "400", "--mitigation", "stp"],
+            "--mitigation.timestep stands before --mitigation: options come after it",
+        ),
         (["compare", "--samples", "3"], "--samples is no option of compare"),
         (
             ["compare", "--mitigations", "stp", "dtp"],
@@ -185,45 +243,25 @@ def test_a_detours_transition_may_be_a_preset(predict: Callable[..., Path], tmp_
     assert about["mitigations"][0]["init_args"]["transition"]["init_args"]["timestep"] == 650
 
 
-@pytest.mark.parametrize("precision", ["bf16-mixed", "16-true", "64", "16"])
-def test_the_trainers_precision_is_refused(
-    tiny_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture, precision: str
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("form", [["--config", "FILE"], ["-c", "FILE"], ["--config=FILE"]])
+def test_prompts_win_over_the_file_of_a_config(
+    predict: Callable[..., Path], tmp_path: Path, form: list[str], first: bool
 ) -> None:
-    """It changes images, and the run folder would not tell."""
-    asked = command(tiny_pipeline, tmp_path / "out", 4, "--prompt", "a", "--trainer.precision", precision)
-    told = one_line(asked, capsys)
-    assert told == f"--trainer.precision {precision} is not for predict: use --model.dtype"
-    assert not (tmp_path / "out").exists()
+    """Wherever they stand; a file that is given beside them does not go unnoticed."""
+    (tmp_path / "mine.yaml").write_text("data: {prompts: nowhere.txt, batch_size: 3}\n")
+    config = [word.replace("FILE", str(tmp_path / "mine.yaml")) for word in form]
+    prompts = ["--prompt", "red square", "--prompt=old map"]
+    out = predict(*(config + prompts if first else prompts + config), steps=1)
+    assert list(rows_of(out)["prompt"]) == ["red square", "old map"]
 
 
-@pytest.mark.parametrize("precision", ["null", "32", "32-true"])
-def test_full_precision_is_the_trainers(predict: Callable[..., Path], precision: str) -> None:
-    assert len(rows_of(predict("--prompt", "red square", "--trainer.precision", precision, steps=2))) == 1
-
-
-# Run folders
-
-
-def test_only_what_differs_is_told() -> None:
-    """Of nested settings too; of another class its name alone."""
-
-    def rule(name: str, **options: object) -> dict:
-        return {"class_path": f"callbacks.some.{name}", "init_args": options}
-
-    before = {
-        "seed": 0,
-        "resolution": None,
-        "mitigations": [rule("Detour", scale=1.0, transition=rule("A", t=1))],
-    }
-    assert differences(before, before) == []
-    after = {"seed": 1, "mitigations": [rule("Detour", scale=2.0, transition=rule("A", t=2, gate=3))]}
-    assert differences(before, after) == [
-        "mitigations.0.scale: 1.0 -> 2.0", "mitigations.0.transition.gate: None -> 3",
-        "mitigations.0.transition.t: 1 -> 2", "seed: 0 -> 1",
-    ]  # fmt: skip
-    other = before | {"mitigations": [rule("Detour", scale=1.0, transition=rule("B", t=2))]}
-    assert differences(before, other) == ["mitigations.0.transition: A -> B"]
-    assert differences(before, before | {"mitigations": []}) == ["mitigations.0: Detour -> None"]
+def test_of_two_mitigations_the_last_one_counts(predict: Callable[..., Path]) -> None:
+    """With the options after it: those of the first are not looked at."""
+    first = ["--mitigation", "stp", "--mitigation.timestep", "400"]
+    out = predict("--prompt", "red square", *first, "--mitigation", "og_stp")
+    settings = yaml.safe_load((out / "config.yaml").read_text())["mitigations"][0]["init_args"]
+    assert settings["timestep"] == 650
 
 
 # Help

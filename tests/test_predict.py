@@ -160,7 +160,7 @@ def test_a_run_killed_after_its_last_image_is_put_together(
     for kind in ("samples", "traces"):
         (copy / f"{kind}.parquet").rename(copy / f"parts/0.{kind}.parquet")
     (copy / "summary.json").unlink()
-    (copy / "images/.0123.png").write_bytes(b"half")
+    (copy / f"images/.{'0123' * 8}.png").write_bytes(b"half")
     assert main([*arguments, "--out", str(copy)]) == 0
     assert_same_run(copy, finished)
     assert (copy / "summary.json").exists()
