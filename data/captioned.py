@@ -1,43 +1,51 @@
-"""Captioned images from disk, as samples {id, image, caption}: webdataset shards, or a folder of images.
+"""Captioned images from disk or the Hub, as samples {id, image, captions}.
 
 Images stay encoded until they are asked for, so 100,000 samples fit in memory. What cannot be read is
 skipped, counted and reported (`skipped`), never silently lost.
 """
 
-import glob
-import gzip
-import io
 import logging
-import zlib
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from data.layouts import open_source
+from data.layouts_image import decoded, problem
+from data.layouts_rows import IMAGE_SUFFIXES, Row
+from data.layouts_shards import SHARD_SUFFIXES, shard_paths
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "SHARD_SUFFIXES",
+    "CaptionedImages",
+    "Sample",
+    "checked",
+    "load_captioned",
+    "shard_paths",
+]
 log = logging.getLogger(__name__)
-IMAGE_SUFFIXES = ("webp", "png", "jpg", "jpeg")
-SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+NAMED = 5  # of each reason this many are named in the log
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One captioned image: its id (its key in the shard, or its file stem), encoded bytes and caption."""
+    """One captioned image: its id (such as its key in a shard), encoded bytes, its first caption and all."""
 
     id: str
     image: bytes = field(repr=False)
     caption: str
+    captions: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "captions", self.captions or (self.caption,))  # frozen
 
     def rgb(self, resolution: int | None = None) -> Image.Image:
-        """Decoded, on white where transparent; `resolution`: resized on the short side, centre-cropped."""
-        image = Image.open(io.BytesIO(self.image))
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        image = image.convert("RGB")
+        """Decoded to RGB of 8 bits; `resolution`: resized on the short side, centre-cropped."""
+        image = decoded(self.image)
         if resolution and image.size != (resolution, resolution):
             image = ImageOps.fit(image, (resolution, resolution), Image.Resampling.LANCZOS)
         return image
@@ -70,120 +78,56 @@ class CaptionedImages:
         return f"{len(self):,} captioned images" + (f" (skipped: {lost})" if lost else "")
 
 
-def shard_paths(pattern: str) -> list[str]:
-    """Files of braces and globs (`{00000..00009}.tar`), sorted; FileNotFoundError for a part without any."""
-    from braceexpand import braceexpand
-
-    paths = set()
-    for part in braceexpand(pattern):
-        found = glob.glob(part)
-        if not found:
-            raise FileNotFoundError(f"no shard matches {part!r}")
-        paths.update(found)
-    return sorted(paths)
+def texts(captions: Any) -> tuple[str, ...]:
+    """All captions that are text, stripped, without empty ones."""
+    each = captions if isinstance(captions, list | tuple) else [captions]
+    each = [text.decode("utf-8", "replace") if isinstance(text, bytes) else text for text in each]
+    return tuple(text.strip() for text in each if isinstance(text, str) and text.strip())
 
 
-def is_whole(path: str) -> bool:
-    """Whether a shard ends in a tar's two empty blocks: tarfile takes a cut between members for the end."""
-    with open(path, "rb") as file:
-        packed = file.read(2) == b"\x1f\x8b"
-    tail = b""
-    try:
-        with gzip.open(path) if packed else open(path, "rb") as tar:
-            if not packed:
-                tar.seek(max(0, Path(path).stat().st_size - 1024))
-            while block := tar.read(1 << 20):
-                tail = (tail + block)[-1024:]
-    except (EOFError, OSError, zlib.error):
-        return False
-    return tail == bytes(1024)
-
-
-def read_shards(paths: list[str], skipped: Counter) -> Iterator[Sample]:
-    """Samples of img2dataset-form shards. A shard that breaks off gives what it held before the break."""
-    import webdataset as wds
-
-    for path in paths:
-        errors: list[Exception] = []  # `append` returns None, which tells webdataset to end the shard there
-        rows = wds.DataPipeline(wds.SimpleShardList([path]), wds.tarfile_to_samples(handler=errors.append))
-        for row in rows:
-            image = next((row[suffix] for suffix in IMAGE_SUFFIXES if suffix in row), None)
-            yield from checked(row["__key__"], image, row.get("txt"), skipped)
-        if errors or not is_whole(path):
-            skipped["broken shards"] += 1
-            log.warning(
-                "%s breaks off, what came after is lost: %s", path, errors[0] if errors else "no end mark"
-            )
-
-
-def is_image(path: Path) -> bool:
-    return path.suffix[1:].lower() in IMAGE_SUFFIXES
-
-
-def read_folder(folder: Path, skipped: Counter) -> Iterator[Sample]:
-    """Samples of a folder: images, with captions in `.txt` files or in `metadata.jsonl` (file_name, text)."""
-    if (folder / "metadata.jsonl").exists():
-        from datasets import Image as ImageFeature
-        from datasets import load_dataset
-
-        # Named, because datasets would take a file called test_1.png for a test split.
-        rows = load_dataset("imagefolder", data_dir=str(folder), data_files={"train": "**"}, split="train")
-        caption = next((name for name in ("text", "caption") if name in rows.column_names), None)
-        if caption is None:
-            raise ValueError(f"{folder}/metadata.jsonl has no 'text' or 'caption' field: {rows.column_names}")
-        listed = set()
-        for row in rows.cast_column("image", ImageFeature(decode=False)):
-            path = Path(row["image"]["path"])
-            listed.add(path.resolve())
-            image = row["image"]["bytes"] or (path.read_bytes() if path.exists() else None)
-            yield from checked(path.stem, image, row[caption], skipped)
-        for path in folder.rglob("*"):
-            if is_image(path) and path.resolve() not in listed:
-                skipped["without caption"] += 1
-        return
-    for path in sorted(filter(is_image, folder.iterdir())):
-        caption_file = path.with_suffix(".txt")
-        caption = caption_file.read_bytes() if caption_file.exists() else None
-        yield from checked(path.stem, path.read_bytes(), caption, skipped)
-
-
-def checked(key: str, image: bytes | None, caption: bytes | str | None, skipped: Counter) -> Iterator[Sample]:
-    """The sample, if it has an image that opens and a caption; else nothing, and the reason is counted."""
-    text = (caption.decode("utf-8", "replace") if isinstance(caption, bytes) else caption or "").strip()
-    if image is None:
-        skipped["without image"] += 1
-    elif not text:
-        skipped["without caption"] += 1
+def checked(row: Row, skipped: Counter) -> Sample | None:
+    """The sample, if its image opens and it has a caption; else the reason is counted, the first named."""
+    captions = texts(row.captions)
+    if row.image is None:
+        reason, detail = "without image", ""
+    elif not captions:
+        no_text = row.captions and not isinstance(row.captions, str | bytes)
+        reason, detail = ("captions that are no text" if no_text else "without caption"), ""
+    elif found := problem(row.image):
+        reason, detail = found
     else:
-        try:
-            opened = Image.open(io.BytesIO(image))
-            # verify() does not look into a JPEG: one that was cut shows only when it is decoded
-            opened.load() if opened.format == "JPEG" and not image.endswith(b"\xff\xd9") else opened.verify()
-        except Exception:  # PIL raises half a dozen kinds, SyntaxError among them
-            skipped["unreadable images"] += 1
-        else:
-            yield Sample(key, image, text)
+        return Sample(row.id, row.image, captions[0], captions)
+    skipped[reason] += 1
+    if skipped[reason] <= NAMED:
+        log.warning("skipped %r: %s%s", row.id, reason, detail and f": {detail}")
+    return None
 
 
 def load_captioned(*sources: str) -> CaptionedImages:
-    """Read every source: a shard pattern, a folder of shards, or a folder of captioned images.
+    """Read every source, whichever of these it is:
+
+    - webdataset shards as img2dataset writes them: a pattern (`{00000..00009}.tar`, `*.tar.gz`), or their
+      folder. The caption is in `.txt`, or without one in `.json` under `caption`.
+    - a folder of images, each with its `.txt` (or `.json`) beside it, also in subfolders.
+    - a folder with `metadata.jsonl` or `metadata.csv`: `file_name`, and `text` or `caption`.
+    - a folder of images, at any depth, and one JSON file {image path: [captions]}, in the folder or given as
+      `FOLDER?captions=FILE`. Paths may be another disk's: they are matched by their ends.
+    - class folders (`train/n01440764/*.JPEG`): "An image of {class}", Imagenette's WordNet ids by name.
+    - a folder of `datasets.save_to_disk`, parquet files (a pattern, or their folder), or a dataset of the
+      Hub: `hf:owner/name`, `hf:owner/name:split`. What is not guessed is said, in quotes for the shell:
+      `'hf:owner/name?config=a&split=train&image=img&caption=text&id=key'`.
+
+    A folder with nothing but `train` (and `val`, `test`) in it means its `train`. Images above
+    `layouts_image.MAX_PIXELS` (89 million) are skipped. Ids become safe file names.
 
     Raises FileNotFoundError for a missing source, ValueError if nothing usable is found or an id comes twice.
     """
     skipped: Counter = Counter()
     samples: list[Sample] = []
     for source in sources:
-        folder = Path(source)
-        if folder.is_dir():
-            shards = sorted(str(path) for path in folder.iterdir() if path.name.endswith(SHARD_SUFFIXES))
-            found = read_shards(shards, skipped) if shards else read_folder(folder, skipped)
-        elif source.endswith(SHARD_SUFFIXES):
-            found = read_shards(shard_paths(source), skipped)
-        else:
-            raise FileNotFoundError(
-                f"data source {source!r} is neither a folder nor a shard pattern (*.tar, *.tar.gz)"
-            )
-        samples.extend(found)
+        samples.extend(
+            sample for row in open_source(source, skipped).rows if (sample := checked(row, skipped))
+        )
     ids = Counter(sample.id for sample in samples)
     twice = [key for key, count in ids.items() if count > 1]
     if twice:

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data.captioned import IMAGE_SUFFIXES, SHARD_SUFFIXES, load_captioned, shard_paths
+from data.captioned import SHARD_SUFFIXES, load_captioned, shard_paths
+from data.layouts import is_data, with_options
 
 log = logging.getLogger(__name__)
 # What each part of a prompt may be called in a file, in any case; the first that has a value counts.
@@ -56,7 +57,7 @@ def load_prompts(source: str) -> list[Prompt]:
     try:
         if (path / "exposures.parquet").exists():
             prompts = from_training_run(path)
-        elif path.is_dir() or source.endswith(SHARD_SUFFIXES):
+        elif path.is_dir() or source.endswith(SHARD_SUFFIXES) or is_data(source):
             prompts = from_captioned_images(source)
         elif not path.exists():
             raise FileNotFoundError(f"no prompt file {source!r}")
@@ -77,12 +78,22 @@ def load_prompts(source: str) -> list[Prompt]:
 
 def source_fingerprint(source: str) -> str:
     """Of the files that `load_prompts` would read: names, sizes and contents, of large ones the end."""
-    path, digest = Path(source), hashlib.sha256()
+    place, options = with_options(source)
+    path, digest = (
+        Path(place),
+        hashlib.sha256(json.dumps(options, sort_keys=True).encode() if options else b""),
+    )
+    if place.startswith("hf:"):
+        return hashlib.sha256(source.encode()).hexdigest()[:12]
     if path.is_dir():
         run = path / "exposures.parquet"
-        files = [run] if run.exists() else sorted(file for file in path.iterdir() if file.is_file())
+        files = [run] if run.exists() else sorted(file for file in path.rglob("*") if file.is_file())
+    elif place.endswith((*SHARD_SUFFIXES, ".parquet")):
+        files = [Path(file) for file in shard_paths(place)]
     else:
-        files = [Path(file) for file in shard_paths(source)] if source.endswith(SHARD_SUFFIXES) else [path]
+        files = [path]
+    if file := options.get("captions"):
+        files.append(Path(file) if Path(file).is_file() else path / file)
     for file in files:
         size = file.stat().st_size
         digest.update(f"{file.name} {size}".encode())
@@ -207,9 +218,8 @@ def from_training_run(folder: Path) -> list[Prompt]:
 
 def from_captioned_images(source: str) -> list[Prompt]:
     """FileNotFoundError for a folder that is not even meant as one."""
-    usable = (*SHARD_SUFFIXES, *(f".{suffix}" for suffix in IMAGE_SUFFIXES), "metadata.jsonl")
     folder = Path(source)
-    if folder.is_dir() and not any(file.name.lower().endswith(usable) for file in folder.iterdir()):
+    if folder.is_dir() and not is_data(source):
         raise FileNotFoundError(
             f"{folder} is no finished training run, with no exposures.parquet, and holds no images or shards"
         )

@@ -1,6 +1,5 @@
 """Reading captioned images: every form they come in, and what is done about what is broken."""
 
-import io
 import json
 import tarfile
 from pathlib import Path
@@ -10,50 +9,9 @@ import pytest
 from PIL import Image
 
 from data.captioned import Sample, load_captioned
-
-
-def encoded(image: Image.Image | None = None, form: str = "png") -> bytes:
-    """An image as a file holds it."""
-    file = io.BytesIO()
-    (image or Image.new("RGB", (8, 8), "red")).save(file, form)
-    return file.getvalue()
-
-
-def noise(seed: int, form: str = "png") -> bytes:
-    """An image that does not compress, so that half of a gzipped shard holds about half of its images."""
-    return encoded(Image.fromarray(np.random.default_rng(seed).integers(0, 256, (48, 48, 3), np.uint8)), form)
-
-
-def write_tar(path: Path, files: dict[str, bytes]) -> Path:
-    """A tar of files, gzipped if its name says so."""
-    with tarfile.open(path, "w:gz" if path.name.endswith("gz") else "w") as archive:
-        for name, content in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    return path
-
-
-def write_shard(path: Path, ids: str) -> Path:
-    """A shard with a sample for each letter of `ids`, captioned `a <letter>`."""
-    files: dict[str, bytes] = {}
-    for letter in ids:
-        files |= {f"{letter}.png": noise(ord(letter)), f"{letter}.txt": f"a {letter}".encode()}
-    return write_tar(path, files)
-
-
-def write_folder(folder: Path, files: dict[str, bytes | str]) -> str:
-    """A folder of files."""
-    for name, content in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
-    return str(folder)
-
-
-@pytest.fixture(autouse=True)
-def datasets_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep the cache of `datasets` out of the home directory."""
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+from data.layouts_rows import file_id
+from data.prompts import safe_id
+from tests.image_files import encoded, noise, write_folder, write_shard, write_tar
 
 
 @pytest.mark.parametrize("sources", [["{a,b}.tar", "c.tar.gz"], ["*.tar", "*.tar.gz"], ["."]])
@@ -105,7 +63,7 @@ def test_a_folder_with_a_caption_beside_each_image(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("field", ["text", "caption"])
 def test_a_folder_with_metadata(tmp_path: Path, field: str) -> None:
-    """No file name means a test split; rows without image and images without row are not lost silently."""
+    """Images may lie deeper; rows without image and images without row are not lost silently."""
     captions = {"test_1.png": "one", "sub/2.png": "two", "gone.png": "three", "4.png": None}
     rows = "".join(json.dumps({"file_name": name, field: text}) + "\n" for name, text in captions.items())
     files = {name: encoded() for name in ("test_1.png", "sub/2.png", "4.png", "unlisted.png")}
@@ -172,3 +130,61 @@ def test_an_image_is_fitted_on_its_short_side_and_cropped() -> None:
     pixels = sample.pixels(16)
     assert pixels.shape == (3, 16, 16) and pixels.dtype == np.uint8
     assert np.array_equal(pixels[:, 8, 8], [0, 255, 0]) and pixels[1].min() > 200
+
+
+def test_all_captions_of_an_image_come_with_it() -> None:
+    """The first is the caption; one that is made of three values has just that."""
+    assert Sample("a", b"", "one").captions == ("one",)
+    assert Sample("a", b"", "one", ("one", "two")).captions == ("one", "two")
+
+
+def test_a_shard_without_txt_takes_the_caption_from_its_json(tmp_path: Path) -> None:
+    """What is no text, or no JSON, is no caption; a `.txt` counts before it, though empty."""
+    described = {"a": b'{"caption": "a dog"}', "b": b'{"caption": 7}', "c": b"{", "d": b'{"caption": null}'}
+    files = {f"{key}.jpg": noise(ord(key), "jpeg") for key in "abcde"}
+    files |= {f"{key}.json": content for key, content in described.items()}
+    files |= {"e.json": b'{"caption": "no"}', "e.txt": b""}
+    images = load_captioned(str(write_tar(tmp_path / "a.tar", dict(sorted(files.items())))))
+    assert [(sample.id, sample.caption) for sample in images.samples] == [("a", "a dog")]
+    assert images.skipped == {"captions that are no text": 1, "without caption": 3}
+
+
+def test_names_in_a_shard_become_safe_ids(tmp_path: Path) -> None:
+    """They would name files later."""
+    long = "x" * 90
+    files: dict[str, bytes] = {}
+    for number, key in enumerate(("/abs/1", "sub\\2", f"{long}/{long}")):
+        files |= {f"{key}.png": noise(number), f"{key}.txt": b"a"}
+    ids = [sample.id for sample in load_captioned(str(write_tar(tmp_path / "a.tar", files))).samples]
+    assert ids[:2] == ["abs_1", "sub_2"]
+    assert len(ids[2]) < 120 and "/" not in ids[2]
+    assert file_id("../../etc/passwd") == "etc_passwd"
+    assert safe_id(file_id("..")) and safe_id(file_id("")) and file_id("..") != file_id("")
+
+
+def test_a_shard_is_never_run_as_a_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """webdataset runs what follows `pipe:`."""
+    monkeypatch.chdir(tmp_path)
+    write_shard(tmp_path / "pipe:touch run; cat .tar", "a")
+    assert len(load_captioned(".")) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_one_unreadable_image_among_a_thousand(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It is counted, and named in the log; the others are read."""
+    files: dict[str, bytes] = {}
+    for number in range(1000):
+        image = encoded(Image.new("RGB", (4, 4), (number % 256, number // 256, 0)))
+        files |= {f"{number:05d}.png": image if number != 617 else image[:40], f"{number:05d}.txt": b"a"}
+    images = load_captioned(str(write_tar(tmp_path / "a.tar", files)))
+    assert len(images) == 999
+    assert images.skipped == {"unreadable images": 1}
+    assert "'00617': unreadable images" in caplog.text
+
+
+def test_only_the_first_of_many_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The log does not drown."""
+    files = {f"{number}.png": b"none" for number in range(30)} | {f"{n}.txt": "a" for n in range(30)}
+    load_captioned(write_folder(tmp_path, files | {"a.png": encoded(), "a.txt": "a"}))
+    assert caplog.text.count("unreadable images: cannot identify") == 5
+    assert "30 unreadable images" in caplog.text

@@ -158,7 +158,7 @@ class LatentData(pl.LightningDataModule):
 
 def fingerprint(images: CaptionedImages, models: str, resolution: int, flip: bool) -> str:
     """Of all that the cache depends on; a change in any gives another file."""
-    digest = hashlib.sha256(f"{models}|{resolution}|{flip}|1".encode())
+    digest = hashlib.sha256(f"{models}|{resolution}|{flip}|2".encode())
     for sample in images.samples:
         digest.update(sample.id.encode() + b"\0" + sample.caption.encode() + b"\0")
         digest.update(hashlib.sha256(sample.image).digest())

@@ -1,0 +1,76 @@
+"""Look at training data before anything is trained on it.
+
+  python -m data inspect data/emoji/shards
+  python -m data inspect "laion/{00000..00009}.tar" --sheet outputs/laion.png
+  python -m data inspect "laion_10k?captions=laion_combined_captions.json" imagenette2/train
+  python -m data inspect "hf:owner/name?split=train&image=img&caption=text"
+
+Says which layout it is, how many images can be used and why others cannot, and tells sizes, captions and
+exact duplicates. --sheet draws up to 48 of the images with their captions. --debug shows the traceback
+behind an error.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from data.command_line import run
+
+SHEET_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+def sheet_path(name: str) -> Path:
+    if Path(name).suffix.lower() not in SHEET_SUFFIXES:
+        raise argparse.ArgumentTypeError(f"{name!r} is no picture: end it in {', '.join(SHEET_SUFFIXES)}")
+    return Path(name)
+
+
+def inspect(args: list[str]) -> None:
+    """Tell what training data holds."""
+    parser = argparse.ArgumentParser(prog="python -m data inspect", description=inspect.__doc__)
+    parser.add_argument("source", nargs="+", help="what training takes: see data.captioned.load_captioned")
+    parser.add_argument(
+        "--sheet", type=sheet_path, metavar="FILE.png", help="draw up to 48 images with their captions"
+    )
+    options = parser.parse_args(args)
+
+    from tqdm import tqdm
+
+    from data.inspect_sheet import MOST, write_sheet
+    from data.inspection import Inspection
+
+    found = Inspection(MOST if options.sheet else 0)
+    for source in options.source:
+        found.read(source, lambda rows, total, name: tqdm(rows, name, total, unit=" images", disable=None))
+    tell(found)
+    if not len(found):
+        raise ValueError(f"no captioned image in {', '.join(options.source)}")
+    if options.sheet:
+        write_sheet(found.samples(), options.sheet)
+        print(f"contact sheet: {options.sheet}")
+
+
+def tell(found) -> None:
+    """As tables; what comes from the data is escaped, lest it be taken for markup."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console()
+    sources = Table("source", "layout", "usable images", title="sources")
+    for source, layout, count in found.layouts:
+        sources.add_row(escape(source), escape(layout), f"{count:,}")
+    images = Table(title="images and captions", show_header=False)
+    for name, value in found.rows():
+        images.add_row(name, escape(value))
+    console.print(sources, images)
+    for title, counts in (("left out", found.skipped), ("img2dataset's own count of rows", found.shards)):
+        if counts:
+            table = Table(title=title, show_header=False)
+            for name, count in counts.most_common():
+                table.add_row(escape(name), f"{count:,}")
+            console.print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(run("python -m data", __doc__.strip(), {"inspect": inspect}, sys.argv[1:]))

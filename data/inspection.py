@@ -1,0 +1,107 @@
+"""What training data holds, gathered in one pass: sizes, captions, duplicates, and what is wrong with it."""
+
+import hashlib
+import random
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from statistics import fmean, median
+
+from data.captioned import Sample, checked
+from data.layouts import open_source
+from data.layouts_image import opened
+from data.layouts_rows import Row
+
+
+@dataclass
+class Inspection:
+    """Numbers of all sources together; of the images themselves only a few stay in memory.
+
+    Args:
+        keep: how many samples to keep for a look, drawn evenly from all.
+    """
+
+    keep: int = 0
+    layouts: list[tuple[str, str, int]] = field(default_factory=list)  # source, layout, usable images
+    shards: Counter = field(default_factory=Counter)
+    skipped: Counter = field(default_factory=Counter)
+    ids: Counter = field(default_factory=Counter)
+    sizes: list[tuple[int, int]] = field(default_factory=list)
+    kinds: Counter = field(default_factory=Counter)  # (format, mode)
+    captions: list[int] = field(default_factory=list)  # how many an image has
+    characters: list[int] = field(default_factory=list)
+    words: list[int] = field(default_factory=list)
+    by_image: dict[bytes, list[str]] = field(default_factory=lambda: defaultdict(list))
+    by_caption: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    kept: list[tuple[int, Sample]] = field(default_factory=list)
+    draw: random.Random = field(default_factory=lambda: random.Random(0))
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def read(self, source: str, shown: Callable[[Iterable[Row], int | None, str], Iterable[Row]]) -> None:
+        """Go through a source; `shown(rows, total, source)` passes the rows on, such as through a bar."""
+        found, before = open_source(source, self.skipped), len(self)
+        for row in shown(found.rows, found.total, source):
+            if sample := checked(row, self.skipped):
+                self.add(sample)
+        self.shards += found.stats or Counter()
+        self.layouts.append((source, found.layout, len(self) - before))
+
+    def add(self, sample: Sample) -> None:
+        image = opened(sample.image)
+        self.ids[sample.id] += 1
+        self.sizes.append(image.size)
+        self.kinds[image.format or "?", image.mode] += 1
+        self.captions.append(len(sample.captions))
+        self.characters += map(len, sample.captions)
+        self.words += (len(text.split()) for text in sample.captions)
+        self.by_image[hashlib.sha256(sample.image).digest()].append(sample.id)
+        self.by_caption[sample.caption].append(sample.id)
+        number = len(self) - 1  # reservoir sampling: each of those seen is as likely to be among the kept
+        if number < self.keep:
+            self.kept.append((number, sample))
+        elif (place := self.draw.randrange(len(self))) < self.keep:
+            self.kept[place] = (number, sample)
+
+    def samples(self) -> list[Sample]:
+        """Those kept, in the order of the data."""
+        return [sample for _, sample in sorted(self.kept, key=lambda pair: pair[0])]
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Name and value of everything that can be said of the usable images."""
+        if not self.sizes:
+            return [("usable images", "0")]
+        widths, heights = zip(*self.sizes, strict=True)
+        kinds = ", ".join(f"{form} {mode}: {count:,}" for (form, mode), count in self.kinds.most_common())
+        told = [
+            ("usable images", f"{len(self):,}"),
+            ("formats", kinds),
+            ("width", spread(widths, median, "median")),
+            ("height", spread(heights, median, "median")),
+            ("short side", spread([min(size) for size in self.sizes], median, "median")),
+            ("captions per image", spread(self.captions, fmean, "mean")),
+            ("words per caption", spread(self.words, fmean, "mean")),
+            ("characters per caption", spread(self.characters, fmean, "mean")),
+            ("same image again", duplicates(self.by_image)),
+            ("same (first) caption again", duplicates(self.by_caption)),
+        ]
+        if again := {key: [key] * count for key, count in self.ids.items() if count > 1}:
+            told.append(("same id again: refused in training", duplicates(again)))
+        return told
+
+
+def spread(values: Iterable[int], middle: Callable, name: str) -> str:
+    values = list(values)
+    return f"{min(values):,} / {middle(values):,.4g} / {max(values):,} (min / {name} / max)"
+
+
+def duplicates(groups: dict) -> str:
+    """How many entries repeat an earlier one, and the ids of the largest group."""
+    repeated = [ids for ids in groups.values() if len(ids) > 1]
+    if not repeated:
+        return "none"
+    largest = max(repeated, key=len)
+    some = ", ".join(largest[:4]) + (", ..." if len(largest) > 4 else "")
+    extra = sum(map(len, repeated)) - len(repeated)
+    return f"{extra:,} in {len(repeated):,} groups; the largest, of {len(largest):,}: {some}"

@@ -1,0 +1,100 @@
+"""Which layout a source of training data has: see `data.captioned.load_captioned` for all of them."""
+
+import logging
+import re
+from collections import Counter
+from pathlib import Path
+
+from data import layouts_captions, layouts_folder, layouts_tables
+from data.layouts_rows import Source, images_below
+from data.layouts_shards import SHARD_SUFFIXES, open_shards, shard_paths, shards_in
+
+log = logging.getLogger(__name__)
+OF_TABLES = ("split", "image", "caption", "id")
+SPLITS = {"train", "val", "valid", "validation", "test"}
+EMPTY = "nothing that can be read"
+
+
+def with_options(source: str) -> tuple[str, dict[str, str]]:
+    """`PLACE?name=value&name=value` apart; a `?` without a name and `=` after it is part of a glob."""
+    place, mark, query = source, "", ""
+    if not Path(source).exists() and (match := re.match(r"(.*?)(\?)(\w+=.*)$", source)):
+        place, mark, query = match.groups()
+    options = dict(part.partition("=")[::2] for part in query.split("&") if part)
+    if empty := [name for name, value in options.items() if not value]:
+        raise ValueError(f"{source!r}: the option {empty[0]!r} has no value")
+    return place, options
+
+
+def only(options: dict[str, str], known: tuple[str, ...], source: str) -> dict[str, str]:
+    """The options; ValueError for one that this layout does not know."""
+    if unknown := sorted(options.keys() - set(known)):
+        raise ValueError(f"{source!r}: no option {unknown[0]!r} here, it takes {', '.join(known) or 'none'}")
+    return options
+
+
+def open_source(source: str, skipped: Counter) -> Source:
+    """Find the layout. FileNotFoundError for a source that is not there, ValueError for an unclear one."""
+    place, options = with_options(source)
+    if place.startswith("hf:"):
+        return layouts_tables.open_hub(place, only(options, ("config", "revision", *OF_TABLES), source))
+    folder = Path(place)
+    if folder.is_dir():
+        return open_folder(folder, options, skipped)
+    if place.endswith(SHARD_SUFFIXES):
+        only(options, (), source)
+        return open_shards(shard_paths(place), skipped)
+    if place.endswith(".parquet"):
+        files = layouts_tables.parquet_files(place)
+        return layouts_tables.open_parquet(place, files, only(options, OF_TABLES, source))
+    raise FileNotFoundError(
+        f"data source {source!r} is neither a folder nor a shard pattern (*.tar, *.tar.gz), nor *.parquet, "
+        "nor hf:owner/name"
+    )
+
+
+def open_folder(folder: Path, options: dict[str, str], skipped: Counter) -> Source:
+    """The first layout that fits; a Source without rows where none does."""
+    where = str(folder)
+    if any((folder / name).exists() for name in layouts_tables.SAVED):
+        return layouts_tables.open_saved(folder, only(options, OF_TABLES, where))
+    if "captions" in options:
+        file = Path(only(options, ("captions",), where)["captions"])
+        file = file if file.is_file() else folder / file
+        if not file.is_file():
+            raise FileNotFoundError(f"no captions file {options['captions']!r}, here or in {folder}")
+        return layouts_captions.open_captions(folder, file, skipped)
+    if shards := shards_in(folder):
+        only(options, (), where)
+        return open_shards(shards, skipped)
+    images, tables = images_below(folder), layouts_tables.parquet_files(where)
+    if tables and (options or not images or layouts_tables.has_image_column(tables[0])):
+        return layouts_tables.open_parquet(where, tables, only(options, OF_TABLES, where))
+    only(options, ("captions",), where)
+    for name in layouts_folder.METADATA:
+        if (folder / name).exists():
+            return layouts_folder.open_metadata(folder, folder / name, skipped)
+    if file := layouts_captions.find_captions(folder):
+        return layouts_captions.open_captions(folder, file, skipped)
+    if any(path.parent == folder for path in images):
+        return layouts_folder.open_captions_beside(folder, skipped)
+    if not images:
+        return Source(EMPTY, iter(()), 0)
+    tops = {path.relative_to(folder).parts[0] for path in images}
+    if "train" in tops and tops <= SPLITS:  # else `train` is a class, beside `bus`
+        if len(tops) > 1:
+            log.warning("%s: only its folder 'train' is read, of %s", folder, sorted(tops))
+        return open_folder(folder / "train", {}, skipped)
+    return layouts_folder.open_nested(folder, images)
+
+
+def is_data(source: str) -> bool:
+    """Whether `load_captioned` would find a layout here; nothing is downloaded to know it."""
+    if source.startswith("hf:"):
+        return True
+    try:
+        return open_source(source, Counter()).layout != EMPTY
+    except FileNotFoundError:
+        return False
+    except ValueError:  # it is there, and what is wrong with it is for load_captioned to say
+        return True

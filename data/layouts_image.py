@@ -1,0 +1,52 @@
+"""From an encoded image of any kind to right RGB of 8 bits, and what makes an image unusable."""
+
+import contextlib
+import io
+import warnings
+
+import numpy as np
+from PIL import Image, ImageOps
+
+# Others are left out: Pillow's reader of EPS starts a program, and such data has none of them.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF")
+MAX_PIXELS = 89_478_485  # where Pillow begins to warn of decompression bombs: a quarter of a GiB in RGB
+
+
+def opened(encoded: bytes) -> Image.Image:
+    """Its header is read, its pixels are not."""
+    return Image.open(io.BytesIO(encoded), formats=FORMATS)
+
+
+def problem(encoded: bytes) -> tuple[str, str] | None:
+    """Why an image cannot be used: the reason by which it is counted, and what exactly; None if it can."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = opened(encoded)
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                return "too large images", f"{width} x {height} pixels, the limit is {MAX_PIXELS:,}"
+            # verify() does not look into a JPEG or a GIF: one that was cut shows only when it is decoded
+            cut = image.format in ("JPEG", "MPO") and not encoded.endswith(b"\xff\xd9")
+            image.load() if cut or image.format == "GIF" else image.verify()
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        return "too large images", str(error)
+    except Exception as error:  # PIL raises half a dozen kinds, SyntaxError among them
+        return "unreadable images", str(error).split(" <_io")[0] or type(error).__name__
+    return None
+
+
+def decoded(encoded: bytes) -> Image.Image:
+    """RGB: the first frame, turned as EXIF says, 16 bits scaled to 8, on white where transparent."""
+    image = opened(encoded)
+    with contextlib.suppress(Exception):  # a broken EXIF block must not cost the image
+        image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255
+        values = np.asarray(image).astype(np.int64)
+        if isinstance(hidden := image.info.get("transparency"), int):
+            values[values == hidden] = 65535
+        return Image.fromarray((values.clip(0, 65535) / 257 + 0.5).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")

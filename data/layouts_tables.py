@@ -1,0 +1,222 @@
+"""Tables with the images in them: Hugging Face datasets from the Hub or from disk, and parquet files."""
+
+import glob
+import logging
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from data.layouts_rows import Row, Source, caption_in_json, file_id
+from data.weights import one_line
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from datasets import Dataset
+
+log = logging.getLogger(__name__)
+IMAGE = ("image", "img", "jpg", "jpeg", "png", "webp", "picture", "photo")
+CAPTION = ("text", "caption", "captions", "prompt", "txt", "json")
+ID = ("id", "key", "__key__")
+SAVED = ("state.json", "dataset_dict.json")
+
+
+class Columns(NamedTuple):
+    image: str
+    caption: str
+    id: str | None
+
+    def names(self) -> list[str]:
+        return [name for name in dict.fromkeys(self) if name]
+
+
+def holds_images(kind: "pa.DataType") -> bool:
+    """The image type of Hugging Face, a struct of bytes and path, or plain bytes."""
+    import pyarrow.types as types
+
+    if types.is_struct(kind):
+        return any(field.name == "bytes" and types.is_binary(field.type) for field in kind)
+    return types.is_binary(kind) or types.is_large_binary(kind)
+
+
+def choose(schema: "pa.Schema", options: dict[str, str], place: str) -> Columns:
+    """The given columns, else the ones with usual names; ValueError, naming all, where one stays open."""
+    for role in ("image", "caption", "id"):
+        if role in options and options[role] not in schema.names:
+            raise ValueError(f"{place} has no column {options[role]!r}: it has {schema.names}")
+    pictures = [field.name for field in schema if holds_images(field.type)]
+    if not pictures:
+        raise ValueError(f"{place} has no column with the bytes of images in it: it has {schema.names}")
+    usual = [name for name in IMAGE if name in pictures] or (pictures if len(pictures) == 1 else [])
+    image = options.get("image") or next(iter(usual), None)
+    caption = options.get("caption") or next((name for name in CAPTION if name in schema.names), None)
+    for role, column in (("image", image), ("caption", caption)):
+        if column is None:
+            raise ValueError(
+                f"{place}: which column is the {role}? Say it as '{place}?{role}=COLUMN'; "
+                f"it has {schema.names}"
+            )
+    if image not in pictures:
+        raise ValueError(f"{place}: the column {image!r} holds no images; {pictures} would")
+    return Columns(
+        image, caption, options.get("id") or next((name for name in ID if name in schema.names), None)
+    )
+
+
+def encoded(cell: Any, trusted: tuple[Path, ...] = ()) -> bytes | None:
+    """An image's bytes. A path in a table is followed only into the `trusted` folders."""
+    if isinstance(cell, dict):
+        path, cell = cell.get("path"), cell.get("bytes")
+        if cell is None and path:
+            file = Path(path).resolve()
+            if any(file.is_relative_to(folder) for folder in trusted) and file.is_file():
+                return file.read_bytes()
+    return cell if isinstance(cell, bytes) else None
+
+
+def captions_of(cell: Any) -> Any:
+    """A column `json` of webdataset's holds the caption inside, as text or as a struct."""
+    if isinstance(cell, dict):
+        return cell.get("caption")
+    return caption_in_json(cell) if isinstance(cell, str) and cell.startswith("{") else cell
+
+
+def rows_of(
+    records: Iterable[dict[str, Any]], columns: Columns, name: str, trusted: tuple[Path, ...] = ()
+) -> Iterator[Row]:
+    """Without a column of ids, a row's id is its number, after the name of its table."""
+    for number, record in enumerate(records):
+        key = record[columns.id] if columns.id else None
+        key = f"{name}_{number:07d}" if key is None else str(key)
+        yield Row(file_id(key), encoded(record[columns.image], trusted), captions_of(record[columns.caption]))
+
+
+def distinct(columns: Columns, ids: Iterable[Any], options: dict[str, str], place: str) -> Columns:
+    """Without the id column, if it was guessed and does not tell the rows apart."""
+    ids = list(ids)
+    if columns.id is None or "id" in options or len({file_id(str(key)) for key in ids}) == len(ids):
+        return columns
+    log.warning("%s: the column %r repeats, so ids are row numbers", place, columns.id)
+    return columns._replace(id=None)
+
+
+def open_dataset(
+    rows: "Dataset", name: str, layout: str, options: dict[str, str], trusted: tuple[Path, ...] = ()
+) -> Source:
+    """Images stay as they are encoded."""
+    import datasets
+
+    columns = choose(rows.features.arrow_schema, options, layout)
+    if columns.id:
+        columns = distinct(columns, rows[columns.id], options, layout)
+    rows = rows.select_columns(columns.names())
+    if isinstance(rows.features[columns.image], datasets.Image):
+        rows = rows.cast_column(columns.image, datasets.Image(decode=False))
+    return Source(layout, rows_of(rows, columns, name, trusted), len(rows))
+
+
+def open_hub(place: str, options: dict[str, str]) -> Source:
+    """`hf:owner/name` or `hf:owner/name:split`. FileNotFoundError, saying what to do, if it cannot be had."""
+    import datasets
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    match = re.fullmatch(r"hf:(\w[\w.-]*(?:/\w[\w.-]*)?)(?::([^:]+))?", place)
+    if not match:
+        raise ValueError(f"{place!r}: a dataset of the Hub is hf:owner/name or hf:owner/name:split")
+    name, split = match[1], options.get("split") or match[2] or "train"
+    try:
+        rows = datasets.load_dataset(
+            name, options.get("config"), split=split, revision=options.get("revision")
+        )
+    except Exception as error:  # of the network, the Hub, the builder: a dozen kinds from four libraries
+        raise FileNotFoundError(
+            f"cannot load the dataset {name!r}, split {split!r}, from the Hub ({one_line(error)}): check "
+            "name, split and network, `hf auth login` if it is gated, ?config= if it has several; or fetch "
+            f"it elsewhere by `hf download --repo-type dataset {name} --local-dir FOLDER`, and give FOLDER"
+        ) from error
+    # a loader of files keeps paths into what it downloaded
+    caches = tuple(Path(cache).resolve() for cache in (datasets.config.HF_DATASETS_CACHE, HF_HUB_CACHE))
+    short = f"{name.split('/')[-1]}_{re.sub(r'[^0-9A-Za-z]+', '-', split)}"
+    return open_dataset(rows, short, f"hf:{name}:{split}", options, caches)
+
+
+def open_saved(folder: Path, options: dict[str, str]) -> Source:
+    """A folder by `save_to_disk`: one dataset, or several splits."""
+    import datasets
+
+    try:
+        found = datasets.load_from_disk(str(folder))
+    except Exception as error:  # of a file that is missing or cut: half a dozen kinds from two libraries
+        raise ValueError(f"{folder} is no whole dataset of save_to_disk: {one_line(error)}") from error
+    name = folder.resolve().name
+    if isinstance(found, datasets.DatasetDict):
+        split = options.get("split") or ("train" if "train" in found or len(found) > 1 else next(iter(found)))
+        if split not in found:
+            raise ValueError(f"{folder} has no split {split!r}: say ?split= with one of {sorted(found)}")
+        found, name = found[split], f"{name}_{split}"
+    return open_dataset(found, name, f"{folder} (saved dataset, {name})", options)
+
+
+def parquet_files(place: str) -> list[Path]:
+    """Of a folder (also in its subfolders), or of braces and globs."""
+    from braceexpand import braceexpand
+
+    if Path(place).is_dir():
+        return sorted(path for path in Path(place).rglob("*.parquet") if path.is_file())
+    found = sorted({path for part in braceexpand(place) for path in glob.glob(part)})
+    if not found:
+        raise FileNotFoundError(f"no parquet file matches {place!r}")
+    return [Path(path) for path in found]
+
+
+def open_parquet(place: str, files: list[Path], options: dict[str, str]) -> Source:
+    """Of files that are named after splits, those of one: train, if it is not said."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    splits = {path: match[1] for path in files if (match := re.match(r"(\w+?)-\d+-of-\d+", path.name))}
+    if (split := options.get("split") or ("train" if len(set(splits.values())) > 1 else None)) is not None:
+        files = [path for path in files if splits.get(path, path.stem) == split]
+        if not files:
+            raise ValueError(f"{place} has no split {split!r}: there are {sorted(set(splits.values()))}")
+    try:
+        tables = [pq.ParquetFile(path) for path in files]
+    except (pa.ArrowException, OSError) as error:
+        broken = next(path for path in files if not is_parquet(path))
+        raise ValueError(f"{broken} is no whole parquet file: {one_line(error)}") from error
+    columns = choose(tables[0].schema_arrow, options, place)
+    for path, table in zip(files, tables, strict=True):
+        if missing := [name for name in columns.names() if name not in table.schema_arrow.names]:
+            raise ValueError(f"{path} has no column {missing[0]!r}, which {files[0]} has")
+    if columns.id:
+        ids = (key for path in files for key in pq.read_table(path, columns=[columns.id])[0].to_pylist())
+        columns = distinct(columns, ids, options, place)
+    rows = (
+        row
+        for path, table in zip(files, tables, strict=True)
+        for row in rows_of(records(table, columns), columns, path.stem)
+    )
+    total = sum(table.metadata.num_rows for table in tables)
+    return Source(f"parquet files ({len(files)})", rows, total)
+
+
+def records(table: Any, columns: Columns) -> Iterator[dict[str, Any]]:
+    for batch in table.iter_batches(batch_size=64, columns=columns.names()):
+        yield from batch.to_pylist()
+
+
+def is_parquet(path: Path) -> bool:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        pq.read_metadata(path)
+    except (pa.ArrowException, OSError):
+        return False
+    return True
+
+
+def has_image_column(path: Path) -> bool:
+    import pyarrow.parquet as pq
+
+    return is_parquet(path) and any(holds_images(field.type) for field in pq.read_schema(path))

@@ -1,0 +1,46 @@
+"""Training data as it lies on disk: images, shards, folders."""
+
+import io
+import tarfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+
+def encoded(image: Image.Image | None = None, form: str = "png") -> bytes:
+    """An image as a file holds it."""
+    file = io.BytesIO()
+    (image or Image.new("RGB", (8, 8), "red")).save(file, form)
+    return file.getvalue()
+
+
+def noise(seed: int, form: str = "png") -> bytes:
+    """An image that does not compress, so that half of a gzipped shard holds about half of its images."""
+    return encoded(Image.fromarray(np.random.default_rng(seed).integers(0, 256, (48, 48, 3), np.uint8)), form)
+
+
+def write_tar(path: Path, files: dict[str, bytes]) -> Path:
+    """A tar of files, gzipped if its name says so."""
+    with tarfile.open(path, "w:gz" if path.name.endswith("gz") else "w") as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return path
+
+
+def write_shard(path: Path, ids: str) -> Path:
+    """A shard with a sample for each letter of `ids`, captioned `a <letter>`."""
+    files: dict[str, bytes] = {}
+    for letter in ids:
+        files |= {f"{letter}.png": noise(ord(letter)), f"{letter}.txt": f"a {letter}".encode()}
+    return write_tar(path, files)
+
+
+def write_folder(folder: Path, files: dict[str, bytes | str]) -> str:
+    """A folder of files."""
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
+    return str(folder)
