@@ -203,8 +203,8 @@ def compare(args: list[str]) -> None:
     folders, module = {}, comparison.module(comparison.pipeline)
     module.load()
     side = side_of(module.pipe, comparison.resolution)
-    device = "cpu" if comparison.accelerator == "cpu" else str(device_of(None))
-    measures = Measures.load(comparison, device)  # before the first run, as all that can be missing
+    Measures.load(comparison, "cpu")  # as all that can be missing: before the first run, not kept beside it
+    images = comparison.training_images()
     for job, mitigation in jobs:  # before the first of them runs
         if job.pipeline == module.source:
             module.check([mitigation], comparison.data().requests)
@@ -221,7 +221,9 @@ def compare(args: list[str]) -> None:
         if trainer.is_global_zero:
             print(told(folder), flush=True)
     if trainer.is_global_zero:
-        Console().print(terminal_table(finish(comparison, measures, folders, side)))
+        device = "cpu" if comparison.accelerator == "cpu" else str(device_of(None))
+        measures = Measures.load(comparison, device)
+        Console().print(terminal_table(finish(comparison, measures, images, folders, side)))
         print(f"report: {write_report(Path(comparison.out)).resolve()}")
         if comparison.wandb != "off":
             log_comparison(Path(comparison.out), comparison.wandb)

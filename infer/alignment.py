@@ -1,6 +1,7 @@
 """How well images fit their prompts: CLIP cosine."""
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable
 from functools import cached_property
 from importlib.util import find_spec
@@ -122,7 +123,8 @@ class ClipScore:
     @cached_property
     def fingerprint(self) -> str:
         """Of the weights and of how images are prepared, wherever they came from."""
-        digest = hashlib.sha256(str(self.towers.preparation).encode())
+        preparation = re.sub(r" at 0x[0-9a-f]+", "", str(self.towers.preparation))  # of functions in it
+        digest = hashlib.sha256(preparation.encode())
         for name, weights in sorted(self.towers.model.state_dict().items()):
             digest.update(name.encode() + weights.float().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()

@@ -138,9 +138,9 @@ def parse(parser, args: list[str], classes: Iterable[str] = ()):
     try:
         parsed = parser.parse_args(args)
         if classes:
-            from callbacks.mitigation import Mitigation
-
-            check_nulls(parsed.mitigation, Mitigation, "mitigation")
+            if parsed.mitigation is None:
+                raise ArgumentError(None, 'Parser key "mitigation": Expected a Mitigation. Got value: null')
+            check_nulls(parsed.mitigation, Any, "mitigation")
         return parsed
     except ArgumentError as error:
         raise ArgumentError(None, one_line(str(error), parser, classes)) from error

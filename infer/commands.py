@@ -15,9 +15,10 @@ def score(args: list[str]) -> None:
 
     scoring = options_of(Scoring, score, args, lists=("--runs", "--training"))
     measures, images = Measures.load(scoring, scoring.device), scoring.training_images()
-    table = measure(measures, images, scoring.folders(), scoring.side(), scoring.cache).table()
-    scoring.write(table)
+    measured = measure(measures, images, scoring.folders(), scoring.side(), scoring.cache)
+    scoring.write(table := measured.table())
     Console().print(terminal_table(table))
+    print("\n".join([*measured.notes(), *scoring.notes()]))
     print(f"scores of each image: samples.parquet in {', '.join(scoring.runs)}")
 
 

@@ -28,6 +28,7 @@ from infer.rules import GuidanceRule, Request
 from infer.runfolder import write_atomically
 from infer.seeds import sample_seed
 from infer.similarity import in_batches
+from infer.summary import FEW
 
 # What each detector needs to be run.
 DETECTORS = {
@@ -205,7 +206,8 @@ class Detected:
         cut = {rate: threshold(ordinary, rate) for rate in self.rates}
         caught = {rate: None if at is None else float((memorized > at).mean()) for rate, at in cut.items()}
         return found | {
-            "auc": auc(memorized, ordinary), "auc_low": low, "auc_high": high,
+            "auc": auc(memorized, ordinary),
+            "auc_low": None if math.isnan(low) else low, "auc_high": None if math.isnan(high) else high,
             "tpr_at_fpr": {f"{rate:g}": share for rate, share in caught.items()},
             "threshold": cut[self.detection.false_positive_rate],
         }  # fmt: skip
@@ -243,6 +245,8 @@ class Detected:
         if not self.judged:
             lines.append("no detector is judged: that takes memorized prompts and ordinary ones")
             return lines
+        if (few := min(self.counts()["memorized"], ordinary)) < FEW:
+            lines.append(f"{few} prompts in a group: intervals over fewer than {FEW} are too narrow")
         for rate in self.rates:
             if threshold(self.scores("all_steps", False), rate) is None:
                 lines.append(

@@ -112,7 +112,8 @@ def table(found: Detected) -> Table:
     for name in found.names:
         numbers = found.judge(name)
         if found.judged:
-            span = f"{numbers['auc_low']:.3f}–{numbers['auc_high']:.3f}"
+            ends = numbers["auc_low"], numbers["auc_high"]
+            span = "–" if None in ends else "–".join(f"{end:.3f}" for end in ends)
             shares = ("" if share is None else f"{share:.0%}" for share in numbers["tpr_at_fpr"].values())
             cells = [f"{numbers['auc']:.3f}", span, *shares]
         else:

@@ -54,7 +54,13 @@ def auc(memorized: np.ndarray, ordinary: np.ndarray) -> float:
 
 
 def auc_interval(memorized: np.ndarray, ordinary: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """Bootstrap interval of the AUC: the prompts of each group are drawn again with replacement."""
+    """Bootstrap interval of the AUC: the prompts of each group are drawn again with replacement.
+
+    NaN where that says nothing: of a group with one prompt, or of groups that do not overlap.
+    """
+    apart = memorized.min() > ordinary.max() or memorized.max() < ordinary.min()
+    if min(len(memorized), len(ordinary)) < 2 or apart:
+        return math.nan, math.nan
     random, ordered = np.random.default_rng(seed), np.sort(ordinary)
     below, upto = (ordered.searchsorted(memorized, side) for side in ("left", "right"))
     drawn = []

@@ -16,9 +16,16 @@ from infer.compare import Comparison
 from infer.measure_options import MeasureOptions
 from infer.quality import Extractor, Quality, diversity, extractor
 from infer.runfolder import save_image, write_atomically
-from infer.score import TrainingSet, score, was_scored
+from infer.score import TrainingSet, read_samples, score, was_scored
 from infer.similarity import Descriptor, pixel_descriptor, sscd_descriptor
-from infer.summary import MEMORIZED, check_same_images, memorized_prompts, notes_on, summarize
+from infer.summary import (
+    MEMORIZED,
+    check_same_images,
+    memorized_by,
+    memorized_prompts,
+    notes_on,
+    summarize,
+)
 
 
 @dataclass
@@ -30,6 +37,52 @@ class Measured:
     told: dict[str, Mapping[str, Any]]
     quality: Quality | None
     features: dict[str, Tensor]
+
+    def notes(self) -> list[str]:
+        """What the numbers rest on, and what they do not show."""
+        first = next(iter(self.rows.values()))
+        lines, without = notes_on(first), self.without_own(first)
+        lost = {name: int((~was_scored(rows)).sum()) for name, rows in self.rows.items()}
+        if without:
+            lines.append(f"{without} of the prompts have no image of their own in the training set.")
+        if other := self.training.renamed(first):
+            lines.append(
+                f"{other} of the prompts are measured against the training image of their id, which has "
+                "ANOTHER CAPTION: are these ids of the same set?"
+            )
+        if any(lost.values()):
+            lines.append(
+                "Left out, failed or unreadable: "
+                + ", ".join(f"{count} images of {name}" for name, count in lost.items() if count)
+            )
+        if self.quality:
+            lines.append(
+                f"FID and its like are against all {self.quality.references:,} training images, also those "
+                "that no prompt is of."
+            )
+        return [*lines, *(self.quality.notes if self.quality else [])]
+
+    def without_own(self, rows: pd.DataFrame) -> int:
+        each = rows.drop_duplicates("prompt_id")
+        return sum(not own for own in self.training.own(each))
+
+    def memorized(self) -> dict[str, Any] | None:
+        """The prompts that are copied without mitigation, and how they were chosen; None without that run."""
+        if "none" not in self.rows:
+            return None
+        none = self.rows["none"]
+        chosen = memorized_prompts(none)
+        return {
+            "threshold": MEMORIZED,
+            "measure": "SSCD" if memorized_by(none) == "sscd_own" else "correlation of 32x32 RGB",
+            "prompts": len(chosen),
+            "of": int(none["prompt_id"].nunique()),
+            "notes": [
+                "Chosen by the very images of none that are compared here: part of each fall is regression "
+                "to the mean.",
+                *notes_on(none[none["prompt_id"].isin(chosen)]),
+            ],
+        }
 
     def table(self, prompts: Sequence[str] | None = None) -> pd.DataFrame:
         """A row per run, of these prompts or all; differences are to the run called none.
@@ -52,7 +105,7 @@ class Measured:
 
 @dataclass
 class Measures:
-    """What is measured by: loaded before images are made, so that a missing file is found then."""
+    """What is measured by."""
 
     descriptors: dict[str, Descriptor]
     clip: ClipScore
@@ -73,6 +126,7 @@ def measure(
     measures: Measures, images: CaptionedImages, folders: dict[str, Path], resolution: int, cache: str
 ) -> Measured:
     """Score the run folders, in `samples.parquet`; ValueError where they are not of the same images."""
+    check_same_images({name: read_samples(folder) for name, folder in folders.items()})
     training = TrainingSet.embed(images, resolution, measures.descriptors, cache)
     rows, told, features = {}, {}, {}
     for name, folder in folders.items():
@@ -80,7 +134,6 @@ def measure(
         rows[name] = score(folder, training, measures.clip, also=collecting(measures.features, found))
         told[name] = json.loads((folder / "summary.json").read_text())
         features[name] = torch.cat(found).double() if found else torch.empty(0, 1)
-    check_same_images(rows)
     extract = measures.features
     quality = Quality(extract, training.embeddings.by(extract)) if extract else None
     return Measured(training, rows, told, quality, features)
@@ -96,38 +149,32 @@ def collecting(extract: Extractor | None, found: list[Tensor]) -> Callable[[list
 
 
 def finish(
-    comparison: Comparison, measures: Measures, folders: dict[str, Path], resolution: int
-) -> pd.DataFrame:
+    comparison: Comparison, measures: Measures, images: CaptionedImages, folders: dict[str, Path],
+    resolution: int,
+) -> pd.DataFrame:  # fmt: skip
     """Measure a comparison's runs; write its tables, training images and `comparison.json`; the table."""
     out = Path(comparison.out)
-    measured = measure(measures, comparison.training_images(), folders, resolution, comparison.cache)
-    first = next(iter(measured.rows.values()))
-    prompts, notes = first["prompt_id"].nunique(), notes_on(first)
+    measured = measure(measures, images, folders, resolution, comparison.cache)
+    first, quality = next(iter(measured.rows.values())), measured.quality
     table = with_published(measured.table(), comparison.published)
     write_atomically(out / "comparison.parquet", lambda part: table.to_parquet(part, index=False))
-    memorized, subset = None, out / "comparison_memorized.parquet"
+    memorized, subset = measured.memorized(), out / "comparison_memorized.parquet"
     subset.unlink(missing_ok=True)  # of another time
-    if "none" in measured.rows:
-        chosen = memorized_prompts(measured.rows["none"])
-        memorized = {"threshold": MEMORIZED, "prompts": len(chosen), "of": prompts}
-        if chosen:
-            part_table = measured.table(chosen)
-            write_atomically(subset, lambda part: part_table.to_parquet(part, index=False))
-    if orphans := save_training_images(measured, first, resolution, out / "training"):
-        notes.append(f"{orphans} prompts have no image of their own in the training set.")
-    quality = measured.quality
+    if memorized and memorized["prompts"]:
+        part_table = measured.table(memorized_prompts(measured.rows["none"]))
+        write_atomically(subset, lambda part: part_table.to_parquet(part, index=False))
+    save_training_images(measured, first, resolution, out / "training")
     about = {
-        "title": out.parent.name if out.name == "compare" else out.name,
+        "title": out.resolve().parent.name if out.name == "compare" else out.name,
         "model": comparison.pipeline,
         "base_model": comparison.base_pipeline,
         "descriptor": described(comparison),
         "features": quality and f"{quality.name}, {quality.references:,} training images",
         "notes": [
-            f"{prompts} prompts x {comparison.samples_per_prompt} samples, guidance "
-            f"{comparison.guidance_scale:g}, {comparison.num_inference_steps} steps; top matches are "
-            f"searched among {len(measured.training.images):,} images.",
-            *notes,
-            *(quality.notes if quality else []),
+            f"Prompts: {first['prompt_id'].nunique()}, samples of each: {comparison.samples_per_prompt}; "
+            f"guidance {comparison.guidance_scale:g}, {comparison.num_inference_steps} steps; top "
+            f"matches are searched among {len(images):,} images.",
+            *measured.notes(),
         ],
         "memorized": memorized,
         "sweeps": comparison.sweeps(),
@@ -149,12 +196,9 @@ def with_published(table: pd.DataFrame, published: Mapping[str, Mapping[str, flo
     return table
 
 
-def save_training_images(measured: Measured, rows: pd.DataFrame, resolution: int, folder: Path) -> int:
-    """The first of each prompt's own training images as `<prompt id>.png`; how many prompts have none."""
+def save_training_images(measured: Measured, rows: pd.DataFrame, resolution: int, folder: Path) -> None:
+    """The first of each prompt's own training images as `<prompt id>.png`."""
     each = rows.drop_duplicates("prompt_id")
-    orphans = 0
     for key, own in zip(each["prompt_id"], measured.training.own(each), strict=True):
         if own:
             save_image(measured.training.images[own[0]].rgb(resolution), folder / f"{key}.png")
-        orphans += not own
-    return orphans

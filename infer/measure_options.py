@@ -41,6 +41,7 @@ class MeasureOptions:
 
     def __post_init__(self) -> None:
         """What is needed last should not be found missing last."""
+        self.of_the_run = bool(self.run and not self.training)  # those that were asked for are all searched
         if self.run:
             provenance = provenance_of(self.run)
             self.training = self.training or [*provenance["sources"], *provenance["ordinary"]]
@@ -48,8 +49,8 @@ class MeasureOptions:
         check_clip(self.clip)
         if self.sscd:
             check_sscd(self.sscd, self.sscd_sha256)
-        elif self.sscd_sha256:
-            raise ValueError("sscd_sha256 is the SSCD model's: give --sscd too")
+        elif self.sscd_sha256 or self.sscd_protocol != "skew320":
+            raise ValueError("sscd_protocol and sscd_sha256 are the SSCD model's: give --sscd too")
         for source in self.training:
             if source.endswith(SHARD_SUFFIXES):
                 shard_paths(source)
@@ -57,10 +58,9 @@ class MeasureOptions:
                 raise FileNotFoundError(f"no training images {source!r}")
 
     def training_images(self) -> CaptionedImages:
-        """The images that the model saw: all of the sources, or those that the training run showed."""
+        """What is searched: all of the sources given, or those images of its own that the run showed."""
         images = load_captioned(*self.training)
-        shown = Path(self.run) / "exposures.parquet" if self.run else None
-        if not (shown and shown.exists()):
+        if not (self.of_the_run and (shown := Path(self.run) / "exposures.parquet").exists()):
             return images
         rows = pd.read_parquet(shown)
         seen = set(rows["id"][rows["times_shown"] > 0])

@@ -4,6 +4,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Self
 
@@ -22,6 +23,7 @@ from infer.runfolder import KEY, complete, write_atomically
 from infer.similarity import Descriptor, in_batches, match
 
 log = logging.getLogger(__name__)
+TOP_IDS = {"similarity": "top_train_id", "sscd": "sscd_top_id"}  # columns of the nearest image's id
 
 
 @dataclass
@@ -49,14 +51,41 @@ class TrainingSet:
         return cls(images, measures, embeddings)
 
     def own(self, rows: pd.DataFrame) -> list[list[int]]:
-        """For each row the places of its own images: that of its prompt's id, or else all of its caption."""
-        captions: dict[str, list[int]] = {}
+        """For each row the places of its own images.
+
+        Of its prompt's id if that has its caption; else all of its caption; else of its id, another caption
+        notwithstanding (`renamed` tells).
+        """
+        found = []
+        for key, prompt in zip(rows["prompt_id"], rows["prompt"], strict=True):
+            place, alike = self.images.position.get(key), self.captions.get(same(prompt), [])
+            known = place is not None and (place in alike or not alike)
+            found.append([place] if known else alike)
+        return found
+
+    @cached_property
+    def captions(self) -> dict[str, list[int]]:
+        """Where each caption stands."""
+        places: dict[str, list[int]] = {}
         for place, sample in enumerate(self.images.samples):
-            captions.setdefault(same(sample.caption), []).append(place)
-        return [
-            [self.images.position[key]] if key in self.images.position else captions.get(same(prompt), [])
-            for key, prompt in zip(rows["prompt_id"], rows["prompt"], strict=True)
-        ]
+            for caption in dict.fromkeys(map(same, sample.captions)):
+                places.setdefault(caption, []).append(place)
+        return places
+
+    def renamed(self, rows: pd.DataFrame) -> int:
+        """How many prompts are measured against an image of their id whose caption is another."""
+        each = rows.drop_duplicates("prompt_id")
+        pairs = zip(each["prompt"], self.own(each), strict=True)
+        return sum(bool(own) and own[0] not in self.captions.get(same(prompt), []) for prompt, own in pairs)
+
+
+def read_samples(folder: Path) -> pd.DataFrame:
+    """The rows of a run; ValueError where an image comes twice."""
+    rows = complete(pd.read_parquet(folder / "samples.parquet")).reset_index(drop=True)
+    if len(twice := rows[rows.duplicated(KEY)]):
+        key, sample = twice[KEY].iloc[0]
+        raise ValueError(f"{folder}: {len(twice)} images come twice, the first is {key!r}, sample {sample}")
+    return rows
 
 
 def read_images(folder: Path, rows: pd.DataFrame) -> Iterator[tuple[int, Image.Image | None]]:
@@ -107,14 +136,11 @@ def score(
     Rows that failed (a black image), and those whose image cannot be read (`unreadable`), get no score.
     `also` is given each batch of the others, in order, with their CLIP features.
     """
-    rows = complete(pd.read_parquet(folder / "samples.parquet")).reset_index(drop=True)
-    if len(twice := rows[rows.duplicated(KEY)]):
-        key, sample = twice[KEY].iloc[0]
-        raise ValueError(f"{folder}: {len(twice)} images come twice, the first is {key!r}, sample {sample}")
+    rows = read_samples(folder)
     own, unreadable = training.own(rows), np.zeros(len(rows), bool)
     names = [f"{prefix}_{kind}" for prefix in training.measures for kind in ("own", "top")]
     scores = {name: np.full(len(rows), np.nan) for name in [*names, "clip_score"]}
-    nearest: list[str | None] = [None] * len(rows)
+    nearest = {prefix: [None] * len(rows) for prefix in training.measures}
 
     with tqdm(desc=f"score {folder.name}", total=len(rows), unit="image") as bar:
         for batch in in_batches(read_images(folder, rows), batch_size):
@@ -126,18 +152,18 @@ def score(
                     found = match(descriptor(images), embeddings, [own[place] for place in places])
                     scores[f"{prefix}_own"][places] = found.own.numpy()
                     scores[f"{prefix}_top"][places] = found.top.numpy()
-                    if prefix == "similarity":
-                        for place, index in zip(places, found.top_index.tolist(), strict=True):
-                            nearest[place] = training.images[index].id
+                    for place, index in zip(places, found.top_index.tolist(), strict=True):
+                        nearest[prefix][place] = training.images[index].id
                 features = clip.image_features(images)
                 scores["clip_score"][places] = clip.cosines(features, list(rows["prompt"].iloc[places]))
                 if also:
                     also(images, features)
             bar.update(batch[-1][0] + 1 - bar.n)
         bar.update(len(rows) - bar.n)  # those at the end that failed
-    former = [name for name in rows if name.endswith(("_own", "_top")) and name not in scores]
-    rows = rows.drop(columns=former).assign(
-        **scores, top_train_id=pd.array(nearest, "str"), unreadable=unreadable
-    )
+    ids = {TOP_IDS[prefix]: pd.array(found, "str") for prefix, found in nearest.items()}
+    former = [
+        name for name in rows if name.endswith(("_own", "_top", "_top_id")) and name not in scores | ids
+    ]
+    rows = rows.drop(columns=former).assign(**scores, **ids, unreadable=unreadable)
     write_atomically(folder / "samples.parquet", lambda part: rows.to_parquet(part, index=False))
     return rows

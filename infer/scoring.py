@@ -1,5 +1,6 @@
 """What `python -m infer score` measures: predict runs that are there already."""
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,11 @@ from PIL import Image
 
 from infer.measure_options import MeasureOptions
 from infer.model_options import device_of
+from infer.runfolder import differences
+
+# What must be the same for a difference to be the mitigation's.
+SAMPLING = ("scheduler", "timestep_spacing", "num_inference_steps", "guidance_scale", "negative_prompt",
+            "resolution")  # fmt: skip
 
 
 @dataclass(kw_only=True)
@@ -35,14 +41,24 @@ class Scoring(MeasureOptions):
                 raise FileNotFoundError(f"{folder!r} is no finished predict run: it has no samples.parquet")
         if not self.runs:
             raise ValueError("give --runs, predict run folders")
-        names = [*self.folders()]
-        if len(names) < len(self.runs):
-            raise ValueError(f"two runs are of one mitigation: {', '.join(self.runs)}")
+        if len(set(self.runs)) < len(self.runs):
+            raise ValueError(f"a run is named twice: {', '.join(self.runs)}")
+        self.configs = {run: yaml.safe_load((Path(run) / "config.yaml").read_text()) for run in self.runs}
+        made = {run: {key: config.get(key) for key in SAMPLING} for run, config in self.configs.items()}
+        for run in self.runs[1:]:
+            if changed := differences(made[self.runs[0]], made[run]):
+                raise ValueError(f"{self.runs[0]} and {run} were made differently ({'; '.join(changed)})")
 
     def folders(self) -> dict[str, Path]:
-        """The runs by their mitigation."""
-        configs = {Path(run): yaml.safe_load((Path(run) / "config.yaml").read_text()) for run in self.runs}
-        return {config["mitigation"]: folder for folder, config in configs.items()}
+        """The runs by their mitigation; those of one mitigation by their folders' names."""
+        mitigations = {run: config["mitigation"] for run, config in self.configs.items()}
+        often = Counter(mitigations.values())
+        return {name if often[name] == 1 else Path(run).name: Path(run) for run, name in mitigations.items()}
+
+    def notes(self) -> list[str]:
+        """What the runs do not share."""
+        models = sorted({config["pipeline"] for config in self.configs.values()})
+        return [f"The runs are of different models: {', '.join(models)}"] if len(models) > 1 else []
 
     def side(self) -> int:
         """Of the first image that can be read, in pixels."""

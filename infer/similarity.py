@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 import torch
@@ -57,7 +58,8 @@ def check_sscd(path: str, sha256: str | None = None) -> None:
             f"no SSCD model {path!r}: give a .pt (TorchScript) or .onnx file, its URL, or one of "
             f"{', '.join(SSCD_MODELS)}, which are Meta's"
         )
-    if not path.endswith((".pt", ".torchscript", ".onnx")):
+    name = urlsplit(path).path if is_url(path) else path
+    if not name.endswith((".pt", ".torchscript", ".onnx")):
         raise ValueError(f"SSCD model {path!r}: only .pt (TorchScript) and .onnx are read")
     if not is_url(path):
         verify(path, sha256)

@@ -9,7 +9,7 @@ import pandas as pd
 from infer.statistics import STATISTICS, by_prompt, estimate
 
 MEMORIZED = 0.5  # a prompt is memorized if an image without mitigation is above this similarity
-FEW = 20  # prompts, below which intervals are rough, and images, below which a 95th percentile is a maximum
+FEW, TAIL = 20, 100  # prompts, below which intervals of means, and of 95th percentiles, are too narrow
 ALL, TOP, MEAN = tuple(STATISTICS), ("mean", "p95"), ("mean",)
 MEASURES = {
     "similarity_own": ALL,
@@ -57,9 +57,14 @@ def check_same_images(runs: Mapping[str, pd.DataFrame]) -> None:
                 )
 
 
+def memorized_by(rows: pd.DataFrame) -> str:
+    """The column that says whether an image is a copy: SSCD's where there is one."""
+    return "sscd_own" if "sscd_own" in rows else "similarity_own"
+
+
 def memorized_prompts(unmitigated: pd.DataFrame) -> list[str]:
     """Prompts of which an image without mitigation is above MEMORIZED to its training image."""
-    highest = unmitigated.groupby("prompt_id")["similarity_own"].max()
+    highest = unmitigated.groupby("prompt_id")[memorized_by(unmitigated)].max()
     return list(highest.index[highest > MEMORIZED])
 
 
@@ -102,12 +107,13 @@ def has_detour(told: Mapping[str, Any]) -> bool:
 
 
 def notes_on(rows: pd.DataFrame) -> list[str]:
-    """What so few images cannot show."""
-    notes, prompts, scored = [], rows["prompt_id"].nunique(), int(rows["similarity_own"].notna().sum())
+    """What so few prompts cannot show."""
+    prompts = int(rows.groupby("prompt_id")["similarity_own"].any().sum()) if len(rows) else 0
     if prompts == 1:
-        notes.append("One prompt only: there are no intervals, which are over prompts.")
-    elif prompts < FEW:
-        notes.append(f"{prompts} prompts only: intervals over so few are too narrow.")
-    if 0 < scored < FEW:
-        notes.append(f"{scored} images only: their 95th percentile is nearly their maximum.")
+        return ["One prompt with scores: there are no intervals, which are over prompts."]
+    notes = []
+    if 1 < prompts < FEW:
+        notes.append(f"{prompts} prompts with scores: intervals over fewer than {FEW} are too narrow.")
+    if 1 < prompts < TAIL:
+        notes.append(f"{prompts} prompts with scores: intervals of 95th percentiles want {TAIL} or more.")
     return notes

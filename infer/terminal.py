@@ -18,12 +18,19 @@ SHOWN: dict[str, tuple[str, Callable[[float], str]]] = {
     "seconds_per_image": ("s/img", "{:.3f}".format),
     "fired_share": ("fired", "{:.0%}".format),
     "transition_timestep_median": ("t", "{:.0f}".format),
+    "failed": ("failed", "{:.0f}".format),
+    "unreadable": ("unread.", "{:.0f}".format),
 }
 
 
 def terminal_table(table: pd.DataFrame) -> Table:
     """The comparison for the terminal: one line per mitigation."""
-    shown = {key: value for key, value in SHOWN.items() if key in table and table[key].notna().any()}
+    quiet = [key for key in ("failed", "unreadable") if key in table and not table[key].any()]
+    shown = {
+        key: value
+        for key, value in SHOWN.items()
+        if key in table and table[key].notna().any() and key not in quiet
+    }
     out = Table(title="same prompts, same seeds", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     out.add_column("mitigation", overflow="fold", min_width=12)
     for title, _ in shown.values():

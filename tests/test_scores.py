@@ -161,11 +161,11 @@ def flat(image: Image.Image) -> np.ndarray:
 
 
 def test_scores_are_those_of_the_images(folder: Path, training: TrainingSet, clip: ClipScore) -> None:
-    """By numpy, one by one; an id comes before a caption; a batch is as good as another."""
+    """By numpy, one by one; a caption comes before an id; a batch is as good as another."""
     rows = score(folder, training, clip, batch_size=2)
     pd.testing.assert_frame_equal(rows, pd.read_parquet(folder / "samples.parquet"))
     pd.testing.assert_frame_equal(rows, score(folder, training, clip))
-    own = {"s0": ["s0"], "p1": ["s2"], "p2": [], "s3": ["s3"]}  # s3, whose prompt is s4's caption
+    own = {"s0": ["s0"], "p1": ["s2"], "p2": [], "s3": ["s4"]}  # s3, whose prompt is s4's caption
     references = {sample.id: sample.rgb(16) for sample in training.images.samples}
     for row in rows[rows["failed_step"].isna()].itertuples():
         image = Image.open(folder / row.image)
@@ -178,6 +178,7 @@ def test_scores_are_those_of_the_images(folder: Path, training: TrainingSet, cli
             assert getattr(row, f"{prefix}_own") == pytest.approx(best, abs=1e-5, nan_ok=True)
             assert getattr(row, f"{prefix}_top") == pytest.approx(max(found.values()), abs=1e-5)
         assert row.top_train_id == max(alike, key=alike.get)
+        assert row.sscd_top_id == max(cosines, key=cosines.get)
         assert row.clip_score == pytest.approx(clip([image], [row.prompt])[0], abs=1e-5)
     assert rows["top_train_id"].nunique() > 2 and not rows["unreadable"].any()
     assert {"nfe", "prompt", "image"} <= set(rows)
@@ -265,7 +266,9 @@ def test_scores_of_a_measure_that_is_no_longer_asked_for_go(
     both = score(folder, training, clip)
     del training.measures["sscd"]
     pd.testing.assert_frame_equal(
-        score(folder, training, clip), both.drop(columns=["sscd_own", "sscd_top"]), check_like=True
+        score(folder, training, clip),
+        both.drop(columns=["sscd_own", "sscd_top", "sscd_top_id"]),
+        check_like=True,
     )
 
 
@@ -294,3 +297,16 @@ def test_images_are_held_one_batch_at_a_time(
     monkeypatch.setattr(Image.Image, "convert", counted)
     score(folder, training, clip, batch_size=2)
     assert sizes == [2, 2, 2, 2, 1, 1] and len(opened) == len(set(opened)) == 5
+
+
+def test_a_clip_has_one_fingerprint_in_all_processes(clip: ClipScore) -> None:
+    """Preparations may hold functions, which are shown with their addresses."""
+
+    def fingerprint(preparation) -> str:
+        twin = object.__new__(ClipScore)
+        twin.towers = clip.towers._replace(preparation=preparation)
+        return twin.fingerprint
+
+    functions = [eval("lambda image: image") for _ in range(2)]
+    assert str(functions[0]) != str(functions[1])
+    assert fingerprint([functions[0]]) == fingerprint([functions[1]]) != fingerprint(["resize 224"])

@@ -274,3 +274,10 @@ def offline() -> None:
 def test_two_urls_with_one_file_name_are_kept_apart(hub: Path) -> None:
     assert place_of("https://a.example/sscd.pt") != place_of("https://b.example/sscd.pt")
     assert place_of("https://a.example/../../sscd.pt").parent.parent == hub / "attraction_basin"
+
+
+def test_the_kind_of_a_file_is_in_its_urls_path() -> None:
+    """Not in what follows it."""
+    check_sscd("https://models.test/sscd.pt?download=true")
+    with pytest.raises(ValueError, match="only .pt"):
+        check_sscd("https://models.test/sscd.zip?name=sscd.pt")

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from infer.statistics import STATISTICS, by_prompt, estimate
-from infer.summary import check_same_images, memorized_prompts, notes_on, summarize
+from infer.summary import check_same_images, memorized_by, memorized_prompts, notes_on, summarize
 
 WAITS = {"never_fired": 0, "without_alternative": None, "peak_memory_gib": 1.5}
 
@@ -90,10 +90,20 @@ def test_runs_of_other_images_are_not_compared(change, message: str) -> None:
 
 @pytest.mark.parametrize(
     "prompts, samples, expected",
-    [(1, 30, ["One prompt only"]), (5, 30, ["5 prompts only"]), (25, 1, []),
-     (4, 2, ["4 prompts only", "8 images only"])],
+    [(1, 30, ["One prompt with scores"]), (5, 30, ["over fewer than 20", "want 100"]),
+     (25, 1, ["want 100"]), (100, 1, [])],
 )  # fmt: skip
-def test_what_so_few_cannot_show_is_said(prompts: int, samples: int, expected: list[str]) -> None:
-    notes = notes_on(scored(prompts, samples))
-    assert len(notes) == len(expected)
-    assert all(note.startswith(start) for note, start in zip(notes, expected, strict=True))
+def test_what_so_few_prompts_cannot_show_is_said(prompts: int, samples: int, expected: list[str]) -> None:
+    """However many samples each has; prompts without scores do not count."""
+    rows = scored(prompts, samples)
+    lost = scored(3, 1, prompt_id=["x", "y", "z"], similarity_own=np.nan)
+    for given in (rows, pd.concat([rows, lost])):
+        notes = notes_on(given)
+        assert len(notes) == len(expected)
+        assert all(part in note for note, part in zip(notes, expected, strict=True))
+
+
+def test_with_a_copy_detector_it_says_what_is_memorized() -> None:
+    rows = scored(3, 1, similarity_own=[0.9, 0.9, 0.1], sscd_own=[0.2, 0.6, 0.7])
+    assert memorized_prompts(rows) == ["p1", "p2"] and memorized_by(rows) == "sscd_own"
+    assert memorized_prompts(rows.drop(columns="sscd_own")) == ["p0", "p1"]
