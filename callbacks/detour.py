@@ -12,6 +12,7 @@ from torch import Tensor
 from callbacks.mitigation import Mitigation
 from callbacks.transition import Transition
 from data.captioned import SHARD_SUFFIXES, shard_paths
+from data.layouts import is_data
 from data.pipeline import check_pipeline, fingerprint, load_pipeline
 from data.prompts import source_fingerprint
 from infer.guidance import onto
@@ -162,7 +163,7 @@ class Detour(Mitigation):
             with located(option):
                 if source and source.endswith(SHARD_SUFFIXES):
                     shard_paths(source)
-                elif source and not Path(source).exists():
+                elif source and not (Path(source).exists() or is_data(source)):
                     raise FileNotFoundError(f"no prompts {source!r}")
 
     def check_requests(self, pipe: Any, requests: Sequence[Request]) -> None:

@@ -1,12 +1,14 @@
 """What the commands that measure images share: against which training images, and by what."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import pandas as pd
 
-from data.captioned import SHARD_SUFFIXES, CaptionedImages, load_captioned, shard_paths
+from data.captioned import CaptionedImages, load_captioned
+from data.layouts import open_source
 from infer.alignment import check_clip
 from infer.model_options import need, provenance_of
 from infer.protocols import ProtocolName
@@ -19,7 +21,7 @@ class MeasureOptions:
 
     Args:
         run: training run folder; gives whatever else is not set.
-        training: sources of the training images, for the similarity search.
+        training: sources of the training images, for the similarity search, as training takes them.
         clip: transformers CLIPModel folder or Hub id, or open_clip:MODEL/WEIGHTS, for the alignment.
         sscd: SSCD model for sscd_* columns: a file (.pt TorchScript or .onnx), its URL, or disc_mixup or
             disc_large, which are fetched from Meta.
@@ -52,10 +54,8 @@ class MeasureOptions:
         elif self.sscd_sha256 or self.sscd_protocol != "skew320":
             raise ValueError("sscd_protocol and sscd_sha256 are the SSCD model's: give --sscd too")
         for source in self.training:
-            if source.endswith(SHARD_SUFFIXES):
-                shard_paths(source)
-            elif not Path(source).is_dir():
-                raise FileNotFoundError(f"no training images {source!r}")
+            if not source.startswith("hf:"):  # a download comes later
+                open_source(source, Counter())
 
     def training_images(self) -> CaptionedImages:
         """What is searched: all of the sources given, or those images of its own that the run showed."""

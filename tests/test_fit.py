@@ -148,7 +148,9 @@ def test_the_run_folder_is_complete(whole: Path, world: Path) -> None:
     assert (about["images"], about["ordinary_images"], about["devices"]) == (4, 5, 1)
     assert (world / "cache" / f"{about['data_fingerprint']}.safetensors").exists()
     for step in (4, 8):
-        assert Image.open(whole / f"samples/step-{step:06d}.png").size == (2 * 16, 2 * 16)
+        with Image.open(whole / f"samples/step-{step:06d}.png") as sheet:
+            assert sheet.width == 2 * 48 and sheet.height > 2 * 48  # two images, their generations, numbers
+    assert sorted(path.name for path in (whole / "samples").iterdir())[0] == "similarity.parquet"
 
 
 def test_the_export_is_a_stock_pipeline_with_another_unet(whole: Path, tiny_pipeline: Path) -> None:

@@ -5,13 +5,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDPMScheduler
 from lightning.pytorch import Trainer
 
 from train.autoencoder import edges, psnr, quiet_start, whiten
 from train.clip import contrastive_loss
 from train.finetune import Finetune
-from train.objective import generator_for, target
+from train.objective import generator_for, min_snr_weight, offset_noise, target
 from train.schedule import warmup_constant, warmup_cosine
 
 CPU = torch.device("cpu")
@@ -88,6 +89,88 @@ def test_half_of_the_images_is_mirrored(sides: int) -> None:
         module.training_step(batch, index)
     mirrored = [int((noisy.mean((1, 2, 3)) < 0).sum()) for noisy in seen]
     assert all(20 < count < 44 if sides == 2 else count == 0 for count in mirrored)
+
+
+@pytest.mark.parametrize("gamma", [0.5, 5.0, 1e9])
+def test_min_snr_weights_are_the_closed_form(gamma: float) -> None:
+    """In numbers of the schedule itself. Of v the weight has sigma^2 = 1 / (SNR + 1) in it."""
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.double) ** 2
+    kept = (1 - betas).cumprod(0)
+    timesteps = torch.tensor([0, 1, 100, 500, 900, 999])
+    options = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+    for kind in ("epsilon", "v_prediction"):
+        found = min_snr_weight(DDPMScheduler(prediction_type=kind, **options), timesteps, gamma)
+        for t, weight in zip(timesteps.tolist(), found.tolist(), strict=True):
+            snr = kept[t].item() / (1 - kept[t].item())
+            expected = min(snr, gamma) / (snr if kind == "epsilon" else snr + 1)
+            assert weight == pytest.approx(expected, rel=1e-3)
+
+
+def test_min_snr_weights_without_any_signal() -> None:
+    """A schedule that ends in pure noise: v has nothing to learn of the image there, epsilon all."""
+    end = torch.tensor([999])
+    for kind, weight in (("epsilon", 1.0), ("v_prediction", 0.0)):
+        scheduler = DDPMScheduler(prediction_type=kind, rescale_betas_zero_snr=True)
+        assert min_snr_weight(scheduler, end, 5.0).item() == pytest.approx(weight, abs=1e-6)
+
+
+def one_step(**options) -> tuple[dict, torch.Tensor]:
+    """A training step of a model that says what it is given, halved; and what it was given."""
+    module, seen = Finetune("", **options), []
+    module.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    module.log = lambda *_, **__: None
+    module.noise_schedule = DDPMScheduler(prediction_type="v_prediction", beta_schedule="scaled_linear")
+    module.trained = lambda noisy, *_: seen.append(noisy) or SimpleNamespace(sample=noisy / 2)
+    mean = torch.randn(64, 1, 4, 8, 8, generator=generator_for(CPU, 9))
+    batch = {"mean": mean, "std": torch.ones_like(mean), "embedding": torch.zeros(64, 8, 16)}
+    return module.training_step(batch, 0), seen[0]
+
+
+def test_without_options_the_loss_is_the_plain_one_to_the_bit() -> None:
+    made, noisy = one_step()
+    mean, generator = (
+        torch.randn(64, 1, 4, 8, 8, generator=generator_for(CPU, 9))[:, 0],
+        generator_for(CPU, 0, 0, 0, 0),
+    )
+    torch.randint(0, 1, (64,), generator=generator)
+    latents = mean + torch.randn(mean.shape, generator=generator)
+    noise = torch.randn(mean.shape, generator=generator)
+    timesteps = torch.randint(0, 1000, (64,), generator=generator)
+    scheduler = DDPMScheduler(prediction_type="v_prediction", beta_schedule="scaled_linear")
+    assert torch.equal(noisy, scheduler.add_noise(latents, noise, timesteps))
+    assert torch.equal(made["loss"], F.mse_loss(noisy / 2, target(scheduler, latents, noise, timesteps)))
+    assert torch.equal(made["timesteps"], timesteps)
+    torch.testing.assert_close(made["errors"].mean(), made["loss"])
+
+
+def test_a_weighted_loss_weighs_each_sample() -> None:
+    plain, weighted = one_step()[0], one_step(min_snr_gamma=5.0)[0]
+    assert torch.equal(plain["errors"], weighted["errors"])  # what is reported stays comparable
+    scheduler = DDPMScheduler(prediction_type="v_prediction", beta_schedule="scaled_linear")
+    weights = min_snr_weight(scheduler, plain["timesteps"], 5.0)
+    torch.testing.assert_close(weighted["loss"], (weights * plain["errors"]).mean())
+    assert abs(weighted["loss"] / plain["loss"] - 1) > 0.05
+
+
+def test_offset_noise_moves_whole_channels() -> None:
+    """By N(0, strength^2), each channel of each image by its own; the rest of a step is as without it."""
+    noise = torch.zeros(500, 4, 8, 8)
+    moved = offset_noise(noise, 0.1, generator_for(CPU, 0))
+    assert torch.equal(moved, moved[..., :1, :1].expand_as(moved))
+    assert len(moved[..., 0, 0].unique()) > 1990
+    assert moved[..., 0, 0].std().item() == pytest.approx(0.1, rel=0.05)
+    (plain, noisy), (offset, changed) = one_step(), one_step(noise_offset=0.1)
+    assert torch.equal(plain["timesteps"], offset["timesteps"])
+    difference = (changed - noisy) / noise_share(plain["timesteps"]).view(-1, 1, 1, 1)
+    torch.testing.assert_close(
+        difference, difference.mean((2, 3), keepdim=True).expand_as(difference), atol=1e-4, rtol=0
+    )
+    assert difference.std().item() == pytest.approx(0.1, rel=0.15)
+
+
+def noise_share(timesteps: torch.Tensor) -> torch.Tensor:
+    """sigma_t of the schedule in these tests."""
+    return (1 - DDPMScheduler(beta_schedule="scaled_linear").alphas_cumprod[timesteps]).sqrt()
 
 
 def test_psnr_is_the_closed_form() -> None:

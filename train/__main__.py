@@ -44,8 +44,10 @@ def build(kind: str, args: list[str]):
     from callbacks.ema import EMA
     from callbacks.export import Export
     from callbacks.exposures import Exposures
+    from callbacks.finite import Finite
+    from callbacks.loss_bins import LossBins
+    from callbacks.memorization import Memorization
     from callbacks.provenance import Provenance
-    from callbacks.sample_grid import SampleGrid
     from callbacks.wandb_run import wandb_logger
 
     warnings.filterwarnings("ignore", module="lightning")
@@ -64,7 +66,8 @@ def build(kind: str, args: list[str]):
             )
             parser.add_lightning_class_args(EMA, "ema")
             if on_latents:
-                parser.add_lightning_class_args(SampleGrid, "grid")
+                parser.add_lightning_class_args(Memorization, "grid")
+                parser.add_lightning_class_args(LossBins, "loss_bins")
 
         def instantiate_trainer(self, **kwargs):
             root = Path(self.config.out)
@@ -73,7 +76,8 @@ def build(kind: str, args: list[str]):
             own = self.config_init.trainer.callbacks or []
             bar = self.config.trainer.enable_progress_bar is not False
             bars = [TQDMProgressBar(refresh_rate=10)] if bar else []
-            callbacks = [*own, *counted, checkpoints, *bars]
+            # Finite comes first: nothing is made of broken weights.
+            callbacks = [*own, Finite(), *counted, checkpoints, *bars]
             loggers = [CSVLogger(root, name="", version="")]
             if self.config.wandb != "off":
                 loggers.append(wandb_logger(root, offline=self.config.wandb == "offline"))
@@ -99,7 +103,7 @@ def build(kind: str, args: list[str]):
 
 def fit(kind: str, args: list[str]) -> None:
     """Train, or go on where the last start stopped; do nothing when the run is finished."""
-    from train.run import claim, finished, join_metrics, keep_metrics, last_checkpoint
+    from train.run import claim, finished, join_metrics, keep_metrics, last_checkpoint, memorized
 
     cli = build(kind, args)
     folder, trainer = Path(cli.config.out), cli.trainer
@@ -109,6 +113,12 @@ def fit(kind: str, args: list[str]) -> None:
         if trainer.is_global_zero:
             join_metrics(folder)
             print(f"{folder} is finished ({trainer.max_steps:,} steps): {folder / 'pipeline'}")
+        return
+    grid = cli.config.get("grid")
+    if grid and memorized(folder, grid.stop_at_share, grid.threshold):
+        if trainer.is_global_zero:
+            join_metrics(folder)
+            print(f"{folder} is finished (grid.stop_at_share {grid.stop_at_share:g}): {folder / 'pipeline'}")
         return
     checkpoint = last_checkpoint(folder)
     if checkpoint and trainer.is_global_zero:

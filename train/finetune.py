@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data.pipeline import load_pipeline
-from train.objective import generator_for, target
+from train.objective import generator_for, min_snr_weight, offset_noise, target
 from train.schedule import warmup_constant, warmup_cosine
 
 
@@ -31,6 +31,9 @@ class Finetune(pl.LightningModule):
         gradient_checkpointing: trade time for memory.
         channels_last: memory layout of the UNet.
         seed: of noise and timesteps.
+        min_snr_gamma: weight timesteps by their signal-to-noise ratio, at most this (Hang et al. 2023: 5);
+            null: all alike.
+        noise_offset: strength of an offset common to an image's channel, added to the noise (usually 0.1).
     """
 
     def __init__(
@@ -46,13 +49,19 @@ class Finetune(pl.LightningModule):
         gradient_checkpointing: bool = False,
         channels_last: bool = False,
         seed: int = 0,
+        min_snr_gamma: float | None = None,
+        noise_offset: float = 0.0,
     ):
+        if min_snr_gamma is not None and not min_snr_gamma > 0:
+            raise ValueError(f"min_snr_gamma must be above 0, not {min_snr_gamma}; null weights all alike")
+        if not noise_offset >= 0:
+            raise ValueError(f"noise_offset must be at least 0, not {noise_offset}")
         super().__init__()
         self.source, self.revision = pipeline, revision
         self.lr, self.warmup_steps, self.decay = lr, warmup_steps, decay
         self.betas, self.weight_decay, self.caption_dropout = betas, weight_decay, caption_dropout
         self.gradient_checkpointing, self.channels_last = gradient_checkpointing, channels_last
-        self.seed = seed
+        self.seed, self.min_snr_gamma, self.noise_offset = seed, min_snr_gamma, noise_offset
 
     @cached_property
     def pipe(self) -> Any:
@@ -107,7 +116,8 @@ class Finetune(pl.LightningModule):
         self.pipe.text_encoder.to("cpu")
         self.pipe.vae.to("cpu")
 
-    def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
+    def training_step(self, batch: dict[str, Tensor], batch_index: int) -> dict[str, Tensor]:
+        """The loss to minimize; and each sample's own squared error, unweighted, with its timestep."""
         mean, std, embedding = batch["mean"], batch["std"], batch["embedding"]
         micro = batch_index % self.trainer.accumulate_grad_batches
         generator = generator_for(self.device, self.seed, self.global_rank, self.global_step, micro)
@@ -120,13 +130,20 @@ class Finetune(pl.LightningModule):
         if self.caption_dropout:
             dropped = torch.rand(len(mean), generator=generator, device=self.device) < self.caption_dropout
             embedding = torch.where(dropped[:, None, None], self.empty.to(embedding), embedding)
+        if self.noise_offset:  # drawn last: all else is as without it
+            noise = offset_noise(noise, self.noise_offset, generator)
         noisy = self.noise_schedule.add_noise(latents, noise, timesteps)
         if self.channels_last:
             noisy = noisy.contiguous(memory_format=torch.channels_last)
         prediction = self.trained(noisy, timesteps, embedding).sample
-        loss = F.mse_loss(prediction.float(), target(self.noise_schedule, latents, noise, timesteps))
+        wanted = target(self.noise_schedule, latents, noise, timesteps)
+        errors = F.mse_loss(prediction.float(), wanted, reduction="none").flatten(1).mean(1)
+        if self.min_snr_gamma is None:
+            loss = F.mse_loss(prediction.float(), wanted)
+        else:
+            loss = (min_snr_weight(self.noise_schedule, timesteps, self.min_snr_gamma) * errors).mean()
         self.log("loss", loss, prog_bar=True)
-        return loss
+        return {"loss": loss, "errors": errors.detach(), "timesteps": timesteps}
 
     def configure_optimizers(self) -> dict:
         optimizer = torch.optim.AdamW(

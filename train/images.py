@@ -33,7 +33,7 @@ class ImageData(pl.LightningDataModule):
     """Captioned images at one resolution.
 
     Args:
-        sources: shard patterns or folders, see `data.captioned.load_captioned`.
+        sources: what `data.captioned.load_captioned` takes: shards, folders, parquet files, hf:owner/name.
         resolution: side in pixels.
         batch_size: images per step and device.
         flip: mirror half of the images.

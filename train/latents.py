@@ -71,7 +71,8 @@ class LatentData(pl.LightningDataModule):
     """Captioned images as the UNet sees them, duplicated as `exposure` says.
 
     Args:
-        sources: the images of interest: shard patterns or folders, see `data.captioned.load_captioned`.
+        sources: the images of interest, as `data.captioned.load_captioned` takes them: shards, folders,
+            parquet files, hf:owner/name.
         limit: take only this many of them, chosen by seed.
         ordinary: sources of ordinary images, mixed in by `exposure.ordinary_share`.
         exposure: copies, weights and shares.

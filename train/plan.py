@@ -32,6 +32,8 @@ def plan_table(model: Finetune, data: LatentData, trainer: Any) -> Table:
     )
     row("learning rate", f"{model.lr:g}, {model.warmup_steps:,} warm-up steps, then {model.decay}")
     row("precision", trainer.precision)
+    gamma = "none" if model.min_snr_gamma is None else f"min-SNR, gamma {model.min_snr_gamma:g}"
+    row("loss weights; noise offset", f"{gamma}; {model.noise_offset:g}")
     row("images shown in all", f"{draws:,}")
     try:
         data.load()

@@ -7,7 +7,10 @@ import pandas as pd
 import yaml
 
 # Settings that may change between two starts of the same run. `out` and the cache: it may have been moved.
-FREE = ("trainer", "wandb", "checkpoint_every", "grid", "config", "seed_everything", "out", "data.cache")
+FREE = (
+    "trainer", "wandb", "checkpoint_every", "grid", "loss_bins", "config", "seed_everything", "out",
+    "data.cache",
+)  # fmt: skip
 
 
 def claim(folder: Path, config: str) -> None:
@@ -16,6 +19,7 @@ def claim(folder: Path, config: str) -> None:
     if path.exists() and (last_checkpoint(folder) or (folder / "pipeline").exists()):
         before, now = flat(yaml.safe_load(path.read_text())), flat(yaml.safe_load(config))
         changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+        changed = [key for key in changed if key in before or now[key]]  # not an option that is new, and off
         if changed:
             listed = "; ".join(f"{key}: {before.get(key)!r} -> {now.get(key)!r}" for key in changed)
             raise ValueError(f"{folder} holds a different run ({listed}): choose another --out, or delete it")
@@ -45,6 +49,16 @@ def finished(folder: Path, max_steps: int) -> bool:
     return path.exists() and json.loads(path.read_text())["steps"] >= max_steps
 
 
+def memorized(folder: Path, stop_at_share: float | None, threshold: float) -> bool:
+    """Whether the run has exported its model when enough was memorized, as `grid.stop_at_share` asks."""
+    path, about = folder / "samples" / "similarity.parquet", folder / "pipeline" / "training.json"
+    if stop_at_share is None or not path.exists() or not about.exists():
+        return False
+    rows = pd.read_parquet(path)
+    rows = rows[rows["step"] == json.loads(about.read_text())["steps"]]
+    return bool(len(rows)) and bool((rows["similarity"] > threshold).mean() >= stop_at_share)
+
+
 def last_checkpoint(folder: Path) -> str | None:
     path = folder / "checkpoints" / "last.ckpt"
     return str(path) if path.exists() else None
@@ -62,9 +76,11 @@ def keep_metrics(folder: Path) -> None:
 
 
 def join_metrics(folder: Path) -> None:
-    """Put the earlier starts' metrics in front; a step logged twice counts as the later start saw it."""
+    """One row per step of `metrics.csv`, all starts in one; of two values the later start's counts."""
     aside, path = folder / "metrics-before.csv", folder / "metrics.csv"
-    if aside.exists():
-        rows = pd.concat([pd.read_csv(part) for part in (aside, path) if part.exists()])
-        rows.groupby("step", as_index=False).last()[rows.columns].to_csv(path, index=False)
-        aside.unlink()
+    parts = [pd.read_csv(part) for part in (aside, path) if part.exists()]
+    if not parts or not aside.exists() and parts[0]["step"].is_unique:
+        return
+    rows = pd.concat(parts).groupby("step", as_index=False).last()
+    rows[sorted(rows.columns)].to_csv(path, index=False)
+    aside.unlink(missing_ok=True)

@@ -1,0 +1,74 @@
+"""Stop a run that broke, before its last good checkpoint is overwritten."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+
+def finite(parameters: Any) -> Tensor:
+    """Whether all of the weights are, as a tensor on their device."""
+    norms = torch._foreach_norm([p.detach() for p in parameters], float("inf"))  # nan and inf go through
+    return torch.stack([norm.float() for norm in norms]).isfinite().all()
+
+
+class Finite(pl.Callback):
+    """ValueError when a loss, or a weight, is no finite number: the run ends with one line and exit code 1.
+
+    The first such step is noted on the device. It is looked at, together with the other ranks, when the loss
+    is logged (trainer.log_every_n_steps), at the end, and before any checkpoint is written, then with the
+    weights: no step waits for the device because of it, and none of what is kept is broken. `last.ckpt` stays
+    that of a step before, and the same command goes on from there.
+    """
+
+    never = 2**62
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.first = torch.tensor(self.never, device=pl_module.device)
+        self.seen = trainer.global_step
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs, *_) -> None:
+        step = trainer.global_step
+        broken = ~outputs["loss"].isfinite() & (self.first == self.never)
+        # a batch of an accumulated step belongs to the step that is not finished yet
+        number = step if step != self.seen else step + 1
+        self.first = torch.where(broken, number, self.first)
+        every = trainer.log_every_n_steps
+        if step != self.seen and every and step % every == 0:
+            self.check(trainer)
+        self.seen = step
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Before the export and the last checkpoint: callbacks run in their order, and this is first."""
+        self.check(trainer, pl_module)
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """On all ranks, and before the file is opened."""
+        self.check(trainer, pl_module)
+
+    def check(self, trainer: pl.Trainer, pl_module: pl.LightningModule | None = None) -> None:
+        first = self.first.clone()
+        if pl_module is not None:
+            sound = finite(pl_module.parameters())
+            first = torch.where(sound, first, first.clamp(max=trainer.global_step))
+        step = int(trainer.strategy.reduce(first, reduce_op="min"))
+        if step == self.never:
+            return
+        if not trainer.is_global_zero:  # one process says it
+            raise SystemExit(1)
+        path = Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"
+        kept = "No checkpoint was written before."
+        if path.exists():
+            kept = (
+                f"{path} is from before: the same command goes on from there, with a smaller "
+                "trainer.gradient_clip_val or trainer.precision 32 if you like."
+            )
+        rate = max(group["lr"] for group in trainer.optimizers[0].param_groups)
+        raise ValueError(
+            f"the training broke in step {step:,}: its loss or weights are nan or infinite. Lower the "
+            f"learning rate (it is {rate:.3g} there) and start in another --out. {kept}"
+        )

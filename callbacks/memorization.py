@@ -1,0 +1,150 @@
+"""See memorization happen, and stop when there is enough of it."""
+
+from pathlib import Path
+from uuid import uuid4
+
+import lightning.pytorch as pl
+import pandas as pd
+import torch
+from torch import Tensor
+
+from callbacks.ema import averaged
+from callbacks.sample_grid import generate, sheet
+from infer.rules import Request
+from infer.seeds import sample_seed
+from infer.similarity import Descriptor, check_sscd, pixel_descriptor, sscd_descriptor
+
+
+class Memorization(pl.Callback):
+    """Every so many steps, and at the end, generate from training captions and compare with their images.
+
+    Writes `samples/step-<n>.png` (training image, generation, similarity; also to W&B), the numbers to
+    `samples/similarity.parquet` (step, id, similarity), and logs `memorized_share` and `similarity_mean`,
+    with averaged weights if an EMA runs.
+
+    Args:
+        every_n_steps: optimizer steps between looks.
+        count: training images, the first duplicated ones.
+        num_inference_steps: of the pipeline's scheduler.
+        guidance_scale: of classifier-free guidance.
+        seed: base seed of the noise; the same noise every time.
+        threshold: an image is memorized if it is more similar than this to its training image.
+        stop_at_share: end the run, with all that ends one, once this share is memorized; null: never.
+        sscd: SSCD model to compare with: a file (.pt TorchScript or .onnx), its URL, or disc_mixup or
+            disc_large; null: correlation of the pixels, for small centred images.
+        sscd_sha256: checksum of the SSCD model.
+    """
+
+    def __init__(
+        self,
+        every_n_steps: int = 500,
+        count: int = 16,
+        num_inference_steps: int = 25,
+        guidance_scale: float = 3.0,
+        seed: int = 0,
+        threshold: float = 0.5,
+        stop_at_share: float | None = None,
+        sscd: str | None = None,
+        sscd_sha256: str | None = None,
+    ):
+        if every_n_steps < 1 or count < 1:
+            raise ValueError(f"grid needs at least 1 step and 1 image, not {every_n_steps} and {count}")
+        if stop_at_share is not None and not 0 < stop_at_share <= 1:
+            raise ValueError(f"grid.stop_at_share must be in (0, 1], not {stop_at_share}")
+        if not -1 <= threshold < 1:
+            raise ValueError(f"grid.threshold must be in [-1, 1), not {threshold}")
+        if sscd:
+            check_sscd(sscd, sscd_sha256)
+        elif sscd_sha256:
+            raise ValueError("grid.sscd_sha256 is the SSCD model's: give grid.sscd too")
+        self.every_n_steps, self.count, self.seed = every_n_steps, count, seed
+        self.num_inference_steps, self.guidance_scale = num_inference_steps, guidance_scale
+        self.threshold, self.stop_at_share = threshold, stop_at_share
+        self.sscd, self.sscd_sha256 = sscd, sscd_sha256
+        self.looked = -1
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """All that does not change, once. What an interrupted start saw after the checkpoint goes."""
+        if not trainer.is_global_zero:
+            return
+        self.samples = trainer.datamodule.shown_first(self.count)
+        self.resolution = trainer.datamodule.resolution or pl_module.native_resolution
+        self.training = [sample.rgb(self.resolution) for sample in self.samples]
+        self.descriptor = self.load_descriptor(pl_module.device)
+        self.wanted = self.descriptor(self.training)
+        self.folder = Path(trainer.default_root_dir) / "samples"
+        self.path = self.folder / "similarity.parquet"
+        if self.path.exists():
+            self.write([], after=trainer.global_step)
+
+    def load_descriptor(self, device: torch.device) -> Descriptor:
+        if not self.sscd:
+            return pixel_descriptor
+        return sscd_descriptor(self.sscd, sha256=self.sscd_sha256, device=str(device))
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_) -> None:
+        step = trainer.global_step
+        if not step or step % self.every_n_steps or step == self.looked:
+            return
+        share = self.look(trainer, pl_module)
+        if self.stop_at_share is None or step >= trainer.max_steps:
+            return
+        share = trainer.strategy.broadcast(share)
+        if share >= self.stop_at_share:
+            trainer.should_stop = True
+            if trainer.is_global_zero:
+                print(
+                    f"step {step:,}: {share:.0%} of {len(self.samples)} watched images memorized (similarity "
+                    f"above {self.threshold:g}): the run ends here, as grid.stop_at_share "
+                    f"{self.stop_at_share:g} asks"
+                )
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.global_step != self.looked:
+            self.look(trainer, pl_module)
+
+    def look(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> float | None:
+        """The memorized share, on the first rank; None on the others, which have nothing to do."""
+        step = self.looked = trainer.global_step
+        if not trainer.is_global_zero:
+            return None
+        requests = [
+            Request(sample.id, 0, sample.caption, sample_seed(self.seed, sample.id, 0))
+            for sample in self.samples
+        ]
+        with averaged(trainer, pl_module):
+            made = generate(
+                pl_module, requests, self.resolution, self.guidance_scale, self.num_inference_steps
+            )
+        similarity: Tensor = (self.descriptor(made) * self.wanted).sum(1)
+        numbers = {
+            "memorized_share": (similarity > self.threshold).float().mean().item(),
+            "similarity_mean": similarity.mean().item(),
+        }
+        self.folder.mkdir(parents=True, exist_ok=True)
+        drawn = sheet(self.training, made, similarity.tolist(), self.threshold)
+        drawn.save(self.folder / f"step-{step:06d}.png")
+        self.write(
+            [
+                {"step": step, "id": sample.id, "similarity": value}
+                for sample, value in zip(self.samples, similarity.tolist(), strict=True)
+            ],
+            after=step - 1,
+        )
+        for logger in trainer.loggers:
+            logger.log_metrics(numbers, step - 1)  # Lightning's own count, that of this step's loss
+            if isinstance(logger, pl.loggers.WandbLogger):
+                caption = ["training image | generation | similarity"]
+                logger.log_image("samples", [drawn], step=step - 1, caption=caption)
+        return numbers["memorized_share"]
+
+    def write(self, rows: list[dict], after: int) -> None:
+        """Put `rows` in place of the file's from after that step on; the file is complete at any time."""
+        table = pd.DataFrame(rows, columns=["step", "id", "similarity"])
+        if self.path.exists():
+            before = pd.read_parquet(self.path)
+            before = before[before["step"] <= after]
+            table = pd.concat([before, table], ignore_index=True) if rows else before
+        part = self.path.with_suffix(f".{uuid4().hex[:8]}.part")
+        table.to_parquet(part, index=False)
+        part.rename(self.path)
