@@ -68,10 +68,13 @@ const observer = new IntersectionObserver(entries => {
 for (const line of lines) observer.observe(line);
 
 document.querySelector("[type=search]").addEventListener("input", event => {
-  const wanted = event.target.value.trim().toLowerCase();
+  const typed = event.target.value.trim(), wanted = typed.toLowerCase(), nothing = document.querySelector(".nothing");
   data.rows.forEach((row, index) => { lines[index].hidden = !row.prompt.toLowerCase().includes(wanted); });
   const left = lines.filter(line => !line.hidden).length;
   document.querySelector(".tools output").textContent = wanted ? `${left} of ${lines.length} rows` : `${lines.length} rows`;
+  gallery.hidden = !left;
+  nothing.hidden = Boolean(left);
+  nothing.textContent = left ? "" : `no prompt holds '${typed}'`;
 });
 
 // A sweep is one column; its point is chosen in the column's head, for all rows, or in the dialog.

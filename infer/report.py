@@ -28,6 +28,8 @@ def write_report(folder: Path) -> Path:
             about=study.about,
             headline=headline(study.tables["all"].query("mitigation in @study.single")),
             populations=study.populations,
+            hints=study.hints,
+            remarks=study.remarks,
             tables={name: layout(study, name) for name in study.tables},
             plots=[(plot, inline(plot, figure)) for plot, figure in plots],
             colors=study.colors,
@@ -71,7 +73,7 @@ def layout(study: Study, population: str) -> dict[str, Any]:
         blocks.append((sweep.name, points))
     groups: list[list[Any]] = []
     for column in columns.values():
-        if not groups or groups[-1][0] != column.group:
+        if not groups or groups[-1][::2] != [column.group, column.minor]:
             groups.append([column.group, 0, column.minor])
         groups[-1][1] += 1
     return {"columns": columns, "groups": groups, "blocks": blocks}

@@ -39,7 +39,10 @@ function drawTrace(svg, cell, color, name, reference) {
   const highest = Math.max(cell.trace.max, reference ? reference.trace.max : 0) || 1;
   const y = size => floor - size / highest * (floor - top);
   const line = (trace, options) => draw(svg, "path", {
-    d: path(magnitudes(trace).map((size, i) => [x(data.timesteps[trace.times][i]), size === null ? null : y(size)])),
+    d: path(magnitudes(trace).map((size, i) => {
+      const time = data.timesteps[trace.times][i];
+      return [x(time), size === null || time === null ? null : y(size)];
+    })),
     fill: "none", "stroke-linejoin": "round", ...options,
   });
   for (const level of [top, floor]) draw(svg, "line", { x1: left, x2: right, y1: level, y2: level, stroke: "var(--line)" });
@@ -53,15 +56,18 @@ function drawTrace(svg, cell, color, name, reference) {
   }
   line(cell.trace, { stroke: color, "stroke-width": 2 });
 
-  const scales = cell.trace.scale.filter(change => change[1] !== null);
-  const low = Math.min(0, ...scales.map(change => change[1])), high = Math.max(0, ...scales.map(change => change[1])) || 1;
+  const scales = cell.trace.scale, values = scales.map(change => change[1] ?? 0);  // null: not a number
+  const low = Math.min(0, ...values), high = Math.max(0, ...values) || 1;
   const level = scale => base - 8 - (scale - low) / (high - low) * (base - floor - 44);
   draw(svg, "text", { x: left, y: floor + 16 }, "guidance scale");
   draw(svg, "line", { x1: left, x2: right, y1: level(0), y2: level(0), stroke: "var(--line)" });
-  let steps = "", free = -Infinity;
+  let steps = "", gap = true, free = -Infinity;
   scales.forEach(([step, scale], i) => {
+    gap ||= scale === null;
+    if (scale === null) return;
     const from = x(times[step]), to = i + 1 < scales.length ? x(times[scales[i + 1][0]]) : right;
-    steps += `${steps ? "L" : "M"}${from} ${level(scale)}L${to} ${level(scale)}`;
+    steps += `${gap ? "M" : "L"}${from} ${level(scale)}L${to} ${level(scale)}`;
+    gap = false;
     if (from < free) return;  // a scale that changes at each step has no room for its every value
     draw(svg, "text", { x: from + 4, y: level(scale) - 4 }, Number(scale.toPrecision(3)));
     free = from + 40;

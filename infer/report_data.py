@@ -1,15 +1,22 @@
 """What a report shows, read from a comparison folder; what an older folder lacks is left out."""
 
 import json
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from infer.report_plots import colors_of
+from infer.report_colors import colors_of
 from infer.summary import MEMORIZED, memorized_prompts
+
+LACKING = {  # what images have whose folder is older than the column
+    "similarity_own": math.nan, "transition_timestep": math.nan, "gated": False, "failed_step": math.nan,
+    "seconds": math.nan, "nfe": math.nan,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -57,21 +64,42 @@ class Study:
     @cached_property
     def memorized(self) -> set[str] | None:
         """The prompts that the model reproduces without mitigation; None where nothing was run without."""
-        if "none" not in self.samples or "similarity_own" not in self.samples["none"]:
+        if "none" not in self.samples or self.samples["none"]["similarity_own"].isna().all():
             return None
         return set(memorized_prompts(self.samples["none"].astype({"similarity_own": float})))
 
     @property
     def populations(self) -> dict[str, str]:
         """The tables' names in words."""
-        about = self.about.get("memorized") or {}
+        about = self.subset
         count = f" ({about['prompts']} of {about['of']})" if {"prompts", "of"} <= about.keys() else ""
-        threshold = about.get("threshold", MEMORIZED)
-        words = {
-            "all": "all prompts",
-            "memorized": f"memorized without mitigation{count}, above {threshold:g}",
-        }
+        above = f"{about.get('measure') or ''} above {self.threshold:g}".strip()
+        words = {"all": "all prompts", "memorized": f"memorized without mitigation{count}, {above}"}
         return {name: words[name] for name in self.tables}
+
+    @property
+    def hints(self) -> dict[str, str]:
+        """The populations, explained."""
+        by = f" by {measure}" if (measure := self.subset.get("measure")) else ""
+        memorized = (
+            f"Prompts of which an image without mitigation has a similarity{by} above {self.threshold:g} "
+            "to its training image."
+        )
+        return {name: memorized if name == "memorized" else "" for name in self.tables}
+
+    @property
+    def remarks(self) -> dict[str, list[str]]:
+        """What is said of one population only, where there is anything."""
+        notes = self.subset.get("notes") if "memorized" in self.tables else None
+        return {"memorized": notes} if notes else {}
+
+    @property
+    def subset(self) -> dict[str, Any]:
+        return self.about.get("memorized") or {}
+
+    @property
+    def threshold(self) -> float:
+        return self.subset.get("threshold", MEMORIZED)
 
 
 def read_study(folder: Path) -> Study:
@@ -83,9 +111,9 @@ def read_study(folder: Path) -> Study:
     if (subset := folder / "comparison_memorized.parquet").is_file():
         tables["memorized"] = read_table(subset)
     told = json.loads(about.read_text(encoding="utf-8")) if about.is_file() else {}
-    samples = {name: pd.read_parquet(inside(folder, f"{name}/samples.parquet")) for name in names}
+    samples = {name: read_samples(inside(folder, f"{name}/samples.parquet")) for name in names}
     paths = {name: inside(folder, f"{name}/traces.parquet") for name in names}
-    traces = {name: pd.read_parquet(path) for name, path in paths.items() if path.is_file()}
+    traces = {name: finite(pd.read_parquet(path)) for name, path in paths.items() if path.is_file()}
     return Study(folder, told, tables, samples, traces, sweeps_of(told.get("sweeps") or [], names))
 
 
@@ -98,6 +126,19 @@ def read_table(path: Path) -> pd.DataFrame:
         if ours not in filled:
             filled = filled.assign(**{ours: pd.Series(float("nan"), filled.index)})
     return filled
+
+
+def read_samples(path: Path) -> pd.DataFrame:
+    """With all columns that the report relies on."""
+    samples = finite(pd.read_parquet(path))
+    lacking = {name: value for name, value in LACKING.items() if name not in samples}
+    return samples.assign(**lacking)
+
+
+def finite(frame: pd.DataFrame) -> pd.DataFrame:
+    """Infinite numbers are missing: no mean, axis or JSON can hold them."""
+    floats = frame.select_dtypes("floating").replace([np.inf, -np.inf], np.nan)
+    return frame.assign(**{name: floats[name] for name in floats})
 
 
 def sweeps_of(told: list[dict[str, Any]], names: list[str]) -> list[Sweep]:

@@ -1,5 +1,6 @@
 """The table and the plots of a comparison as files, for papers and spreadsheets."""
 
+import re
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,8 @@ from infer.runfolder import write_atomically
 ARROWS = {"↓": r"$\downarrow$", "↑": r"$\uparrow$", "": ""}
 LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
          "<": r"\textless{}", ">": r"\textgreater{}", "–": "--"}  # fmt: skip
+TABLES = (".csv", ".parquet", ".md", ".tex")
+PLOT_FILE = re.compile(r"(frontier_memorized|sweep\d+|memorized_pull|pull|distributions)\.(svg|png)")
 LATEX |= {sign: f"\\{sign}" for sign in "&%$#_{}"}
 
 
@@ -39,7 +42,17 @@ def export(study: Study, plots: Iterable[tuple[Plot, Figure]]) -> list[Path]:
         write_atomically(paths[-1], partial(table.to_parquet, index=False))
     folder = study.folder / "plots"
     folder.mkdir(exist_ok=True)
-    return paths + [path for plot, figure in plots for path in save(plot, figure, folder)]
+    paths += [path for plot, figure in plots for path in save(plot, figure, folder)]
+    for path in stale(study.folder, paths):
+        path.unlink()
+    return paths
+
+
+def stale(folder: Path, written: list[Path]) -> list[Path]:
+    """Exports of a former comparison that had a subset, a sweep or traces which this one has not."""
+    found = [path for path in folder.glob("table_memorized.*") if path.suffix in TABLES]
+    plots = [path for path in (folder / "plots").iterdir() if PLOT_FILE.fullmatch(path.name)]
+    return [path for path in found + plots if path not in written]
 
 
 def shown(table: pd.DataFrame) -> dict[str, Column]:

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from infer.report_data import Study, Sweep, is_number
+from infer.report_data import Study, Sweep, finite, is_number
 from infer.report_plots import INK, Plot, place_labels
 
 OWN, CLIP = "similarity_own_mean", "clip_score_mean"
@@ -68,7 +68,7 @@ def plots_of(study: Study) -> list[Plot]:
 def draw_frontier(study: Study, table: pd.DataFrame, figure: Figure) -> None:
     ax, labels = figure.subplots(), []
     columns = [*dict.fromkeys([*table, OWN, CLIP])]
-    points = table.reindex(columns=columns).dropna(subset=[OWN, CLIP]).set_index("mitigation")
+    points = finite(table).reindex(columns=columns).dropna(subset=[OWN, CLIP]).set_index("mitigation")
     for sweep in study.sweeps:
         line = points.reindex(sweep.points).dropna(subset=[OWN, CLIP])
         ax.plot(line[OWN], line[CLIP], color=study.colors[sweep.name], linewidth=1, alpha=0.8)
@@ -97,7 +97,7 @@ def ends(row: pd.Series, column: str) -> tuple[float, float]:
 
 def draw_sweep(study: Study, sweep: Sweep, figure: Figure) -> None:
     """Similarity and alignment over the option, with what `none` has as a dotted line."""
-    table = study.tables["all"].set_index("mitigation")
+    table = finite(study.tables["all"]).set_index("mitigation")
     shown = [
         (column, label)
         for column, label in ((OWN, "similarity to own"), (CLIP, "CLIP score"))

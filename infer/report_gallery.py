@@ -26,12 +26,14 @@ PIXELS = 150e6  # in all of the embedded images
 EXACT_SIDE, EXACT_IMAGES = 96, 2500  # images up to this size, if no more than these, are embedded exactly
 STRIP = 16383  # pixels, the most that a WebP can be wide
 Records = dict[tuple[str, int], dict[str, Any]]
+Traces = dict[tuple[str, int], dict[str, Any]]
 FACTS = {
     "similarity_own": ("similarity to own", "{:.3f}"),
     "similarity_top": ("similarity to nearest", "{:.3f}"),
     "top_train_id": ("nearest image", "{}"),
     "sscd_own": ("SSCD to own", "{:.3f}"),
     "sscd_top": ("SSCD to nearest", "{:.3f}"),
+    "sscd_top_id": ("SSCD nearest image", "{}"),
     "clip_score": ("CLIP score", "{:.3f}"),
     "transition_timestep": ("transition", "timestep {:.0f}"),
     "gated": ("below the gate", "yes"),
@@ -53,7 +55,7 @@ class Gallery:
     facts: list[str]
     rows: list[dict[str, Any]] = field(default_factory=list)
     strips: list[str] = field(default_factory=list)
-    timesteps: list[list[float]] = field(default_factory=list)
+    timesteps: list[list[float | None]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
@@ -128,9 +130,13 @@ def cell_of(name: str, data: dict, facts: list[str], trace: dict | None) -> dict
             number(None if data.get(fact) is False else data.get(fact), FACTS[fact][1]) for fact in facts
         ],
         "file": quote(f"{name}/{data['image']}"),
-        "moved": None if pd.isna(moved) else float(moved),
+        "moved": known(moved),
         "trace": trace,
     }
+
+
+def known(value: float | None) -> float | None:
+    return None if pd.isna(value) else float(value)
 
 
 def side_of(rows: int, tiles: int) -> tuple[int, bool]:
@@ -169,7 +175,7 @@ def thumbnail(path: Path, side: int) -> tuple[Image.Image, bool] | None:
     return image, large
 
 
-def traces_of(traces: pd.DataFrame, keys: list, timesteps: list[list[float]]) -> dict[tuple[str, int], dict]:
+def traces_of(traces: pd.DataFrame, keys: list, timesteps: list[list[float | None]]) -> Traces:
     """Per image: which timesteps, the magnitudes as bytes of their maximum (255: none), and scale changes."""
     found, wanted = {}, set(keys)
     ordered = traces.sort_values("step")
@@ -177,17 +183,18 @@ def traces_of(traces: pd.DataFrame, keys: list, timesteps: list[list[float]]) ->
         if key not in wanted:
             continue
         rows = ordered.iloc[places]
-        times = [float(time) for time in rows["timestep"].round(1)]
+        times = [*map(known, rows["timestep"].round(1))]
         if times not in timesteps:
             timesteps.append(times)
         size = rows["difference_rms"].to_numpy(float)
         highest = np.nanmax(size, initial=0)
         shares = np.where(np.isnan(size), 255, np.round(size / (highest or 1) * 254)).astype(np.uint8)
         scale = rows["guidance_scale"].to_numpy(float)
-        changes = [0, *(np.flatnonzero(np.diff(scale)) + 1)]
+        same = (scale[1:] == scale[:-1]) | (np.isnan(scale[1:]) & np.isnan(scale[:-1]))
+        changes = [0, *(np.flatnonzero(~same) + 1)]
         found[key] = {
             "times": timesteps.index(times), "max": float(f"{highest:.4g}"),
             "size": base64.b64encode(shares.tobytes()).decode(),
-            "scale": [[int(step), None if np.isnan(scale[step]) else float(scale[step])] for step in changes],
+            "scale": [[int(step), known(scale[step])] for step in changes],
         }  # fmt: skip
     return found

@@ -40,13 +40,6 @@ class Plot(NamedTuple):
     population: str = ""  # of one table only
 
 
-def colors_of(names: list[str]) -> dict[str, str]:
-    """One mid-tone per mitigation, the same in every plot, readable on light and on dark."""
-    fixed = {"none": "#e5534b", "base_model": "#8b909a"}
-    others = [name for name in names if name not in fixed]
-    return fixed | {name: PALETTE[index % len(PALETTE)] for index, name in enumerate(others)}
-
-
 def drawn(plot: Plot) -> Figure:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(4.3, plot.height), layout="constrained")

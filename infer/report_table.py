@@ -31,7 +31,9 @@ SPREAD, SSCD_MORE = "spread of similarity to own", "more of SSCD"
 QUALITY, COST, TRANSITION, COUNTS = "quality", "cost per image", "transition", "counts"
 COPIES = "95th percentile: the copies that remain."
 COLUMNS = {
-    "images": Column("", "images", "", "{:.0f}", "Images generated and measured."),
+    "images": Column("", "images", "", "{:.0f}", "Images generated."),
+    "failed": Column("", "failed", "", "{:.0f}", "Images whose latents were not finite.", True),
+    "unreadable": Column("", "unreadable", "", "{:.0f}", "Images that could not be read.", True),
     "similarity_own_mean": Column(OWN, "mean", "↓", "{:.3f}", "To the training image of the same prompt."),
     "similarity_own_p95": Column(OWN, "p95", "↓", "{:.3f}", COPIES),
     "share_above_05": Column(OWN, "> 0.5", "↓", "{:.1%}", "Share of images whose similarity is above 0.5."),
@@ -47,7 +49,9 @@ COLUMNS = {
     "diversity_mean": Column(QUALITY, "diversity", "↑", "{:.3f}", "Difference of a prompt's images, mean."),
     "nfe_mean": Column(COST, "UNet evals", "↓", "{:.1f}", "Evaluations of the UNet, mean."),
     "seconds_per_image": Column(COST, "seconds", "↓", "{:.2f}", "Wall-clock time, mean."),
-    "peak_memory_gib": Column(COST, "GiB", "↓", "{:.1f}", "Highest memory of the accelerator."),
+    "peak_memory_gib": Column(
+        COST, "GiB", "↓", "{:.1f}", "Highest memory of the accelerator; on CPU, of the process."
+    ),
     "fired_share": Column(TRANSITION, "found", "", "{:.0%}", "Share of images with a transition point."),
     "transition_timestep_median": Column(TRANSITION, "timestep", "", "{:.0f}", "Of the images, median."),
     "similarity_own_std": Column(SPREAD, "std", "", "{:.3f}", "Standard deviation over images.", True),
@@ -63,9 +67,9 @@ COLUMNS = {
     "prompts": Column(COUNTS, "prompts", "", "{:.0f}", "Prompts that were run.", True),
     "gated_share": Column(COUNTS, "gated", "", "{:.0%}", "Images below the gate: ordinary guidance.", True),
     "without_alternative": Column(COUNTS, "no detour", "", "{:.0f}", "Images without alternative.", True),
-    "failed": Column(COUNTS, "failed", "", "{:.0f}", "Images whose latents were not finite.", True),
-    "unreadable": Column(COUNTS, "unreadable", "", "{:.0f}", "Images that could not be read.", True),
 }
+
+LOST = {"failed", "unreadable"}  # shown without request where there are any
 
 
 def columns_of(table: pd.DataFrame) -> dict[str, Column]:
@@ -73,6 +77,8 @@ def columns_of(table: pd.DataFrame) -> dict[str, Column]:
     numeric = table.select_dtypes("number")
     attached = [name + suffix for name in numeric for suffix in SUFFIXES]
     columns = {name: column for name, column in COLUMNS.items() if name in numeric}
+    for name in columns.keys() & LOST:
+        columns[name] = columns[name]._replace(minor=not (numeric[name] > 0).any())
     for name in numeric.columns.difference([*columns, *attached], sort=False):
         form = "{:.0f}" if pd.api.types.is_integer_dtype(numeric[name]) else "{:.3f}"
         better = "↓" if name.startswith(("similarity", "sscd", "share")) else ""

@@ -123,3 +123,12 @@ def swept(folder: Path, prompts: int = 12, side: int = 8) -> Path:
     }  # fmt: skip
     (folder / "comparison.json").write_text(json.dumps(about))
     return folder
+
+
+def remarked(folder: Path) -> Path:
+    """The same, with what chose the memorized prompts, and a note on them."""
+    path = swept(folder) / "comparison.json"
+    about = json.loads(path.read_text())
+    about["memorized"] |= {"measure": "SSCD", "notes": ["a note on the chosen <u>", "another"]}
+    path.write_text(json.dumps(about))
+    return folder

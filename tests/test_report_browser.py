@@ -4,10 +4,11 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from infer.report import write_report
-from tests.reporting import SWEEP, build, swept, three
+from tests.reporting import SWEEP, build, remarked, swept, three
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -73,8 +74,11 @@ def test_the_filter_leaves_the_rows_that_match(opened, target: Path):
     assert rows.count() == 12
     page.fill("[type=search]", "NUMBER 1")
     assert rows.count() == 3 and page.locator(".tools output").last.inner_text() == "3 of 12 rows"
+    page.fill("[type=search]", " <b>Yz ")
+    assert rows.count() == 0 and page.get_by_text("no prompt holds '<b>Yz'").is_visible()
+    assert not page.locator(".gallery").is_visible()
     page.fill("[type=search]", "")
-    assert rows.count() == 12
+    assert rows.count() == 12 and not page.locator(".nothing").is_visible()
 
 
 def test_an_image_opens_with_its_numbers_and_trace_and_keys_move_on(opened, target: Path):
@@ -140,6 +144,29 @@ def test_the_table_switches_population_columns_and_folds(opened, target: Path):
     assert point.is_visible()
     page.locator(".numbers:visible .fold button").click()
     assert not point.is_visible()
+
+
+def test_the_notes_on_memorized_prompts_come_with_their_table(opened, tmp_path: Path):
+    page = opened(write_report(remarked(tmp_path)))
+    note = page.get_by_text("a note on the chosen")
+    assert not note.is_visible()
+    page.get_by_text("memorized without mitigation").click()
+    assert note.is_visible()
+    page.get_by_text("all prompts").click()
+    assert not note.is_visible()
+
+
+def test_a_trace_with_gaps_is_drawn(opened, tmp_path: Path):
+    build(tmp_path, {"cat": "a cat"}, {"none": 0.9}, samples=1)
+    path = tmp_path / "none" / "traces.parquet"
+    traces = pd.read_parquet(path)
+    traces.loc[20:21, ["difference_rms", "guidance_scale"]] = float("inf")
+    traces.loc[30, "timestep"] = float("nan")
+    traces.to_parquet(path)
+    page = opened(write_report(tmp_path))
+    page.locator(".shot").click()
+    pull, scale = (path.get_attribute("d") for path in page.locator("dialog .trace path").all())
+    assert pull.count("M") == 3 and scale.count("M") == 2 and "NaN" not in pull + scale
 
 
 def test_the_page_follows_the_colours_of_the_system(opened, target: Path):

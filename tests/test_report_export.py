@@ -37,6 +37,23 @@ def test_the_report_brings_its_exports(folder: Path):
     assert "#1f2328" in svg and "#123456" not in svg
 
 
+def test_exports_of_a_former_comparison_go(folder: Path):
+    write_report(folder)
+    own = [folder / "table_memorized.txt", folder / "plots" / "sweep_mine.svg", folder / "table_mine.csv"]
+    for path in own:
+        path.write_text("mine")
+    for name in ("comparison_memorized.parquet", "comparison.json", "none/traces.parquet"):
+        (folder / name).unlink()
+    for path in folder.glob("*stp*/traces.parquet"):
+        path.unlink()
+    written = {path for path in write_exports(folder) if path.parent == folder / "plots"}
+    stems = {"frontier", "distributions"}
+    assert written == {folder / "plots" / f"{stem}.{suffix}" for stem in stems for suffix in ("svg", "png")}
+    assert {*(folder / "plots").iterdir()} == written | {own[1]}
+    assert [*folder.glob("table_memorized.*")] == [own[0]] and own[2].is_file()
+    assert (folder / "table.csv").is_file()
+
+
 def test_the_markdown_is_a_table(folder: Path):
     write_exports(folder)
     lines = (folder / "table.md").read_text().splitlines()

@@ -92,6 +92,34 @@ def test_a_trace_comes_back_from_its_bytes(written: Path):
     assert cell["trace"]["scale"] == [[0, -2.0], [17, 7.5]] and cell["moved"] == 640
 
 
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_a_number_that_is_not_finite_is_a_gap(folder: Path, value: float):
+    traces = pd.read_parquet(folder / "none" / "traces.parquet")
+    first = (traces["prompt_id"] == "cat") & (traces["sample"] == 0)
+    traces.loc[first & traces["step"].isin([20, 21]), ["difference_rms", "guidance_scale"]] = value
+    traces.loc[first & (traces["step"] == 3), "timestep"] = value
+    traces.to_parquet(folder / "none" / "traces.parquet")
+    samples = pd.read_parquet(folder / "none" / "samples.parquet")
+    samples.loc[1, ["similarity_own", "transition_timestep", "guidance_scale"]] = value
+    samples.to_parquet(folder / "none" / "samples.parquet")
+    data = Page(write_report(folder)).data
+    cell = next(row["cells"][0] for row in data["rows"] if (row["id"], row["sample"]) == ("cat", 0))
+    shares = np.frombuffer(base64.b64decode(cell["trace"]["size"]), np.uint8)
+    assert cell["trace"]["max"] == pytest.approx(0.149) and (shares[20:22] == 255).all() and shares[49] == 254
+    assert cell["trace"]["scale"] == [[0, 7.5], [20, None], [22, 7.5]]
+    assert data["timesteps"][cell["trace"]["times"]][2:5] == [941.0, None, 901.0]
+    other = next(row["cells"][0] for row in data["rows"] if (row["id"], row["sample"]) == ("cat", 1))
+    assert other["own"] is None and other["moved"] is None
+
+
+def test_the_nearest_image_by_sscd_is_told_beside_that_by_correlation(folder: Path):
+    assert "SSCD nearest image" not in Page(write_report(folder)).data["facts"]
+    path = folder / "none" / "samples.parquet"
+    pd.read_parquet(path).assign(sscd_top=0.8, sscd_top_id="fox").to_parquet(path)
+    facts = Page(write_report(folder)).facts("none")[0]
+    assert facts["nearest image"] == "cat" and facts["SSCD nearest image"] == "fox"
+
+
 def test_many_or_large_images_are_embedded_smaller(tmp_path: Path):
     Image.new("RGB", (512, 384)).save(tmp_path / "large.png")
     Image.new("RGB", (96, 96)).save(tmp_path / "small.png")
