@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from callbacks.ema import averaged
+from callbacks.finite import Finite
 from callbacks.sample_grid import generate, sheet
 from infer.rules import Request
 from infer.seeds import sample_seed
@@ -63,8 +64,13 @@ class Memorization(pl.Callback):
         self.sscd, self.sscd_sha256 = sscd, sscd_sha256
         self.looked = -1
 
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if self.stop_at_share is not None and trainer.min_steps:
+            raise ValueError("grid.stop_at_share and trainer.min_steps say different things: leave one out")
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """All that does not change, once. What an interrupted start saw after the checkpoint goes."""
+        self.seen = trainer.global_step  # a resumed run is not at the end of this step, but after it
         if not trainer.is_global_zero:
             return
         self.samples = trainer.datamodule.shown_first(self.count)
@@ -84,8 +90,14 @@ class Memorization(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_) -> None:
         step = trainer.global_step
-        if not step or step % self.every_n_steps or step == self.looked:
+        if step == self.seen:  # within an accumulated step
             return
+        self.seen = step
+        if step % self.every_n_steps:
+            return
+        for callback in trainer.callbacks:
+            if isinstance(callback, Finite):
+                callback.check(trainer, pl_module)  # nothing is made of broken weights
         share = self.look(trainer, pl_module)
         if self.stop_at_share is None or step >= trainer.max_steps:
             return

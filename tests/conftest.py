@@ -17,6 +17,7 @@ from PIL import Image
 pytest.register_assert_rewrite("tests.continuing", "tests.curves", "tests.model_files")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
+os.environ.setdefault("WANDB_CONSOLE", "off")  # else it goes on listening to stderr after a run
 torch.set_num_threads(2)
 
 ROOT = Path(__file__).parent.parent

@@ -15,7 +15,8 @@ from data.captioned import load_captioned
 from infer.seeds import sample_seed
 from infer.similarity import sscd_descriptor
 from tests import test_fit
-from tests.test_fit import full, short, start, unet
+from tests.test_fit import ACCUMULATED, BATCH, full, short, start, unet
+from tests.test_monitor import poison
 from train.__main__ import main
 from train.run import memorized
 
@@ -184,3 +185,39 @@ def test_bad_options_get_a_clear_line(
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert line.startswith("error: ") and [word for word in words if word not in line] == []
     assert not (tmp_path / "run").exists()
+
+
+def test_a_resumed_run_does_not_look_within_a_step(world: Path, tmp_path: Path) -> None:
+    """With accumulation, after a kill: it stops where it would have, having shown what it should."""
+    out, settings = tmp_path / "run", {"grid__every_n_steps": 2, "trainer__max_steps": 6}
+    # stopped by hand after the checkpoint of step 4, in step 5
+    stopped = settings | {"trainer__callbacks": [poison(5)]}
+    assert main(full(world, out, **stopped)) == 1
+    assert torch.load(out / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 4
+    assert main(full(world, out, **settings, grid__stop_at_share=0.1, grid__threshold=-1)) == 0
+    steps = json.loads((out / "pipeline/training.json").read_text())["steps"]
+    shown = pd.read_parquet(out / "exposures.parquet")["times_shown"].sum()
+    assert steps == 6 and shown == 6 * BATCH * ACCUMULATED
+
+
+def test_nothing_is_made_of_broken_weights(world: Path, tmp_path: Path) -> None:
+    """Also where no loss is logged and no checkpoint is written."""
+    broken = {"trainer__callbacks": [poison(2, after=True)], "trainer__log_every_n_steps": 50}
+    run = tmp_path / "run"
+    assert main(short(world, run, trainer__max_steps=6, grid__every_n_steps=1, **broken)) == 1
+    assert sorted(path.name for path in (run / "samples").glob("*.png")) == ["step-000001.png"]
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"trainer__precision": "bf16-true"}, "precision bf16-true is not supported"),
+        (STOP | {"trainer__min_steps": 1}, "grid.stop_at_share and trainer.min_steps say different things"),
+        ({"model__min_snr_gamma": ".inf"}, "min_snr_gamma must be above 0, not inf"),
+    ],
+)
+def test_what_cannot_be_trained_with_is_refused(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture, settings: dict, message: str
+) -> None:
+    assert main(short(world, tmp_path / "run", **settings)) == 1
+    assert message in capsys.readouterr().err.strip().splitlines()[-1]

@@ -96,6 +96,11 @@ def build(kind: str, args: list[str]):
         save_config_callback=None,
         seed_everything_default=0,
     )
+    if cli.trainer.precision.endswith("-true") and cli.trainer.precision != "32-true":
+        raise ValueError(
+            f"trainer.precision {cli.trainer.precision} is not supported: frozen parts are kept in float32; "
+            "use bf16-mixed or 16-mixed"
+        )
     if cli.trainer.max_steps < 1:
         raise ValueError("trainer.max_steps must be set: a run is that many optimizer steps")
     return cli

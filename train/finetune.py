@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -52,7 +53,7 @@ class Finetune(pl.LightningModule):
         min_snr_gamma: float | None = None,
         noise_offset: float = 0.0,
     ):
-        if min_snr_gamma is not None and not min_snr_gamma > 0:
+        if min_snr_gamma is not None and not 0 < min_snr_gamma < math.inf:
             raise ValueError(f"min_snr_gamma must be above 0, not {min_snr_gamma}; null weights all alike")
         if not noise_offset >= 0:
             raise ValueError(f"noise_offset must be at least 0, not {noise_offset}")
