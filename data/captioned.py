@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from data.layouts import open_source
+from data.layouts import open_source, with_options
 from data.layouts_image import decoded, problem
-from data.layouts_rows import IMAGE_SUFFIXES, Row
+from data.layouts_rows import IMAGE_SUFFIXES, Row, clean
 from data.layouts_shards import SHARD_SUFFIXES, shard_paths
 
 __all__ = [
@@ -79,10 +79,11 @@ class CaptionedImages:
 
 
 def texts(captions: Any) -> tuple[str, ...]:
-    """All captions that are text, stripped, without empty ones."""
+    """All captions that are text, stripped, without empty ones, and such as UTF-8 can hold."""
     each = captions if isinstance(captions, list | tuple) else [captions]
-    each = [text.decode("utf-8", "replace") if isinstance(text, bytes) else text for text in each]
-    return tuple(text.strip() for text in each if isinstance(text, str) and text.strip())
+    each = [text.decode("utf-8-sig", "replace") if isinstance(text, bytes) else text for text in each]
+    stripped = (clean(text).strip() for text in each if isinstance(text, str))
+    return tuple(filter(None, stripped))
 
 
 def checked(row: Row, skipped: Counter) -> Sample | None:
@@ -103,22 +104,32 @@ def checked(row: Row, skipped: Counter) -> Sample | None:
     return None
 
 
+def prefixed(source: str) -> str:
+    return f"{source}{'&' if with_options(source)[1] else '?'}prefix=b_"
+
+
 def load_captioned(*sources: str) -> CaptionedImages:
     """Read every source, whichever of these it is:
 
     - webdataset shards as img2dataset writes them: a pattern (`{00000..00009}.tar`, `*.tar.gz`), or their
       folder. The caption is in `.txt`, or without one in `.json` under `caption`.
     - a folder of images, each with its `.txt` (or `.json`) beside it, also in subfolders.
-    - a folder with `metadata.jsonl` or `metadata.csv`: `file_name`, and `text` or `caption`.
+    - a folder with `metadata.jsonl` or `metadata.csv`, or with one in each subfolder: `file_name`, and `text`
+      or `caption`. Several rows of one image are its captions.
     - a folder of images, at any depth, and one JSON file {image path: [captions]}, in the folder or given as
       `FOLDER?captions=FILE`. Paths may be another disk's: they are matched by their ends.
     - class folders (`train/n01440764/*.JPEG`): "An image of {class}", Imagenette's WordNet ids by name.
     - a folder of `datasets.save_to_disk`, parquet files (a pattern, or their folder), or a dataset of the
       Hub: `hf:owner/name`, `hf:owner/name:split`. What is not guessed is said, in quotes for the shell:
-      `'hf:owner/name?config=a&split=train&image=img&caption=text&id=key'`.
+      `'hf:owner/name?config=a&split=train&image=img&caption=text&id=key'`. Parquet files are of the split
+      that their name or folder says; `train` is read where there are several.
 
     A folder with nothing but `train` (and `val`, `test`) in it means its `train`. Images above
-    `layouts_image.MAX_PIXELS` (89 million) are skipped. Ids become safe file names.
+    `layouts_image.MAX_PIXELS` (89 million) are skipped. Ids become safe file names. Links to folders are
+    followed, hidden files and folders are not read.
+
+    Sources that are numbered alike are told apart by a prefix, which goes before each id of any source:
+    `'FOLDER?prefix=ord_'`.
 
     Raises FileNotFoundError for a missing source, ValueError if nothing usable is found or an id comes twice.
     """
@@ -131,7 +142,10 @@ def load_captioned(*sources: str) -> CaptionedImages:
     ids = Counter(sample.id for sample in samples)
     twice = [key for key, count in ids.items() if count > 1]
     if twice:
-        raise ValueError(f"{len(twice)} ids stand more than once in {sources}, the first is {twice[0]!r}")
+        raise ValueError(
+            f"{len(twice)} ids stand more than once in {sources}, the first is {twice[0]!r}; give sources "
+            f"that are numbered alike one by one, with a prefix for each: {prefixed(sources[-1])!r}"
+        )
     if not samples:
         raise ValueError(f"no captioned image in {sources}: {dict(skipped) or 'they are empty'}")
     images = CaptionedImages(samples, skipped)

@@ -6,12 +6,11 @@ from collections import Counter
 from pathlib import Path
 
 from data import layouts_captions, layouts_folder, layouts_tables
-from data.layouts_rows import Source, images_below
+from data.layouts_rows import SPLITS, Source, file_id, images_below
 from data.layouts_shards import SHARD_SUFFIXES, open_shards, shard_paths, shards_in
 
 log = logging.getLogger(__name__)
 OF_TABLES = ("split", "image", "caption", "id")
-SPLITS = {"train", "val", "valid", "validation", "test"}
 EMPTY = "nothing that can be read"
 
 
@@ -29,13 +28,23 @@ def with_options(source: str) -> tuple[str, dict[str, str]]:
 def only(options: dict[str, str], known: tuple[str, ...], source: str) -> dict[str, str]:
     """The options; ValueError for one that this layout does not know."""
     if unknown := sorted(options.keys() - set(known)):
-        raise ValueError(f"{source!r}: no option {unknown[0]!r} here, it takes {', '.join(known) or 'none'}")
+        raise ValueError(
+            f"{source!r}: no option {unknown[0]!r} here, it takes {', '.join((*known, 'prefix'))}"
+        )
     return options
 
 
 def open_source(source: str, skipped: Counter) -> Source:
     """Find the layout. FileNotFoundError for a source that is not there, ValueError for an unclear one."""
     place, options = with_options(source)
+    prefix = options.pop("prefix", "")
+    found = open_place(source, place, options, skipped)
+    if not prefix:
+        return found
+    return found._replace(rows=(row._replace(id=file_id(prefix + row.id)) for row in found.rows))
+
+
+def open_place(source: str, place: str, options: dict[str, str], skipped: Counter) -> Source:
     if place.startswith("hf:"):
         return layouts_tables.open_hub(place, only(options, ("config", "revision", *OF_TABLES), source))
     folder = Path(place)
@@ -71,9 +80,9 @@ def open_folder(folder: Path, options: dict[str, str], skipped: Counter) -> Sour
     if tables and (options or not images or layouts_tables.has_image_column(tables[0])):
         return layouts_tables.open_parquet(where, tables, only(options, OF_TABLES, where))
     only(options, ("captions",), where)
-    for name in layouts_folder.METADATA:
-        if (folder / name).exists():
-            return layouts_folder.open_metadata(folder, folder / name, skipped)
+    metadata = layouts_folder.metadata_below(folder)
+    if metadata and metadata[0].parent == folder:
+        return layouts_folder.open_metadata(folder, metadata[:1], skipped)
     if file := layouts_captions.find_captions(folder):
         return layouts_captions.open_captions(folder, file, skipped)
     if any(path.parent == folder for path in images):
@@ -81,11 +90,13 @@ def open_folder(folder: Path, options: dict[str, str], skipped: Counter) -> Sour
     if not images:
         return Source(EMPTY, iter(()), 0)
     tops = {path.relative_to(folder).parts[0] for path in images}
-    if "train" in tops and tops <= SPLITS:  # else `train` is a class, beside `bus`
+    if "train" in tops and tops <= set(SPLITS):  # else `train` is a class, beside `bus`
         if len(tops) > 1:
             log.warning("%s: only its folder 'train' is read, of %s", folder, sorted(tops))
         return open_folder(folder / "train", {}, skipped)
-    return layouts_folder.open_nested(folder, images)
+    if metadata:
+        return layouts_folder.open_metadata(folder, metadata, skipped)
+    return layouts_folder.open_nested(folder, images, skipped)
 
 
 def is_data(source: str) -> bool:

@@ -5,11 +5,11 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from data.layouts_rows import Row, Source, caption_in_json, images_below, is_image, path_ids
+from data.layouts_rows import Row, Source, caption_in_json, files_below, images_below, path_ids
 
 log = logging.getLogger(__name__)
 METADATA = ("metadata.jsonl", "metadata.csv")
@@ -38,10 +38,19 @@ def beside(path: Path) -> Any:
 
 def open_captions_beside(folder: Path, skipped: Counter) -> Source:
     """Images directly in the folder; what lies deeper belongs to another layout, and is counted."""
-    paths = sorted(filter(is_image, folder.iterdir()))
-    if deeper := len(images_below(folder)) - len(paths):
+    images = images_below(folder)
+    paths = [path for path in images if path.parent == folder]
+    if deeper := len(images) - len(paths):
         skipped["in a subfolder"] += deeper
+    count_lone(paths, (path for path in folder.glob("*.txt") if path.name[0] != "."), skipped)
     return Source("images with captions beside them", rows_beside(paths, folder), len(paths))
+
+
+def count_lone(images: list[Path], captions: Iterable[Path], skipped: Counter) -> None:
+    """Count the `.txt` files that stand beside no image of their name."""
+    names = {path.with_suffix("") for path in images}
+    if lone := sum(path.with_suffix("") not in names for path in captions):
+        skipped["captions without image"] += lone
 
 
 def rows_beside(paths: list[Path], root: Path) -> Iterator[Row]:
@@ -50,12 +59,13 @@ def rows_beside(paths: list[Path], root: Path) -> Iterator[Row]:
         yield Row(ids[path], path.read_bytes(), beside(path))
 
 
-def open_nested(folder: Path, paths: list[Path]) -> Source:
+def open_nested(folder: Path, paths: list[Path], skipped: Counter) -> Source:
     """Images in subfolders: with captions beside them (img2dataset's `files` output), else class folders.
 
     ValueError where a single subfolder would have to be the class of everything.
     """
     if any(beside(path) is not None for path in paths):
+        count_lone(paths, files_below(folder, lambda path: path.suffix == ".txt"), skipped)
         return Source("folders of images with captions beside them", rows_beside(paths, folder), len(paths))
     classes = sorted({path.parent.name for path in paths})
     if len(classes) == 1 and classes[0] not in IMAGENETTE:
@@ -79,21 +89,43 @@ def rows_by_class(paths: list[Path], root: Path) -> Iterator[Row]:
         )
 
 
-def open_metadata(folder: Path, table: Path, skipped: Counter) -> Source:
-    """An image folder as Hugging Face has it: a table of file_name and text (or caption)."""
-    rows = list(table_rows(table))
-    fields = sorted({name for row in rows for name in row})
-    caption = next((name for name in ("text", "caption") if name in fields), None)
-    if caption is None or "file_name" not in fields:
-        raise ValueError(f"{table} needs 'file_name', and 'text' or 'caption'; it has {fields}")
-    return Source(f"image folder with {table.name}", rows_of_table(folder, rows, caption, skipped), len(rows))
+def metadata_below(folder: Path) -> list[Path]:
+    """The tables, one of each folder, its own first."""
+    tables: dict[Path, Path] = {}
+    for path in files_below(folder, lambda path: path.name in METADATA):
+        tables[path.parent] = path  # .jsonl comes after .csv, and stays
+    return sorted(tables.values(), key=lambda path: (len(path.parts), path))
+
+
+def open_metadata(folder: Path, tables: list[Path], skipped: Counter) -> Source:
+    """An image folder as Hugging Face has it: tables of file_name, from theirs on, and text (or caption)."""
+    captions: dict[str, list[Any]] = {}
+    for table in tables:
+        rows = list(table_rows(table))
+        fields = sorted({name for row in rows for name in row})
+        caption = next((name for name in ("text", "caption") if name in fields), None)
+        if caption is None or "file_name" not in fields:
+            raise ValueError(f"{table} needs 'file_name', and 'text' or 'caption'; it has {fields}")
+        way = "".join(f"{part}/" for part in table.parent.relative_to(folder).parts)
+        for row in rows:
+            name = way + str(row.get("file_name")).replace("\\", "/").removeprefix("./")
+            captions.setdefault(name, []).append(row.get(caption))
+    where = tables[0].name if tables[0].parent == folder else f"{tables[0].name} in {len(tables)} subfolders"
+    return Source(f"image folder with {where}", rows_of_table(folder, captions, skipped), len(captions))
 
 
 def table_rows(table: Path) -> Iterator[dict[str, Any]]:
     try:
         with table.open(encoding="utf-8-sig", newline="" if table.suffix == ".csv" else None) as file:
             if table.suffix == ".csv":
-                yield from csv.DictReader(file)
+                reader = csv.DictReader(file)
+                for row in reader:
+                    if None in row:
+                        raise ValueError(
+                            f"line {reader.line_num} has more fields than the header: a text with a comma in "
+                            "it needs quotes"
+                        )
+                    yield row
                 return
             for number, line in enumerate(file, 1):
                 if line.strip():
@@ -105,15 +137,20 @@ def table_rows(table: Path) -> Iterator[dict[str, Any]]:
         raise ValueError(f"{table} cannot be read: {error}") from error
 
 
-def rows_of_table(folder: Path, rows: list[dict[str, Any]], caption: str, skipped: Counter) -> Iterator[Row]:
-    """A row's file is one that lies in the folder: a name that leads elsewhere is as good as none."""
+def rows_of_table(folder: Path, captions: dict[str, list[Any]], skipped: Counter) -> Iterator[Row]:
+    """A file is one that lies in the folder: a name that leads elsewhere is as good as none."""
     inside = {path.relative_to(folder).as_posix(): path for path in images_below(folder)}
     ids = path_ids(inside.values(), folder)
-    listed = set()
-    for row in rows:
-        name = str(row.get("file_name")).replace("\\", "/").removeprefix("./")
+    for name, each in captions.items():
         path = inside.get(name)
-        listed.add(name)
-        yield Row(ids[path] if path else name, path and path.read_bytes(), row.get(caption))
-    if unlisted := len(inside.keys() - listed):
+        yield Row(ids[path] if path else name, path and path.read_bytes(), merged(each))
+    if unlisted := len(inside.keys() - captions.keys()):
         skipped["without caption"] += unlisted
+
+
+def merged(captions: list[Any]) -> Any:
+    """What several rows say of one image, each caption once."""
+    if len(captions) == 1:
+        return captions[0]
+    each = [text for cell in captions for text in (cell if isinstance(cell, list) else [cell])]
+    return list({repr(text): text for text in each if text is not None}.values())

@@ -2,13 +2,16 @@
 
 import hashlib
 import json
+import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-IMAGE_SUFFIXES = ("webp", "png", "jpg", "jpeg")
+# In a tar the first of these counts, where a sample has several.
+IMAGE_SUFFIXES = ("webp", "png", "jpg", "jpeg", "jfif", "gif", "bmp", "avif")
+SPLITS = ("train", "val", "valid", "validation", "test")
 LONGEST_ID = 120  # bytes; a file name may have 255, and what is made from an id adds a seed and a suffix
 
 
@@ -32,9 +35,14 @@ class Source(NamedTuple):
     stats: Counter | None = None
 
 
+def clean(text: str) -> str:
+    """Half surrogates, which no file can hold, become U+FFFD; a byte order mark in front goes."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").removeprefix("\ufeff")
+
+
 def file_id(key: str) -> str:
     """A key from a tar, table or path as a safe file name: no separator, no leading dot, not too long."""
-    name = re.sub(r"[/\\\0\r\n]+", "_", key).strip().lstrip("._")
+    name = re.sub(r"[/\\\0\r\n]+", "_", clean(key)).strip().lstrip("._")
     if name and len(name.encode()) <= LONGEST_ID:
         return name
     digest = hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:12]
@@ -42,15 +50,22 @@ def file_id(key: str) -> str:
 
 
 def path_ids(paths: Iterable[Path], root: Path) -> dict[Path, str]:
-    """Ids of files below a folder: the stem, or the whole way to it for stems that stand more than once."""
-    paths = list(paths)
-    stems = Counter(path.stem for path in paths)
-    return {
-        path: file_id(
-            path.stem if stems[path.stem] == 1 else "_".join(path.relative_to(root).with_suffix("").parts)
-        )
-        for path in paths
-    }
+    """Ids of files below a folder: the stem; for those that share it, the way to it; then with its suffix."""
+
+    def way(path: Path) -> str:
+        return "_".join(path.relative_to(root).with_suffix("").parts)
+
+    def digest(path: Path) -> str:
+        return hashlib.sha256(os.fsencode(path.relative_to(root))).hexdigest()[:12]
+
+    ids: dict[Path, str] = {}
+    left = list(paths)
+    for name in (lambda path: path.stem, way, lambda path: f"{way(path)}_{path.suffix[1:]}"):
+        tried = {path: file_id(name(path)) for path in left}
+        count = Counter([*ids.values(), *tried.values()])
+        ids |= {path: key for path, key in tried.items() if count[key] == 1}
+        left = [path for path in left if path not in ids]
+    return ids | {path: file_id(f"{path.stem}_{digest(path)}") for path in left}
 
 
 def is_image(path: Path) -> bool:
@@ -58,8 +73,25 @@ def is_image(path: Path) -> bool:
     return path.suffix[1:].lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 
+def files_below(folder: Path, wanted: Callable[[Path], bool] = lambda path: True) -> list[Path]:
+    """Files at any depth, without hidden ones; links are followed to folders that do not lie here anyway."""
+    found: list[Path] = []
+    seen: set[str] = set()
+    tops = [str(folder)]
+    for top in tops:  # it grows: what links lead to comes after what lies here
+        for where, folders, files in os.walk(top):
+            if (real := os.path.realpath(where)) in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            tops += [path for name in folders if os.path.islink(path := os.path.join(where, name))]
+            found += [Path(where, name) for name in files if not name.startswith(".")]
+    return sorted(path for path in found if wanted(path) and path.is_file())
+
+
 def images_below(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if is_image(path) and path.is_file())
+    return files_below(folder, is_image)
 
 
 def caption_in_json(content: bytes | str | None) -> Any:

@@ -30,7 +30,10 @@ def shard_paths(pattern: str) -> list[str]:
 
 
 def shards_in(folder: Path) -> list[str]:
-    return sorted(str(path) for path in folder.iterdir() if path.name.endswith(SHARD_SUFFIXES))
+    names = (path.name for path in folder.iterdir())
+    return sorted(
+        str(folder / name) for name in names if name.endswith(SHARD_SUFFIXES) and not name.startswith(".")
+    )
 
 
 def open_shards(paths: list[str], skipped: Counter) -> Source:

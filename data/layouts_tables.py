@@ -2,12 +2,13 @@
 
 import glob
 import logging
+import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from data.layouts_rows import Row, Source, caption_in_json, file_id
+from data.layouts_rows import SPLITS, Row, Source, caption_in_json, file_id, files_below, path_ids
 from data.weights import one_line
 
 if TYPE_CHECKING:
@@ -30,13 +31,19 @@ class Columns(NamedTuple):
         return [name for name in dict.fromkeys(self) if name]
 
 
+def holds_bytes(kind: "pa.DataType") -> bool:
+    import pyarrow.types as types
+
+    return types.is_binary(kind) or types.is_large_binary(kind)
+
+
 def holds_images(kind: "pa.DataType") -> bool:
     """The image type of Hugging Face, a struct of bytes and path, or plain bytes."""
     import pyarrow.types as types
 
     if types.is_struct(kind):
-        return any(field.name == "bytes" and types.is_binary(field.type) for field in kind)
-    return types.is_binary(kind) or types.is_large_binary(kind)
+        return any(field.name == "bytes" and holds_bytes(field.type) for field in kind)
+    return holds_bytes(kind)
 
 
 def choose(schema: "pa.Schema", options: dict[str, str], place: str) -> Columns:
@@ -52,9 +59,9 @@ def choose(schema: "pa.Schema", options: dict[str, str], place: str) -> Columns:
     caption = options.get("caption") or next((name for name in CAPTION if name in schema.names), None)
     for role, column in (("image", image), ("caption", caption)):
         if column is None:
+            said = "&".join(f"{name}={value}" for name, value in {**options, role: "COLUMN"}.items())
             raise ValueError(
-                f"{place}: which column is the {role}? Say it as '{place}?{role}=COLUMN'; "
-                f"it has {schema.names}"
+                f"{place}: which column is the {role}? Say it as '{place}?{said}'; it has {schema.names}"
             )
     if image not in pictures:
         raise ValueError(f"{place}: the column {image!r} holds no images; {pictures} would")
@@ -101,14 +108,19 @@ def distinct(columns: Columns, ids: Iterable[Any], options: dict[str, str], plac
 
 
 def open_dataset(
-    rows: "Dataset", name: str, layout: str, options: dict[str, str], trusted: tuple[Path, ...] = ()
+    rows: "Dataset",
+    name: str,
+    layout: str,
+    place: str,
+    options: dict[str, str],
+    trusted: tuple[Path, ...] = (),
 ) -> Source:
     """Images stay as they are encoded."""
     import datasets
 
-    columns = choose(rows.features.arrow_schema, options, layout)
+    columns = choose(rows.features.arrow_schema, options, place)
     if columns.id:
-        columns = distinct(columns, rows[columns.id], options, layout)
+        columns = distinct(columns, rows[columns.id], options, place)
     rows = rows.select_columns(columns.names())
     if isinstance(rows.features[columns.image], datasets.Image):
         rows = rows.cast_column(columns.image, datasets.Image(decode=False))
@@ -137,7 +149,7 @@ def open_hub(place: str, options: dict[str, str]) -> Source:
     # a loader of files keeps paths into what it downloaded
     caches = tuple(Path(cache).resolve() for cache in (datasets.config.HF_DATASETS_CACHE, HF_HUB_CACHE))
     short = f"{name.split('/')[-1]}_{re.sub(r'[^0-9A-Za-z]+', '-', split)}"
-    return open_dataset(rows, short, f"hf:{name}:{split}", options, caches)
+    return open_dataset(rows, short, f"hf:{name}:{split}", place, options, caches)
 
 
 def open_saved(folder: Path, options: dict[str, str]) -> Source:
@@ -154,7 +166,7 @@ def open_saved(folder: Path, options: dict[str, str]) -> Source:
         if split not in found:
             raise ValueError(f"{folder} has no split {split!r}: say ?split= with one of {sorted(found)}")
         found, name = found[split], f"{name}_{split}"
-    return open_dataset(found, name, f"{folder} (saved dataset, {name})", options)
+    return open_dataset(found, name, f"{folder} (saved dataset, {name})", str(folder), options)
 
 
 def parquet_files(place: str) -> list[Path]:
@@ -162,47 +174,69 @@ def parquet_files(place: str) -> list[Path]:
     from braceexpand import braceexpand
 
     if Path(place).is_dir():
-        return sorted(path for path in Path(place).rglob("*.parquet") if path.is_file())
+        return files_below(Path(place), lambda path: path.suffix == ".parquet")
     found = sorted({path for part in braceexpand(place) for path in glob.glob(part)})
     if not found:
         raise FileNotFoundError(f"no parquet file matches {place!r}")
     return [Path(path) for path in found]
 
 
+def split_of(path: Path, root: Path) -> str | None:
+    """By the name of the file (train-00000-of-00002, train, train_0), else of a folder it lies in."""
+    if match := re.match(r"(\w+?)-\d+-of-\d+", path.name) or re.fullmatch(
+        rf"({'|'.join(SPLITS)})(?:[-_.]?\d+)?", path.stem, re.IGNORECASE
+    ):
+        return match[1].lower() if match[1].lower() in SPLITS else match[1]
+    folders = reversed((root.absolute().name, *path.relative_to(root).parts[:-1]))
+    return next((name.lower() for name in folders if name.lower() in SPLITS), None)
+
+
+def of_split(place: str, files: list[Path], root: Path, split: str | None) -> list[Path]:
+    """The files of one split: train, if there are several and none is said; ValueError if it has none."""
+    splits = {path: name for path in files if (name := split_of(path, root))}
+    there = sorted(set(splits.values()))
+    if split is None:
+        if len(there) < 2:
+            return files
+        split = "train"
+        log.warning("%s: only the split 'train' is read, of %s; ?split= reads another", place, there)
+    found = [path for path in files if splits.get(path, path.stem) == split]
+    if not found:
+        raise ValueError(f"{place} has no split {split!r}: say ?split= with one of {there}")
+    return found
+
+
 def open_parquet(place: str, files: list[Path], options: dict[str, str]) -> Source:
-    """Of files that are named after splits, those of one: train, if it is not said."""
+    """Files are opened one at a time; without a column of ids, rows are numbered after the file's name."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    splits = {path: match[1] for path in files if (match := re.match(r"(\w+?)-\d+-of-\d+", path.name))}
-    if (split := options.get("split") or ("train" if len(set(splits.values())) > 1 else None)) is not None:
-        files = [path for path in files if splits.get(path, path.stem) == split]
-        if not files:
-            raise ValueError(f"{place} has no split {split!r}: there are {sorted(set(splits.values()))}")
-    try:
-        tables = [pq.ParquetFile(path) for path in files]
-    except (pa.ArrowException, OSError) as error:
-        broken = next(path for path in files if not is_parquet(path))
-        raise ValueError(f"{broken} is no whole parquet file: {one_line(error)}") from error
-    columns = choose(tables[0].schema_arrow, options, place)
-    for path, table in zip(files, tables, strict=True):
-        if missing := [name for name in columns.names() if name not in table.schema_arrow.names]:
+    root = Path(place) if Path(place).is_dir() else Path(os.path.commonpath([file.parent for file in files]))
+    names = path_ids(files, root)
+    files = of_split(place, files, root, options.get("split"))
+    columns, total = None, 0
+    for path in files:
+        try:
+            with pq.ParquetFile(path) as table:
+                schema, total = table.schema_arrow, total + table.metadata.num_rows
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(f"{path} is no whole parquet file: {one_line(error)}") from error
+        columns = columns or choose(schema, options, place)
+        if missing := [name for name in columns.names() if name not in schema.names]:
             raise ValueError(f"{path} has no column {missing[0]!r}, which {files[0]} has")
     if columns.id:
-        ids = (key for path in files for key in pq.read_table(path, columns=[columns.id])[0].to_pylist())
+        ids = (record[columns.id] for path in files for record in records(path, [columns.id]))
         columns = distinct(columns, ids, options, place)
-    rows = (
-        row
-        for path, table in zip(files, tables, strict=True)
-        for row in rows_of(records(table, columns), columns, path.stem)
-    )
-    total = sum(table.metadata.num_rows for table in tables)
+    rows = (row for path in files for row in rows_of(records(path, columns.names()), columns, names[path]))
     return Source(f"parquet files ({len(files)})", rows, total)
 
 
-def records(table: Any, columns: Columns) -> Iterator[dict[str, Any]]:
-    for batch in table.iter_batches(batch_size=64, columns=columns.names()):
-        yield from batch.to_pylist()
+def records(path: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as table:
+        for batch in table.iter_batches(batch_size=64, columns=columns):
+            yield from batch.to_pylist()
 
 
 def is_parquet(path: Path) -> bool:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from data.captioned import SHARD_SUFFIXES, load_captioned, shard_paths
 from data.layouts import is_data, with_options
+from data.layouts_rows import files_below
 
 log = logging.getLogger(__name__)
 # What each part of a prompt may be called in a file, in any case; the first that has a value counts.
@@ -87,7 +88,7 @@ def source_fingerprint(source: str) -> str:
         return hashlib.sha256(source.encode()).hexdigest()[:12]
     if path.is_dir():
         run = path / "exposures.parquet"
-        files = [run] if run.exists() else sorted(file for file in path.rglob("*") if file.is_file())
+        files = [run] if run.exists() else files_below(path)
     elif place.endswith((*SHARD_SUFFIXES, ".parquet")):
         files = [Path(file) for file in shard_paths(place)]
     else:
@@ -96,7 +97,8 @@ def source_fingerprint(source: str) -> str:
         files.append(Path(file) if Path(file).is_file() else path / file)
     for file in files:
         size = file.stat().st_size
-        digest.update(f"{file.name} {size}".encode())
+        name = file.relative_to(path).as_posix() if file.is_relative_to(path) and file != path else file.name
+        digest.update(f"{name} {size}".encode(errors="surrogateescape"))
         with file.open("rb") as opened:
             opened.seek(max(0, size - WHOLE))
             digest.update(opened.read())

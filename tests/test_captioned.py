@@ -188,3 +188,27 @@ def test_only_the_first_of_many_are_named(tmp_path: Path, caplog: pytest.LogCapt
     load_captioned(write_folder(tmp_path, files | {"a.png": encoded(), "a.txt": "a"}))
     assert caplog.text.count("unreadable images: cannot identify") == 5
     assert "30 unreadable images" in caplog.text
+
+
+def test_captions_are_text_that_a_file_can_hold(tmp_path: Path) -> None:
+    """Half a surrogate, which JSON can say, would stop training at its first report; a mark of order goes."""
+    described = {
+        f"/x/{name}.png": [text]
+        for name, text in (("a", "a \ud83d dog"), ("b", "dog \ud83d"), ("c", "\U0001f600"))
+    }
+    images = {f"{name}.png": noise(ord(name)) for name in "abc"}
+    source = write_folder(tmp_path / "json", images | {"captions.json": json.dumps(described)})
+    assert [sample.caption for sample in load_captioned(source).samples] == [
+        "a \ufffd dog",
+        "dog \ufffd",
+        "\U0001f600",
+    ]
+    source = write_folder(tmp_path / "txt", {"a.png": encoded(), "a.txt": "\ufeffa cat"})
+    assert load_captioned(source)[0].caption == "a cat"
+
+
+def test_formats_in_a_shard(tmp_path: Path) -> None:
+    """Every one that folders have; of two images of a sample the JPEG counts before the GIF."""
+    files = {"a.gif": noise(0, "gif"), "a.txt": b"a", "b.gif": noise(1, "gif"), "b.jpg": noise(2, "jpeg")}
+    images = load_captioned(str(write_tar(tmp_path / "a.tar", files | {"b.txt": b"b"})))
+    assert [sample.image for sample in images.samples] == [noise(0, "gif"), noise(2, "jpeg")]

@@ -181,3 +181,49 @@ def test_what_could_be_read_is_told_from_what_could_not(tmp_path: Path) -> None:
     write_folder(tmp_path, {"run/config.yaml": "a: 1", "images/a.png": encoded()})
     assert is_data(str(tmp_path / "images")) and is_data("hf:owner/name") is True
     assert not is_data(str(tmp_path / "run")) and not is_data(str(tmp_path / "gone"))
+
+
+def test_metadata_in_subfolders(tmp_path: Path) -> None:
+    """Names in it start from its own folder, and do not lead out of it."""
+    files: dict[str, bytes | str] = {f"{n}/a.png": noise(n) for n in range(2)}
+    files["0/metadata.jsonl"] = json.dumps({"file_name": "a.png", "text": "zero"})
+    files["0/metadata.csv"] = "file_name,text\na.png,old\n"
+    files["1/metadata.csv"] = "file_name,caption\na.png,one\n../0/a.png,other\n"
+    images = load_captioned(write_folder(tmp_path, files))
+    assert {sample.id: sample.captions for sample in images.samples} == {"0_a": ("zero",), "1_a": ("one",)}
+    assert images.skipped == {"without image": 1}
+
+
+def test_metadata_of_splits(tmp_path: Path) -> None:
+    """Of the folders `train` and `test` the first is read, with its own table."""
+    files: dict[str, bytes | str] = {f"{name}/a.png": encoded() for name in ("train", "test")}
+    files |= {f"{name}/metadata.csv": f"file_name,text\na.png,{name}\n" for name in ("train", "test")}
+    assert captions(write_folder(tmp_path, files)) == {"a": ("train",)}
+
+
+def test_metadata_with_too_many_fields_is_named(tmp_path: Path) -> None:
+    """A comma without quotes."""
+    write_folder(
+        tmp_path, {"a.png": encoded(), "metadata.csv": "file_name,text\na.png,one\nb.png,one, two\n"}
+    )
+    with pytest.raises(
+        ValueError, match=r"metadata.csv cannot be read: line 3 has more fields than the header"
+    ):
+        load_captioned(str(tmp_path))
+
+
+def test_an_image_on_several_rows_of_metadata(tmp_path: Path) -> None:
+    """Each row is a caption of it, and one that repeats is one."""
+    rows = [
+        ("a.png", "one"),
+        ("b.png", None),
+        ("./a.png", ["two", "three"]),
+        ("a.png", "one"),
+        ("b.png", None),
+    ]
+    table = "".join(json.dumps({"file_name": name, "text": text}) + "\n" for name, text in rows)
+    images = load_captioned(
+        write_folder(tmp_path, {"a.png": noise(0), "b.png": noise(1), "metadata.jsonl": table})
+    )
+    assert [(sample.id, sample.captions) for sample in images.samples] == [("a", ("one", "two", "three"))]
+    assert images.skipped == {"without caption": 1}

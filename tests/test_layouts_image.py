@@ -128,7 +128,7 @@ def test_nothing_is_no_image(image: bytes) -> None:
     assert problem(image)[0] == "unreadable images"
 
 
-@pytest.mark.parametrize("form", ["jpeg", "png", "webp", "gif"])
+@pytest.mark.parametrize("form", ["jpeg", "png", "webp", "gif", "bmp", "avif"])
 def test_half_an_image_is_unreadable(form: str) -> None:
     """Whatever its header says."""
     image = noise(1, form)
