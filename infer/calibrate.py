@@ -90,7 +90,7 @@ def fall_timestep(timesteps: Sequence[float], magnitudes: np.ndarray, share: flo
     """The first timestep at which a curve has made `share` of its fall, from its highest value to its last.
 
     In the paper's Fig. 4 (SD 2.1 on LAION-10k) the mean difference of the model outputs falls from 41.5 to
-    2.3: half of it by t = 533, three quarters by t = 495, and their static transition is 500.
+    2.3: half of it by t = 514, three quarters by t = 495, and their static transition is 500.
 
     ValueError for a curve that does not fall by at least a quarter of its height: it shows no transition.
     """
