@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 from PIL.Image import Image
 
+from infer.measure_options import check_sscd_options
 from infer.model_options import ModelOptions, at_least_1, device_of, need, provenance_of
 from infer.protocols import ProtocolName
 from infer.rules import Request
-from infer.similarity import check_sscd
 
 COPY = 0.5  # an image above this similarity to its training image is a copy
 HELD = ("none", "opposite")  # what the scale is before a point: 0, or the negative one
@@ -68,8 +68,7 @@ class Basin(ModelOptions):
             raise ValueError("opposite must be a scale below 0, and guidance_scale one above 0")
         self.points = sorted(set(self.points), reverse=True)
         self.device = str(device_of(self.device))
-        if self.sscd:
-            check_sscd(self.sscd, self.sscd_sha256)
+        check_sscd_options(self)
 
 
 @dataclass

@@ -184,6 +184,14 @@ class Calibration(ModelOptions):
         if not (static or gated):
             what = "give --ordinary, for its gate" if "gate" in options else "it has no timestep and no gate"
             raise ValueError(f"nothing can be calibrated in {self.mitigation!r}: {what}")
+        for name, used in (("false_positive_rate", gated), ("fall", static), ("watch", static)):
+            if not used and getattr(self, name) != getattr(type(self), name):
+                what = (
+                    "the gate's: give --ordinary too"
+                    if name == "false_positive_rate"
+                    else "a static transition's"
+                )
+                raise ValueError(f"{name} does nothing for {self.mitigation!r} here, it is {what}")
         memorized = load_prompts(self.memorized) if self.memorized else []
         known = {same(prompt.text) for prompt in memorized}
         everything = load_prompts(self.ordinary) if gated else []

@@ -3,7 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 
@@ -49,10 +49,7 @@ class MeasureOptions:
             self.training = self.training or [*provenance["sources"], *provenance["ordinary"]]
         need(self, "training")
         check_clip(self.clip)
-        if self.sscd:
-            check_sscd(self.sscd, self.sscd_sha256)
-        elif self.sscd_sha256 or self.sscd_protocol != "skew320":
-            raise ValueError("sscd_protocol and sscd_sha256 are the SSCD model's: give --sscd too")
+        check_sscd_options(self)
         for source in self.training:
             if not source.startswith("hf:"):  # a download comes later
                 open_source(source, Counter())
@@ -65,3 +62,11 @@ class MeasureOptions:
         rows = pd.read_parquet(shown)
         seen = set(rows["id"][rows["times_shown"] > 0])
         return CaptionedImages([sample for sample in images.samples if sample.id in seen], images.skipped)
+
+
+def check_sscd_options(options: Any) -> None:
+    """ValueError or FileNotFoundError for a model that is not there, or options of one that is not given."""
+    if options.sscd:
+        check_sscd(options.sscd, options.sscd_sha256)
+    elif options.sscd_sha256 or options.sscd_protocol != "skew320":
+        raise ValueError("sscd_protocol and sscd_sha256 are the SSCD model's: give --sscd too")

@@ -235,6 +235,7 @@ def test_spread() -> None:
         (["--batch_size", "0"], "batch_size must be at least 1, not 0"),
         (["--limit", "0"], "limit must be at least 1"),
         (["--opposite", "2"], "opposite must be a scale below 0"),
+        (["--sscd_protocol", "dcr"], "give --sscd too"),
         (["--num_inference_steps", "2"], "a local minimum needs at least 3 denoising steps"),
         (["--device", "abacus"], "device 'abacus' is not here"),
         (["--pipeline", "/nowhere"], "no model folder '/nowhere'"),

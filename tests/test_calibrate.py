@@ -155,6 +155,15 @@ def test_it_writes_a_static_transition(
         (["--mitigation", "stp", "--memorized", "null"], "give --memorized or --run"),
         (["--mitigation", "stp", "--false_positive_rate", "0"], "false_positive_rate must be in"),
         (["--mitigation", "stp", "--fall", "1"], "fall is a share"),
+        (
+            ["--mitigation", "stp", "--false_positive_rate", "0.1"],
+            "false_positive_rate does nothing for 'stp'",
+        ),
+        (["--mitigation", "dtp", "--ordinary", "x.txt", "--fall", "0.4"], "fall does nothing for 'dtp' here"),
+        (
+            ["--mitigation", "dtp", "--ordinary", "x.txt", "--watch", "epsilon"],
+            "watch does nothing for 'dtp'",
+        ),
         (["--mitigation", "stp", "--samples_per_prompt", "0"], "samples_per_prompt must be at least 1"),
         (["--mitigation", "stp", "--batch_size", "0"], "batch_size must be at least 1"),
         (["--mitigation", "stp", "--device", "cuda:77"], "device 'cuda:77' is not here"),
