@@ -6,10 +6,15 @@ from contextlib import contextmanager
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
+from torch.nn import Parameter
+
+
+def trained(pl_module: pl.LightningModule) -> list[Parameter]:
+    return [parameter for parameter in pl_module.parameters() if parameter.requires_grad]
 
 
 class EMA(pl.Callback):
-    """Average the parameters of `pl_module.trained`; validation and export see the average.
+    """Average the parameters that are trained; validation and export see the average.
 
     average <- k average + (1 - k) weights, k = min(decay, (1 + step) / (10 + step)): the early, fast-moving
     weights are forgotten. Lightning's own averaging copies the whole module, its frozen parts included.
@@ -27,7 +32,7 @@ class EMA(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not self.decay:
             return
-        weights = [p.detach() for p in pl_module.trained.parameters()]
+        weights = [p.detach() for p in trained(pl_module)]
         if self.average:  # resumed
             self.average = [a.to(w) for a, w in zip(self.average, weights, strict=True)]
         else:
@@ -41,11 +46,11 @@ class EMA(pl.Callback):
             return
         self.seen = step
         keep = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self.average, [p.detach() for p in pl_module.trained.parameters()], 1 - keep)
+        torch._foreach_lerp_(self.average, [p.detach() for p in trained(pl_module)], 1 - keep)
 
     @torch.no_grad()
     def swap(self, pl_module: pl.LightningModule) -> None:
-        for average, parameter in zip(self.average, pl_module.trained.parameters(), strict=True):
+        for average, parameter in zip(self.average, trained(pl_module), strict=True):
             raw = parameter.detach().clone()
             parameter.copy_(average)
             average.copy_(raw)

@@ -73,7 +73,9 @@ class Memorization(pl.Callback):
         self.seen = trainer.global_step  # a resumed run is not at the end of this step, but after it
         if not trainer.is_global_zero:
             return
-        self.samples = trainer.datamodule.shown_first(self.count)
+        watched = trainer.datamodule.shown_first(self.count)
+        self.samples = [sample for sample, _ in watched]
+        self.captions = [caption for _, caption in watched]
         self.resolution = trainer.datamodule.resolution or pl_module.native_resolution
         self.training = [sample.rgb(self.resolution) for sample in self.samples]
         self.descriptor = self.load_descriptor(pl_module.device)
@@ -121,8 +123,8 @@ class Memorization(pl.Callback):
         if not trainer.is_global_zero:
             return None
         requests = [
-            Request(sample.id, 0, sample.caption, sample_seed(self.seed, sample.id, 0))
-            for sample in self.samples
+            Request(sample.id, 0, caption, sample_seed(self.seed, sample.id, 0))
+            for sample, caption in zip(self.samples, self.captions, strict=True)
         ]
         with averaged(trainer, pl_module):
             made = generate(

@@ -8,8 +8,6 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 
-from data.captioned import CaptionedImages
-
 PACKAGES = ("torch", "lightning", "diffusers", "transformers", "datasets", "webdataset")
 
 
@@ -34,17 +32,10 @@ class Provenance(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.is_global_zero:
             return
-        data = trainer.datamodule
-        images: CaptionedImages = data.images
         about = {
             "pipeline": pl_module.source,
             "revision": pl_module.revision,
-            "sources": data.sources,
-            "ordinary": data.ordinary,
-            "images": len(images),
-            "ordinary_images": len(data.ordinary_images),
-            "skipped": dict(images.skipped + data.ordinary_images.skipped),
-            "data_fingerprint": data.fingerprint,
+            **trainer.datamodule.about(),
             "commit": git_commit(),
             "python": platform.python_version(),
             "packages": {name: version(name) for name in PACKAGES},

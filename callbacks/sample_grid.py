@@ -22,19 +22,18 @@ def generate(
     num_inference_steps: int,
     batch_size: int = 16,
 ) -> list[Image.Image]:
-    """One image per request, in full precision; the frozen parts are on the device meanwhile."""
+    """One image per request, in full precision; each part is where it was, and as it was, afterwards."""
     pipe, device = pl_module.pipe, pl_module.device
-    frozen = (pipe.vae, pipe.text_encoder)
-    for part in frozen:
-        part.to(device)
-    pipe.unet.eval()
+    parts = (pipe.unet, pipe.vae, pipe.text_encoder)
+    before = [(next(part.parameters()).device, part.training) for part in parts]
+    for part in parts:
+        part.to(device).eval()
     made = []
     with torch.autocast(device.type, enabled=False):
         for batch in in_batches(requests, batch_size):
             made += make_images(pipe, device, batch, resolution, guidance_scale, num_inference_steps)[0]
-    pipe.unet.train()
-    for part in frozen:
-        part.to("cpu")
+    for part, (place, training) in zip(parts, before, strict=True):
+        part.to(place).train(training)
     return made
 
 

@@ -33,12 +33,16 @@ NAMED = 5  # of each reason this many are named in the log
 
 @dataclass(frozen=True)
 class Sample:
-    """One captioned image: its id (such as its key in a shard), encoded bytes, its first caption and all."""
+    """One captioned image: its id (such as its key in a shard), encoded bytes, its first caption and all.
+
+    `label` is its class in words ("tench"), where the source has classes.
+    """
 
     id: str
     image: bytes = field(repr=False)
     caption: str
     captions: tuple[str, ...] = ()
+    label: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "captions", self.captions or (self.caption,))  # frozen
@@ -97,7 +101,7 @@ def checked(row: Row, skipped: Counter) -> Sample | None:
     elif found := problem(row.image):
         reason, detail = found
     else:
-        return Sample(row.id, row.image, captions[0], captions)
+        return Sample(row.id, row.image, captions[0], captions, row.label)
     skipped[reason] += 1
     if skipped[reason] <= NAMED:
         log.warning("skipped %r: %s%s", row.id, reason, detail and f": {detail}")
@@ -122,7 +126,12 @@ def load_captioned(*sources: str) -> CaptionedImages:
     - a folder of `datasets.save_to_disk`, parquet files (a pattern, or their folder), or a dataset of the
       Hub: `hf:owner/name`, `hf:owner/name:split`. What is not guessed is said, in quotes for the shell:
       `'hf:owner/name?config=a&split=train&image=img&caption=text&id=key'`. Parquet files are of the split
-      that their name or folder says; `train` is read where there are several.
+      that their name or folder says; `train` is read where there are several. A column of classes
+      (`datasets.ClassLabel`, or `label=` one of texts) gives labels, and "An image of {class}" where there is
+      no column of captions.
+
+    `SHARDS?captions=FILE`, and the same for tables: a JSON file {id: [captions]} whose captions stand in the
+    place of an image's own (BLIP's 20, say); images that are not in it keep their own.
 
     A folder with nothing but `train` (and `val`, `test`) in it means its `train`. Images above
     `layouts_image.MAX_PIXELS` (89 million) are skipped. Ids become safe file names. Links to folders are

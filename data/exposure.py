@@ -5,6 +5,7 @@ Pure index arithmetic.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -19,12 +20,15 @@ class Exposure:
             (Somepalli et al. 2023: 5). Give one of the two.
         duplicated_fraction: share of the images that is duplicated, chosen by seed (Somepalli et al.: 0.05).
         ordinary_share: share of a pass that comes from the ordinary images (Wen et al.: 0.75).
+        duplicate: what is shown again: the image with its caption, or the image alone, each time with a
+            random one of its captions (Somepalli et al.: dup_both and dup_image).
     """
 
     copies: int = 1
     weight: float = 1.0
     duplicated_fraction: float = 1.0
     ordinary_share: float = 0.0
+    duplicate: Literal["image_and_caption", "image"] = "image_and_caption"
 
     def __post_init__(self) -> None:
         if self.copies < 1 or self.weight <= 0:
@@ -45,6 +49,20 @@ class Exposure:
             )
         if not 0 <= self.ordinary_share < 1:
             raise ValueError(f"exposure.ordinary_share must be in [0, 1), not {self.ordinary_share}")
+        if self.duplicate == "image" and not self.duplicates:
+            raise ValueError(
+                "exposure.duplicate image has no effect when nothing is duplicated: give copies or weight"
+            )
+
+    @property
+    def duplicates(self) -> bool:
+        """Whether some images are shown more often than others, or than once a pass."""
+        return self.copies > 1 or self.weight != 1
+
+    def pass_length(self, images: int, seed: int) -> int:
+        """Draws in a pass, of images and ordinary ones."""
+        shown = images if self.weight != 1 else int(self.repeats(images, seed).sum())
+        return shown + self.ordinary_count(images, seed)
 
     def duplicated(self, images: int, seed: int) -> np.ndarray:
         """Sorted indices of the duplicated ones among `images`."""
@@ -92,9 +110,7 @@ class Exposure:
         """Pass after pass without end, from draw `start` on: the same draws however a run is cut."""
         if self.ordinary_share and not ordinary:
             raise ValueError("exposure.ordinary_share is set but there are no ordinary images")
-        length = images if self.weight != 1 else int(self.repeats(images, seed).sum())
-        length += self.ordinary_count(images, seed)
-        number, skip = divmod(start, length)
+        number, skip = divmod(start, self.pass_length(images, seed))
         while True:
             yield from self.one_pass(images, ordinary, seed, number)[skip:].tolist()
             number, skip = number + 1, 0

@@ -31,6 +31,7 @@ class Inspection:
     captions: list[int] = field(default_factory=list)  # how many an image has
     characters: list[int] = field(default_factory=list)
     words: list[int] = field(default_factory=list)
+    labels: Counter = field(default_factory=Counter)  # images of each class
     by_image: dict[bytes, list[str]] = field(default_factory=lambda: defaultdict(list))
     by_caption: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     kept: list[tuple[int, Sample]] = field(default_factory=list)
@@ -46,7 +47,7 @@ class Inspection:
             if sample := checked(row, self.skipped):
                 self.add(sample)
         self.shards += found.stats or Counter()
-        self.layouts.append((source, found.layout, len(self) - before))
+        self.layouts.append((source, "; ".join((found.layout, *found.notes)), len(self) - before))
 
     def add(self, sample: Sample) -> None:
         image = opened(sample.image)
@@ -56,6 +57,8 @@ class Inspection:
         self.captions.append(len(sample.captions))
         self.characters += map(len, sample.captions)
         self.words += (len(text.split()) for text in sample.captions)
+        if sample.label is not None:
+            self.labels[sample.label] += 1
         self.by_image[hashlib.sha256(sample.image).digest()].append(sample.id)
         self.by_caption[sample.caption].append(sample.id)
         number = len(self) - 1  # reservoir sampling: each of those seen is as likely to be among the kept
@@ -86,6 +89,11 @@ class Inspection:
             ("same image again", duplicates(self.by_image)),
             ("same (first) caption again", duplicates(self.by_caption)),
         ]
+        if self.labels:
+            told.append(("classes", f"{len(self.labels):,}"))
+            told.append(("images per class", spread(self.labels.values(), median, "median")))
+            if lost := len(self) - self.labels.total():
+                told.append(("without a class", f"{lost:,}"))
         if again := {key: [key] * count for key, count in self.ids.items() if count > 1}:
             told.append(("same id again: refused in training", duplicates(again)))
         return told

@@ -10,7 +10,8 @@ from data.layouts_rows import SPLITS, Source, file_id, images_below
 from data.layouts_shards import SHARD_SUFFIXES, open_shards, shard_paths, shards_in
 
 log = logging.getLogger(__name__)
-OF_TABLES = ("split", "image", "caption", "id")
+OF_TABLES = ("split", "image", "caption", "label", "id")
+OF_ALL = ("captions", "prefix")
 EMPTY = "nothing that can be read"
 
 
@@ -27,9 +28,9 @@ def with_options(source: str) -> tuple[str, dict[str, str]]:
 
 def only(options: dict[str, str], known: tuple[str, ...], source: str) -> dict[str, str]:
     """The options; ValueError for one that this layout does not know."""
-    if unknown := sorted(options.keys() - set(known)):
+    if unknown := sorted(options.keys() - {*known, *OF_ALL}):
         raise ValueError(
-            f"{source!r}: no option {unknown[0]!r} here, it takes {', '.join((*known, 'prefix'))}"
+            f"{source!r}: no option {unknown[0]!r} here, it takes {', '.join((*known, *OF_ALL))}"
         )
     return options
 
@@ -38,7 +39,15 @@ def open_source(source: str, skipped: Counter) -> Source:
     """Find the layout. FileNotFoundError for a source that is not there, ValueError for an unclear one."""
     place, options = with_options(source)
     prefix = options.pop("prefix", "")
-    found = open_place(source, place, options, skipped)
+    if "captions" not in options:
+        found = open_place(source, place, options, skipped)
+    else:
+        file = layouts_captions.captions_file(options["captions"], Path(place))
+        if holds_image_files(Path(place)):
+            only(options, (), source)
+            found = layouts_captions.open_captions(Path(place), file, skipped)
+        else:
+            found = layouts_captions.with_captions(open_place(source, place, options, skipped), file, skipped)
     if not prefix:
         return found
     return found._replace(rows=(row._replace(id=file_id(prefix + row.id)) for row in found.rows))
@@ -62,24 +71,28 @@ def open_place(source: str, place: str, options: dict[str, str], skipped: Counte
     )
 
 
+def holds_image_files(folder: Path) -> bool:
+    """Whether a folder's images are files, to which a captions file is matched by path, and not in tables."""
+    if not folder.is_dir() or any((folder / name).exists() for name in layouts_tables.SAVED):
+        return False
+    tables = layouts_tables.parquet_files(str(folder))
+    if tables and layouts_tables.has_image_column(tables[0]):
+        return False
+    return bool(images_below(folder)) or not shards_in(folder)
+
+
 def open_folder(folder: Path, options: dict[str, str], skipped: Counter) -> Source:
     """The first layout that fits; a Source without rows where none does."""
     where = str(folder)
     if any((folder / name).exists() for name in layouts_tables.SAVED):
         return layouts_tables.open_saved(folder, only(options, OF_TABLES, where))
-    if "captions" in options:
-        file = Path(only(options, ("captions",), where)["captions"])
-        file = file if file.is_file() else folder / file
-        if not file.is_file():
-            raise FileNotFoundError(f"no captions file {options['captions']!r}, here or in {folder}")
-        return layouts_captions.open_captions(folder, file, skipped)
     if shards := shards_in(folder):
         only(options, (), where)
         return open_shards(shards, skipped)
     images, tables = images_below(folder), layouts_tables.parquet_files(where)
     if tables and (options or not images or layouts_tables.has_image_column(tables[0])):
         return layouts_tables.open_parquet(where, tables, only(options, OF_TABLES, where))
-    only(options, ("captions",), where)
+    only(options, (), where)
     metadata = layouts_folder.metadata_below(folder)
     if metadata and metadata[0].parent == folder:
         return layouts_folder.open_metadata(folder, metadata[:1], skipped)

@@ -1,4 +1,8 @@
-"""Images with one captions file, {path on another's disk: [captions]}: DCR's form of LAION-10k."""
+"""One file with the captions of many images, by path or by key.
+
+{path on another's disk: [captions]} beside images is DCR's form of LAION-10k; {key: [captions]} gives shards
+and tables other captions than their own, such as 20 of BLIP's for each image.
+"""
 
 import json
 import logging
@@ -8,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from data.layouts_rows import IMAGE_SUFFIXES, Row, Source, images_below, path_ids
+from data.layouts_rows import IMAGE_SUFFIXES, Row, Source, file_id, images_below, path_ids
 
 log = logging.getLogger(__name__)
 Place = TypeVar("Place", str, Path)
@@ -18,16 +22,32 @@ def parts(path: str) -> tuple[str, ...]:
     return tuple(part for part in re.split(r"[/\\]+", path) if part not in ("", "."))
 
 
-def captions_in(path: Path) -> dict[str, Any] | None:
-    """Captions by image path, if the file holds nothing else; None if it is another kind of JSON."""
+def captions_by_key(path: Path) -> dict[str, Any] | None:
+    """A text or a list for each key, if the file holds nothing else; None if it is another kind of JSON."""
     try:
         found = json.loads(path.read_bytes())
     except (ValueError, RecursionError):
         return None
     if not isinstance(found, dict) or not found:
         return None
-    images = all(key.lower().endswith(tuple(f".{suffix}" for suffix in IMAGE_SUFFIXES)) for key in found)
-    return found if images and all(isinstance(value, str | list) for value in found.values()) else None
+    return found if all(isinstance(value, str | list) for value in found.values()) else None
+
+
+def captions_in(path: Path) -> dict[str, Any] | None:
+    """Captions by key, if all keys are paths of images."""
+    found = captions_by_key(path)
+    suffixes = tuple(f".{suffix}" for suffix in IMAGE_SUFFIXES)
+    return found if found and all(key.lower().endswith(suffixes) for key in found) else None
+
+
+def captions_file(name: str, folder: Path) -> Path:
+    """By its path, or by its name in a folder of data; FileNotFoundError if it is in neither place."""
+    if Path(name).is_file():
+        return Path(name)
+    if not (folder / name).is_file():
+        where = f"here or in {folder}" if folder.is_dir() else "here: give its path"
+        raise FileNotFoundError(f"no captions file {name!r}, {where}")
+    return folder / name
 
 
 def find_captions(folder: Path) -> Path | None:
@@ -62,6 +82,45 @@ def open_captions(folder: Path, file: Path, skipped: Counter) -> Source:
             skipped[reason] += lost
     layout = f"images with a captions file ({file.name}: {len(pairs):,} of {len(captions):,} match)"
     return Source(layout, rows_of(images, folder, pairs, captions), len(pairs))
+
+
+def with_captions(source: Source, file: Path, skipped: Counter) -> Source:
+    """Captions of a file, {id: [captions]}, in place of those of the rows; a row that it lacks keeps its own.
+
+    Ids are those of the rows: keys in shards, ids or row numbers in tables. How many of them match stands in
+    the notes once the rows have been read, and it is a ValueError if none does. So is, at once, a file of
+    another kind.
+    """
+    captions = captions_by_key(file)
+    if captions is None:
+        raise ValueError(f"{file} is no captions file: it must hold {{key of an image: [captions]}}")
+    by_id = {file_id(key): each for key, each in captions.items()}
+    if len(by_id) < len(captions):
+        raise ValueError(
+            f"{file}: {len(captions) - len(by_id)} of its keys are the same as others, as file names"
+        )
+    notes = list(source.notes)
+    return source._replace(rows=replaced(source.rows, by_id, file, skipped, notes), notes=notes)
+
+
+def replaced(
+    rows: Iterator[Row], captions: dict[str, Any], file: Path, skipped: Counter, notes: list[str]
+) -> Iterator[Row]:
+    count, first, unused = 0, "", set(captions)
+    for row in rows:
+        count, first = count + 1, first or row.id
+        unused.discard(row.id)
+        yield row._replace(captions=captions[row.id]) if row.id in captions else row
+    if len(unused) == len(captions):
+        raise ValueError(
+            f"{file}: none of its {len(captions)} keys, such as {next(iter(captions))!r}, is the id of one "
+            f"of the {count} images, such as {first!r}"
+        )
+    if unused:
+        skipped["captions without image"] += len(unused)
+    used = len(captions) - len(unused)
+    notes.append(f"captions of {file.name}: {used:,} of {len(captions):,} match")
+    log.info("%s: %d of %d captions match the %d images", file, used, len(captions), count)
 
 
 def rows_of(

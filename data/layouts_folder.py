@@ -9,23 +9,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from data.layouts_classes import CLASS_PROMPT, IMAGENETTE, readable
 from data.layouts_rows import Row, Source, caption_in_json, files_below, images_below, path_ids
 
 log = logging.getLogger(__name__)
 METADATA = ("metadata.jsonl", "metadata.csv")
-CLASS_PROMPT = "An image of {}"
-IMAGENETTE = {
-    "n01440764": "tench",
-    "n02102040": "English springer",
-    "n02979186": "cassette player",
-    "n03000684": "chain saw",
-    "n03028079": "church",
-    "n03394916": "French horn",
-    "n03417042": "garbage truck",
-    "n03425413": "gas pump",
-    "n03445777": "golf ball",
-    "n03888257": "parachute",
-}
 
 
 def beside(path: Path) -> Any:
@@ -81,12 +69,8 @@ def open_nested(folder: Path, paths: list[Path], skipped: Counter) -> Source:
 def rows_by_class(paths: list[Path], root: Path) -> Iterator[Row]:
     ids = path_ids(paths, root)
     for path in paths:
-        name = path.parent.name
-        yield Row(
-            ids[path],
-            path.read_bytes(),
-            CLASS_PROMPT.format(IMAGENETTE.get(name, name.replace("_", " "))),
-        )
+        label = readable(path.parent.name)
+        yield Row(ids[path], path.read_bytes(), CLASS_PROMPT.format(label), label)
 
 
 def metadata_below(folder: Path) -> list[Path]:

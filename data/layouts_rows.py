@@ -5,7 +5,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,23 +16,29 @@ LONGEST_ID = 120  # bytes; a file name may have 255, and what is made from an id
 
 
 class Row(NamedTuple):
-    """One entry as it is on disk: nothing of it is checked, and image and captions may be missing."""
+    """One entry as it is on disk: nothing of it is checked, and image and captions may be missing.
+
+    `label` is the name of its class, where the layout has classes.
+    """
 
     id: str
     image: bytes | None
     captions: Any
+    label: str | None = None
 
 
 class Source(NamedTuple):
     """An opened source: the layout in words, its rows, and how many there are where that is known.
 
-    `stats` are sums of what img2dataset wrote beside its shards.
+    `stats` are sums of what img2dataset wrote beside its shards; `notes` is what is known of the layout only
+    once the rows have been read.
     """
 
     layout: str
     rows: Iterator[Row]
     total: int | None = None
     stats: Counter | None = None
+    notes: Sequence[str] = ()
 
 
 def clean(text: str) -> str:

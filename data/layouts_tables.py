@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from data.layouts_classes import CLASS_PROMPT, class_names, label_of, named
 from data.layouts_rows import SPLITS, Row, Source, caption_in_json, file_id, files_below, path_ids
 from data.weights import one_line
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 IMAGE = ("image", "img", "jpg", "jpeg", "png", "webp", "picture", "photo")
+LABEL = ("label", "class")
 CAPTION = ("text", "caption", "captions", "prompt", "txt", "json")
 ID = ("id", "key", "__key__")
 SAVED = ("state.json", "dataset_dict.json")
@@ -24,11 +26,16 @@ SAVED = ("state.json", "dataset_dict.json")
 
 class Columns(NamedTuple):
     image: str
-    caption: str
+    caption: str | None
+    label: str | None
     id: str | None
 
     def names(self) -> list[str]:
         return [name for name in dict.fromkeys(self) if name]
+
+    def notes(self) -> tuple[str, ...]:
+        """Where captions come from, if not from a column of captions."""
+        return () if self.caption or not self.label else (f"captions by class ({self.label!r})",)
 
 
 def holds_bytes(kind: "pa.DataType") -> bool:
@@ -48,7 +55,7 @@ def holds_images(kind: "pa.DataType") -> bool:
 
 def choose(schema: "pa.Schema", options: dict[str, str], place: str) -> Columns:
     """The given columns, else the ones with usual names; ValueError, naming all, where one stays open."""
-    for role in ("image", "caption", "id"):
+    for role in ("image", "caption", "label", "id"):
         if role in options and options[role] not in schema.names:
             raise ValueError(f"{place} has no column {options[role]!r}: it has {schema.names}")
     pictures = [field.name for field in schema if holds_images(field.type)]
@@ -57,17 +64,40 @@ def choose(schema: "pa.Schema", options: dict[str, str], place: str) -> Columns:
     usual = [name for name in IMAGE if name in pictures] or (pictures if len(pictures) == 1 else [])
     image = options.get("image") or next(iter(usual), None)
     caption = options.get("caption") or next((name for name in CAPTION if name in schema.names), None)
-    for role, column in (("image", image), ("caption", caption)):
-        if column is None:
+    label = choose_label(schema, options, caption, place)
+    has_caption = caption or label or "captions" in options  # these are in a file
+    for role, column in (("image", image), ("caption", has_caption)):
+        if not column:
             said = "&".join(f"{name}={value}" for name, value in {**options, role: "COLUMN"}.items())
             raise ValueError(
                 f"{place}: which column is the {role}? Say it as '{place}?{said}'; it has {schema.names}"
             )
     if image not in pictures:
         raise ValueError(f"{place}: the column {image!r} holds no images; {pictures} would")
-    return Columns(
-        image, caption, options.get("id") or next((name for name in ID if name in schema.names), None)
-    )
+    key = options.get("id") or next((name for name in ID if name in schema.names), None)
+    return Columns(image, caption, label, key)
+
+
+def choose_label(schema: "pa.Schema", options: dict[str, str], caption: str | None, place: str) -> str | None:
+    """The given column of classes, else captions that are classes, a usual name, or the only one there is.
+
+    ValueError for a given one without names: a number says nothing of a class.
+    """
+    import pyarrow.types as types
+
+    classes = class_names(schema)
+    if label := options.get("label"):
+        kind = schema.field(label).type
+        if label not in classes and not types.is_string(kind) and not types.is_large_string(kind):
+            raise ValueError(
+                f"{place}: the column {label!r} holds no names of classes, but {kind}; a column of text or a "
+                f"datasets.ClassLabel would, and of these there are {sorted(classes)}"
+            )
+        return label
+    if caption in classes:
+        return caption
+    usual = [name for name in LABEL if name in classes] or (list(classes) if len(classes) == 1 else [])
+    return next(iter(usual), None)
 
 
 def encoded(cell: Any, trusted: tuple[Path, ...] = ()) -> bytes | None:
@@ -89,13 +119,25 @@ def captions_of(cell: Any) -> Any:
 
 
 def rows_of(
-    records: Iterable[dict[str, Any]], columns: Columns, name: str, trusted: tuple[Path, ...] = ()
+    records: Iterable[dict[str, Any]],
+    columns: Columns,
+    name: str,
+    classes: dict[str, list[str]],
+    trusted: tuple[Path, ...] = (),
 ) -> Iterator[Row]:
-    """Without a column of ids, a row's id is its number, after the name of its table."""
+    """Without a column of ids, a row's id is its number, after the name of its table.
+
+    `classes` are the names in columns of classes. Without a column of captions the class makes the caption.
+    """
     for number, record in enumerate(records):
         key = record[columns.id] if columns.id else None
         key = f"{name}_{number:07d}" if key is None else str(key)
-        yield Row(file_id(key), encoded(record[columns.image], trusted), captions_of(record[columns.caption]))
+        label = label_of(record[columns.label], classes.get(columns.label)) if columns.label else None
+        if columns.caption:
+            caption = captions_of(named(record[columns.caption], classes.get(columns.caption)))
+        else:
+            caption = label and CLASS_PROMPT.format(label)
+        yield Row(file_id(key), encoded(record[columns.image], trusted), caption, label)
 
 
 def distinct(columns: Columns, ids: Iterable[Any], options: dict[str, str], place: str) -> Columns:
@@ -118,13 +160,16 @@ def open_dataset(
     """Images stay as they are encoded."""
     import datasets
 
-    columns = choose(rows.features.arrow_schema, options, place)
+    schema = rows.features.arrow_schema
+    columns = choose(schema, options, place)
     if columns.id:
         columns = distinct(columns, rows[columns.id], options, place)
     rows = rows.select_columns(columns.names())
     if isinstance(rows.features[columns.image], datasets.Image):
         rows = rows.cast_column(columns.image, datasets.Image(decode=False))
-    return Source(layout, rows_of(rows, columns, name, trusted), len(rows))
+    return Source(
+        layout, rows_of(rows, columns, name, class_names(schema), trusted), len(rows), notes=columns.notes()
+    )
 
 
 def open_hub(place: str, options: dict[str, str]) -> Source:
@@ -214,21 +259,25 @@ def open_parquet(place: str, files: list[Path], options: dict[str, str]) -> Sour
     root = Path(place) if Path(place).is_dir() else Path(os.path.commonpath([file.parent for file in files]))
     names = path_ids(files, root)
     files = of_split(place, files, root, options.get("split"))
-    columns, total = None, 0
+    columns, total, classes = None, 0, {}
     for path in files:
         try:
             with pq.ParquetFile(path) as table:
                 schema, total = table.schema_arrow, total + table.metadata.num_rows
         except (pa.ArrowException, OSError) as error:
             raise ValueError(f"{path} is no whole parquet file: {one_line(error)}") from error
-        columns = columns or choose(schema, options, place)
+        columns, classes[path] = columns or choose(schema, options, place), class_names(schema)
         if missing := [name for name in columns.names() if name not in schema.names]:
             raise ValueError(f"{path} has no column {missing[0]!r}, which {files[0]} has")
     if columns.id:
         ids = (record[columns.id] for path in files for record in records(path, [columns.id]))
         columns = distinct(columns, ids, options, place)
-    rows = (row for path in files for row in rows_of(records(path, columns.names()), columns, names[path]))
-    return Source(f"parquet files ({len(files)})", rows, total)
+    rows = (
+        row
+        for path in files
+        for row in rows_of(records(path, columns.names()), columns, names[path], classes[path])
+    )
+    return Source(f"parquet files ({len(files)})", rows, total, notes=columns.notes())
 
 
 def records(path: Path, columns: list[str]) -> Iterator[dict[str, Any]]:

@@ -23,7 +23,7 @@ class Spy(pl.Callback):
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_index: int) -> None:
         seen = {
-            "index": batch["index"],
+            "index": torch.from_numpy(batch["index"]),
             "noisy": self.noisy,
             "timesteps": self.timesteps,
             "embedding": self.embedding,

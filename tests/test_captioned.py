@@ -136,6 +136,7 @@ def test_all_captions_of_an_image_come_with_it() -> None:
     """The first is the caption; one that is made of three values has just that."""
     assert Sample("a", b"", "one").captions == ("one",)
     assert Sample("a", b"", "one", ("one", "two")).captions == ("one", "two")
+    assert Sample("a", b"", "one").label is None
 
 
 def test_a_shard_without_txt_takes_the_caption_from_its_json(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from data.inspection import Inspection
 from tests.image_files import encoded, noise, write_folder, write_shard, write_tar
 
 
-def inspected(*sources: Path, keep: int = 0) -> Inspection:
+def inspected(*sources: str | Path, keep: int = 0) -> Inspection:
     found = Inspection(keep)
     for source in sources:
         found.read(str(source), lambda rows, total, name: rows)
@@ -72,6 +72,28 @@ def test_captions_per_image(tmp_path: Path) -> None:
     text = {"/x/a.png": ["a", "b", "c"], "/x/b.png": ["a"]}
     write_folder(tmp_path, {"a.png": noise(0), "b.png": noise(1), "captions.json": json.dumps(text)})
     assert dict(inspected(tmp_path).rows())["captions per image"].startswith("1 / 2 / 3 ")
+
+
+def test_classes_are_counted(tmp_path: Path) -> None:
+    """And what has none, of a source without any; where no source has them, nothing is said."""
+    files = {"a_b/1.png": noise(0), "a_b/2.png": noise(1), "a_b/3.png": noise(2), "c/1.png": noise(3)}
+    write_folder(tmp_path / "classes", files)
+    shard = write_shard(tmp_path / "s.tar", "x")
+    told = dict(inspected(tmp_path / "classes", shard).rows())
+    assert told["classes"] == "2" and told["images per class"].startswith("1 / 2 / 3 ")
+    assert told["without a class"] == "1"
+    assert "without a class" not in dict(inspected(tmp_path / "classes").rows())
+    assert "classes" not in dict(inspected(shard).rows())
+
+
+def test_the_layout_says_how_many_captions_of_a_file_match(tmp_path: Path) -> None:
+    shard = write_shard(tmp_path / "s.tar", "xyz")
+    write_folder(tmp_path, {"blip.json": json.dumps({"x": ["one", "two"], "z": "three", "w": "four"})})
+    found = inspected(f"{shard}?captions={tmp_path / 'blip.json'}")
+    assert [layout for _, layout, _ in found.layouts] == [
+        "webdataset shards (1); captions of blip.json: 2 of 3 match"
+    ]
+    assert found.skipped == {"captions without image": 1}
 
 
 def test_ids_that_training_would_refuse_are_told(tmp_path: Path) -> None:

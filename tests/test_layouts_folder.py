@@ -8,7 +8,7 @@ import pytest
 
 from data.captioned import load_captioned
 from data.layouts import is_data
-from data.layouts_folder import IMAGENETTE
+from data.layouts_classes import IMAGENETTE
 from tests.image_files import encoded, noise, write_folder, write_shard
 
 ELSEWHERE = "/fs/cml-projects/diffusion_rep/data/laion_10k_random"
@@ -121,6 +121,7 @@ def test_imagenette(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     found = captions(tmp_path)
     assert found == captions(tmp_path / "train") and "only its folder 'train' is read" in caplog.text
     assert len(found) == 10
+    assert {sample.label for sample in load_captioned(str(tmp_path)).samples} == set(IMAGENETTE.values())
     assert found["n01440764_0"] == ("An image of tench",) and found["n03394916_5"] == (
         "An image of French horn",
     )
@@ -133,6 +134,7 @@ def test_other_class_folders(tmp_path: Path) -> None:
     write_folder(tmp_path, {name: noise(n) for n, name in enumerate(names)})
     expected = {"golf_ball_1": "golf ball", "train_1": "train", "2": "train"}
     assert captions(tmp_path) == {key: (f"An image of {name}",) for key, name in expected.items()}
+    assert {sample.id: sample.label for sample in load_captioned(str(tmp_path)).samples} == expected
 
 
 def test_a_single_folder_is_no_class(tmp_path: Path) -> None:

@@ -14,13 +14,13 @@ from callbacks.sample_grid import sheet
 from data.captioned import load_captioned
 from infer.seeds import sample_seed
 from infer.similarity import sscd_descriptor
-from tests import test_fit
-from tests.test_fit import ACCUMULATED, BATCH, full, short, start, unet
+from tests import fitting
+from tests.fitting import ACCUMULATED, BATCH, full, short, start, unet
 from tests.test_monitor import poison
 from train.__main__ import main
 from train.run import memorized
 
-world = test_fit.world  # a fixture
+world = fitting.world  # a fixture
 STOP = {"grid__threshold": -1, "grid__stop_at_share": 1.0, "grid__every_n_steps": 2}  # all are more alike
 
 

@@ -12,11 +12,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from callbacks.finite import Finite, finite
 from callbacks.loss_bins import LossBins
-from tests import test_fit
-from tests.test_fit import ACCUMULATED, STEPS, full, start, stop
+from tests import fitting
+from tests.fitting import ACCUMULATED, STEPS, full, start, stop
 from train.__main__ import main
 
-world, whole = test_fit.world, test_fit.whole  # fixtures
+world, whole = fitting.world, fitting.whole  # fixtures
 
 
 def record(folder: Path) -> dict:
@@ -54,11 +54,11 @@ def test_the_loss_by_timestep_is_the_mean_since_the_last_log(world: Path, tmp_pa
     with pytest.raises(RuntimeError, match="stopped by the test"):  # after the checkpoint of step 4
         main(full(world, cut, trainer__callbacks=[stop(5)], **settings))
     assert main(full(world, cut, **settings)) == 0
-    test_fit.assert_same_run(run, cut)
+    fitting.assert_same_run(run, cut)
 
 
 def test_no_bins_are_logged_on_request(world: Path, tmp_path: Path) -> None:
-    assert main(test_fit.short(world, tmp_path / "run", loss_bins__count=0)) == 0
+    assert main(fitting.short(world, tmp_path / "run", loss_bins__count=0)) == 0
     names = pd.read_csv(tmp_path / "run/metrics.csv").columns
     assert "loss" in names and not [name for name in names if name.startswith("loss_t")]
 
@@ -78,7 +78,7 @@ def test_a_broken_run_goes_on_from_before(whole: Path, world: Path) -> None:
     assert not (out / "pipeline").exists()
 
     assert main(full(world, out)) == 0
-    test_fit.assert_same_run(whole, out)
+    fitting.assert_same_run(whole, out)
 
 
 CASES = {  # what breaks, where it must be found though nothing is logged, and the step of the last checkpoint

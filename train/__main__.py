@@ -3,6 +3,7 @@
   python -m train fit  --config configs/train/demo.yaml            finetune, about 5 minutes on 2 cores
   python -m train plan --config configs/train/laion10k.yaml        what a fit would do, before it takes a GPU
   python -m train fit  --config configs/train/laion10k.yaml --trainer.devices 8 --wandb online
+  python -m train stream --config configs/train/laion_stream.yaml --trainer.devices 8   shards beyond memory
 
 The bundled base model itself:
   python -m train autoencoder --config configs/train/emoji/autoencoder.yaml
@@ -19,6 +20,7 @@ from pathlib import Path
 
 KINDS = {
     "fit": ("train.finetune.Finetune", "train.latents.LatentData"),
+    "stream": ("train.finetune.Finetune", "train.streamed.StreamedData"),
     "base": ("train.base.BaseTraining", "train.latents.LatentData"),
     "autoencoder": ("train.autoencoder.AutoencoderTraining", "train.images.ImageData"),
     "clip": ("train.clip.ClipTraining", "train.images.ImageData"),
@@ -48,10 +50,11 @@ def build(kind: str, args: list[str]):
     from callbacks.loss_bins import LossBins
     from callbacks.memorization import Memorization
     from callbacks.provenance import Provenance
+    from callbacks.streamed_exposures import StreamedExposures
     from callbacks.wandb_run import wandb_logger
 
     warnings.filterwarnings("ignore", module="lightning")
-    on_latents = KINDS[kind][1].endswith("LatentData")
+    counting = {"LatentData": Exposures, "StreamedData": StreamedExposures}.get(KINDS[kind][1].split(".")[-1])
 
     class TrainCLI(LightningCLI):
         def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -65,13 +68,13 @@ def build(kind: str, args: list[str]):
                 "--wandb", choices=["off", "offline", "online"], default="off", help="W&B logging"
             )
             parser.add_lightning_class_args(EMA, "ema")
-            if on_latents:
+            if counting:
                 parser.add_lightning_class_args(Memorization, "grid")
                 parser.add_lightning_class_args(LossBins, "loss_bins")
 
         def instantiate_trainer(self, **kwargs):
             root = Path(self.config.out)
-            counted = [Exposures(), Provenance()] if on_latents else []
+            counted = [counting(), Provenance()] if counting else []
             checkpoints = Checkpoints(root / "checkpoints", self.config.checkpoint_every)
             own = self.config_init.trainer.callbacks or []
             bar = self.config.trainer.enable_progress_bar is not False

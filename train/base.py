@@ -26,6 +26,8 @@ class BaseTraining(Finetune):
         scheduler: dict[str, Any],
         training: dict[str, Any],
     ):
+        if training.get("lora_rank"):
+            raise ValueError("training.lora_rank: a LoRA changes a trained model, and this one has to be")
         super().__init__(pipeline="", **training)
         self.parts = (Path(autoencoder), Path(clip), unet, scheduler)
 

@@ -1,7 +1,5 @@
-"""Finetune a Stable Diffusion pipeline's UNet; objective, scale and text length come from the pipeline."""
+"""Finetune a Stable Diffusion pipeline; objective, scale and text length come from the pipeline."""
 
-import hashlib
-import json
 import math
 from functools import cached_property
 from pathlib import Path
@@ -10,25 +8,43 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from data.pipeline import load_pipeline
-from train.objective import generator_for, min_snr_weight, offset_noise, target
+from train.embedding_noise import with_gaussian, with_mixup
+from train.encoders import encode_images, encode_prompts
+from train.lora import add_lora, has_lora, save_lora
+from train.objective import SharedDraws, epsilon_rms, min_snr_weight, offset_noise, target
+from train.optimizers import make_optimizer
 from train.schedule import warmup_constant, warmup_cosine
+
+NOISE, TEXT_NOISE = 0, 1  # streams of random numbers: an option of the text leaves all other noise as it is
 
 
 class Finetune(pl.LightningModule):
-    """Train the UNet (`trained`) on noised latents; the frozen parts stay out of checkpoints.
+    """Train the UNet (`trained`), and the text encoder if asked for, on noised latents.
+
+    The frozen parts stay out of checkpoints.
 
     Args:
         pipeline: diffusers StableDiffusionPipeline folder or Hub id.
         revision: of the Hub repository.
+        text_encoder: train it too.
+        lora_rank: train LoRA layers of this rank on the attention instead of all weights; null: all.
+        lora_alpha: the LoRA is scaled by lora_alpha / lora_rank; null: by 1.
+        optimizer: adamw, or adamw8bit (bitsandbytes).
         lr: learning rate after the warm-up.
         warmup_steps: linear warm-up.
         decay: constant rate, or cosine to zero at trainer.max_steps.
         betas: of AdamW.
         weight_decay: of AdamW.
         caption_dropout: share of the captions replaced with the empty prompt.
+        embedding_noise: strength of Gaussian noise on text embeddings (Somepalli et al. 2023).
+        embedding_mixup: parameter of a Beta(embedding_mixup, 1) mix of a batch's text embeddings (the same);
+            0: none.
+        skip_rms: leave out samples whose prediction differs from the one without caption by this RMS, in
+            epsilon space, or more (Wen et al. 2024, there a norm: 2 at 64x64x4 latents is 2 / 128 = 0.0156);
+            null: none.
         gradient_checkpointing: trade time for memory.
         channels_last: memory layout of the UNet.
         seed: of noise and timesteps.
@@ -41,12 +57,19 @@ class Finetune(pl.LightningModule):
         self,
         pipeline: str,
         revision: str | None = None,
+        text_encoder: bool = False,
+        lora_rank: int | None = None,
+        lora_alpha: float | None = None,
+        optimizer: Literal["adamw", "adamw8bit"] = "adamw",
         lr: float = 1e-5,
         warmup_steps: int = 0,
         decay: Literal["constant", "cosine"] = "constant",
         betas: tuple[float, float] = (0.9, 0.999),
         weight_decay: float = 1e-2,
         caption_dropout: float = 0.0,
+        embedding_noise: float = 0.0,
+        embedding_mixup: float = 0.0,
+        skip_rms: float | None = None,
         gradient_checkpointing: bool = False,
         channels_last: bool = False,
         seed: int = 0,
@@ -55,12 +78,29 @@ class Finetune(pl.LightningModule):
     ):
         if min_snr_gamma is not None and not 0 < min_snr_gamma < math.inf:
             raise ValueError(f"min_snr_gamma must be above 0, not {min_snr_gamma}; null weights all alike")
-        if not noise_offset >= 0:
-            raise ValueError(f"noise_offset must be at least 0, not {noise_offset}")
+        for name, value in (
+            ("noise_offset", noise_offset),
+            ("embedding_noise", embedding_noise),
+            ("embedding_mixup", embedding_mixup),
+            ("warmup_steps", warmup_steps),
+        ):
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name} must be at least 0, not {value}")
+        if not 0 <= caption_dropout <= 1:
+            raise ValueError(f"caption_dropout must be in [0, 1], not {caption_dropout}")
+        if skip_rms is not None and not 0 < skip_rms < math.inf:
+            raise ValueError(f"skip_rms must be above 0, not {skip_rms}; null skips none")
+        if lora_rank is not None and lora_rank < 1:
+            raise ValueError(f"lora_rank must be at least 1, not {lora_rank}; null trains all weights")
+        if lora_alpha is not None and lora_rank is None:
+            raise ValueError("lora_alpha has no effect without lora_rank: leave it out, or give both")
         super().__init__()
         self.source, self.revision = pipeline, revision
-        self.lr, self.warmup_steps, self.decay = lr, warmup_steps, decay
+        self.text_encoder, self.lora_rank, self.lora_alpha = text_encoder, lora_rank, lora_alpha
+        self.optimizer, self.lr, self.warmup_steps, self.decay = optimizer, lr, warmup_steps, decay
         self.betas, self.weight_decay, self.caption_dropout = betas, weight_decay, caption_dropout
+        self.embedding_noise, self.embedding_mixup = embedding_noise, embedding_mixup
+        self.skip_rms = skip_rms
         self.gradient_checkpointing, self.channels_last = gradient_checkpointing, channels_last
         self.seed, self.min_snr_gamma, self.noise_offset = seed, min_snr_gamma, noise_offset
 
@@ -76,87 +116,134 @@ class Finetune(pl.LightningModule):
     def native_resolution(self) -> int:
         return self.pipe.unet.config.sample_size * self.pipe.vae_scale_factor
 
-    def encoder_fingerprint(self) -> str:
-        """Changes with the frozen weights and their configs: a cache made by other encoders is never used."""
-        digest = hashlib.sha256()
-        for part in (self.pipe.vae, self.pipe.text_encoder):
-            for weight in part.state_dict().values():
-                digest.update(weight.cpu().contiguous().flatten().view(torch.uint8).numpy())
-        configs = [
-            self.pipe.vae.config,
-            self.pipe.text_encoder.config.to_dict(),
-            self.pipe.tokenizer.model_max_length,
-        ]
-        return json.dumps([digest.hexdigest(), configs], default=str, sort_keys=True)
-
-    @torch.no_grad()
-    def encode_images(self, pixels: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-        """uint8 (B, 3, H, W) -> mean and deviation of the latents, in the UNet's scale."""
-        vae = self.pipe.vae.to(device)
-        posterior = vae.encode(pixels.to(device).float() / 127.5 - 1).latent_dist
-        return posterior.mean * vae.config.scaling_factor, posterior.std * vae.config.scaling_factor
-
-    @torch.no_grad()
-    def encode_prompts(self, prompts: list[str], device: torch.device) -> Tensor:
-        """Captions -> (B, tokens, width), as the pipeline itself would."""
-        self.pipe.text_encoder.to(device)
-        return self.pipe.encode_prompt(prompts, device, 1, do_classifier_free_guidance=False)[0]
+    def check_resolution(self, resolution: int) -> None:
+        """ValueError for a side that the UNet cannot halve as often as it does."""
+        unit = self.pipe.vae_scale_factor * 2 ** (len(self.pipe.unet.config.block_out_channels) - 1)
+        if resolution < unit or resolution % unit:
+            raise ValueError(f"data.resolution must be a multiple of {unit} for this model, not {resolution}")
 
     def configure_model(self) -> None:
         if hasattr(self, "trained"):
             return
-        self.trained = self.pipe.unet.requires_grad_(True).train()
+        self.trained = self.prepared(self.pipe.unet)
         if self.gradient_checkpointing:
             self.trained.enable_gradient_checkpointing()
         if self.channels_last:
             self.trained.to(memory_format=torch.channels_last)
+        if self.text_encoder:
+            self.trained_text = self.prepared(self.pipe.text_encoder)
+            if self.gradient_checkpointing:
+                self.trained_text.activation_checkpointing_enable()
         self.noise_schedule = training_scheduler(self.pipe.scheduler.config)
 
-    def on_fit_start(self) -> None:
-        self.empty = self.encode_prompts([""], self.device).detach()  # (1, tokens, width)
-        self.pipe.text_encoder.to("cpu")
-        self.pipe.vae.to("cpu")
+    def prepared(self, part: nn.Module) -> nn.Module:
+        if self.lora_rank is None:
+            part.requires_grad_(True)
+        else:
+            add_lora(part, self.lora_rank, self.lora_alpha)
+        return part.train()
 
-    def training_step(self, batch: dict[str, Tensor], batch_index: int) -> dict[str, Tensor]:
+    def on_fit_start(self) -> None:
+        self.empty = encode_prompts(self.pipe, [""], self.device)  # (1, tokens, width)
+        for part in (self.pipe.text_encoder, self.pipe.vae):
+            if not any(p.requires_grad for p in part.parameters()):
+                part.to("cpu")  # what is encoded each step comes back with the first
+
+    def latents(self, batch: dict[str, Any], draws: SharedDraws) -> Tensor:
+        """A sample of each image's posterior, (B, C, h, w), half of them mirrored if both sides are there."""
+        images = batch["mean"] if "mean" in batch else batch["pixels"]
+        rows, sides = torch.arange(len(images), device=self.device), images.shape[1]
+        side = draws.integers(sides)
+        if "mean" in batch:
+            mean, std = (batch[name][rows, side] for name in ("mean", "std"))
+        else:
+            mean, std = encode_images(self.pipe, images[rows, side], self.device)
+        return mean + std * draws.normal(*mean.shape[1:])
+
+    def embeddings(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Of the captions, (B, tokens, width), and of the empty prompt, (1, tokens, width)."""
+        if "embedding" in batch:
+            return batch["embedding"], self.empty
+        if not self.text_encoder:
+            return encode_prompts(self.pipe, batch["caption"], self.device), self.empty
+        texts = [*batch["caption"], ""]
+        encoded = self.pipe.encode_prompt(texts, self.device, 1, do_classifier_free_guidance=False)[0]
+        return encoded[:-1], encoded[-1:]
+
+    def training_step(self, batch: dict[str, Any], batch_index: int) -> dict[str, Tensor]:
         """The loss to minimize; and each sample's own squared error, unweighted, with its timestep."""
-        mean, std, embedding = batch["mean"], batch["std"], batch["embedding"]
-        micro = batch_index % self.trainer.accumulate_grad_batches
-        generator = generator_for(self.device, self.seed, self.global_rank, self.global_step, micro)
-        side = torch.randint(0, mean.shape[1], (len(mean),), generator=generator, device=self.device)
-        mean, std = (x[torch.arange(len(x), device=x.device), side] for x in (mean, std))
-        latents = mean + std * torch.randn(mean.shape, generator=generator, device=self.device)
-        noise = torch.randn(mean.shape, generator=generator, device=self.device)
-        steps = self.noise_schedule.config.num_train_timesteps
-        timesteps = torch.randint(0, steps, (len(mean),), generator=generator, device=self.device)
+        rows = len(batch["mean"] if "mean" in batch else batch["pixels"])
+        key = (self.global_step, batch_index % self.trainer.accumulate_grad_batches)
+        place = (self.device, rows, self.global_rank, self.trainer.world_size, self.seed)
+        draws = SharedDraws(*place, NOISE, *key)
+        latents = self.latents(batch, draws)
+        noise = draws.normal(*latents.shape[1:])
+        timesteps = draws.integers(self.noise_schedule.config.num_train_timesteps)
+        embedding, empty = self.embeddings(batch)
+        if self.embedding_noise or self.embedding_mixup:
+            text_draws = SharedDraws(*place, TEXT_NOISE, *key)
+            if self.embedding_noise:
+                embedding = with_gaussian(embedding, self.embedding_noise, text_draws)
+            if self.embedding_mixup:
+                embedding = with_mixup(embedding, self.embedding_mixup, text_draws)
         if self.caption_dropout:
-            dropped = torch.rand(len(mean), generator=generator, device=self.device) < self.caption_dropout
-            embedding = torch.where(dropped[:, None, None], self.empty.to(embedding), embedding)
+            dropped = draws.uniform() < self.caption_dropout
+            embedding = torch.where(dropped[:, None, None], empty.to(embedding), embedding)
         if self.noise_offset:  # drawn last: all else is as without it
-            noise = offset_noise(noise, self.noise_offset, generator)
+            noise = offset_noise(noise, self.noise_offset, draws.normal(latents.shape[1], 1, 1))
         noisy = self.noise_schedule.add_noise(latents, noise, timesteps)
         if self.channels_last:
             noisy = noisy.contiguous(memory_format=torch.channels_last)
         prediction = self.trained(noisy, timesteps, embedding).sample
         wanted = target(self.noise_schedule, latents, noise, timesteps)
         errors = F.mse_loss(prediction.float(), wanted, reduction="none").flatten(1).mean(1)
-        if self.min_snr_gamma is None:
-            loss = F.mse_loss(prediction.float(), wanted)
+        out = {"errors": errors.detach(), "timesteps": timesteps}
+        weighted = errors
+        if self.min_snr_gamma is not None:
+            weighted = errors * min_snr_weight(self.noise_schedule, timesteps, self.min_snr_gamma)
+        if self.skip_rms is None:
+            loss = weighted.mean()
         else:
-            loss = (min_snr_weight(self.noise_schedule, timesteps, self.min_snr_gamma) * errors).mean()
-        self.log("loss", loss, prog_bar=True)
-        return {"loss": loss, "errors": errors.detach(), "timesteps": timesteps}
+            out["kept"] = self.kept(noisy, timesteps, prediction, empty)
+            total = self.trainer.strategy.reduce(out["kept"].sum(), reduce_op="sum")
+            # the mean over what is kept on all ranks, whose gradients are averaged
+            loss = (weighted * out["kept"]).sum() * self.trainer.world_size / total.clamp(min=1)
+        self.log("loss", loss, prog_bar=True, sync_dist=True, batch_size=rows)
+        return out | {"loss": loss}
+
+    @torch.no_grad()
+    def kept(self, noisy: Tensor, timesteps: Tensor, prediction: Tensor, empty: Tensor) -> Tensor:
+        """Samples below the threshold, (B,): Wen et al., ICLR 2024, section 4.4, at the timestep drawn."""
+        unconditional = self.trained(noisy, timesteps, empty.expand(len(noisy), -1, -1)).sample
+        return epsilon_rms(self.noise_schedule, prediction - unconditional, timesteps) < self.skip_rms
 
     def configure_optimizers(self) -> dict:
-        optimizer = torch.optim.AdamW(
-            self.trained.parameters(), self.lr, betas=self.betas, weight_decay=self.weight_decay, fused=True
-        )
+        weights = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        optimizer = make_optimizer(self.optimizer, weights, self.lr, self.betas, self.weight_decay)
         if self.decay == "cosine":
             return warmup_cosine(optimizer, self.warmup_steps, self.trainer.max_steps)
         return warmup_constant(optimizer, self.warmup_steps)
 
+    def frozen(self) -> set[str]:
+        """Names of the weights that a LoRA leaves as they are."""
+        return {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        frozen, weights = self.frozen(), checkpoint["state_dict"]
+        checkpoint["state_dict"] = {name: value for name, value in weights.items() if name not in frozen}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        frozen = self.frozen()
+        kept = {name: value for name, value in self.state_dict().items() if name in frozen}
+        checkpoint["state_dict"] = kept | checkpoint["state_dict"]
+
     def export(self, folder: Path) -> None:
-        """The whole pipeline as a diffusers folder, in safetensors."""
-        self.pipe.save_pretrained(folder, safe_serialization=True)
+        """The whole pipeline as a diffusers folder, in safetensors; a LoRA is fused, and alone in `lora/`."""
+        pipe = self.pipe
+        if has_lora(pipe.unet):
+            save_lora(folder / "lora", pipe.unet, pipe.text_encoder)
+            pipe = load_pipeline(self.source, self.revision, lora=str(folder / "lora"))
+        pipe.save_pretrained(folder, safe_serialization=True)
 
 
 def training_scheduler(config: Any) -> Any:

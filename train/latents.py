@@ -1,70 +1,22 @@
-"""Data module of cached latents and text embeddings, with the exposure of each image planned to the draw."""
+"""Data module of captioned images as the UNet sees them, with the exposure of each planned to the draw."""
 
-import hashlib
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
-from uuid import uuid4
+from typing import TYPE_CHECKING, Literal
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
-from tqdm import tqdm
+from torch.utils.data import DataLoader
 
 from data.captioned import CaptionedImages, Sample, load_captioned
+from data.captioning import Captioning, Captions
 from data.exposure import Exposure
+from train.cache import SHARD, Shards, check_room, content_key, fill, key_of, missing_shards
+from train.draws import Drawn, PlannedDraws, stacked
+from train.encoders import encode_images, encode_prompts, text_key, vae_key
 
 if TYPE_CHECKING:
     from train.finetune import Finetune
-
-
-class PlannedDraws(DistributedSampler):
-    """This rank's draws of the exposure stream: those after `done` of the run's `batches`.
-
-    A global batch is `batch_size * num_replicas` consecutive draws, dealt out to the ranks in turn. Being a
-    DistributedSampler, Lightning leaves it as it is. The length is that of the whole run, because Lightning
-    counts on from the batch where a run was cut.
-    """
-
-    def __init__(
-        self, stream: Iterator[int], batches: int, done: int, batch_size: int, num_replicas: int, rank: int
-    ):  # no super().__init__: that one samples a data set, this one a stream
-        self.stream, self.batches, self.done, self.batch_size = stream, batches, done, batch_size
-        self.num_replicas, self.rank = num_replicas, rank
-
-    def __iter__(self) -> Iterator[int]:
-        draws = (self.batches - self.done) * self.batch_size * self.num_replicas
-        for number, index in zip(range(draws), self.stream, strict=False):
-            if number % self.num_replicas == self.rank:
-                yield index
-
-    def __len__(self) -> int:
-        return self.batches * self.batch_size
-
-    def set_epoch(self, epoch: int) -> None:
-        """The stream goes on by itself."""
-
-
-class CachedLatents(Dataset):
-    """Batches of {index, mean, std, embedding}; mean and std are (B, sides, C, H, W), side 1 is mirrored."""
-
-    def __init__(self, cache: dict[str, Tensor]):
-        self.cache = cache
-
-    def __len__(self) -> int:
-        return len(self.cache["caption"])
-
-    def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
-        index = torch.tensor(indices)
-        return {
-            "index": index,
-            "mean": self.cache["mean"][index].float(),
-            "std": self.cache["std"][index].float(),
-            "embedding": self.cache["embedding"][self.cache["caption"][index]].float(),
-        }
 
 
 class LatentData(pl.LightningDataModule):
@@ -76,11 +28,16 @@ class LatentData(pl.LightningDataModule):
         limit: take only this many of them, chosen by seed.
         ordinary: sources of ordinary images, mixed in by `exposure.ordinary_share`.
         exposure: copies, weights and shares.
+        captions: what is said of an image: levels of caption, edits, triggers.
         resolution: side in pixels; null: the UNet's own.
         batch_size: images per step and device.
         flip: mirror half of the images (both variants are cached).
-        cache: folder of the cached tensors, keyed by data, models and resolution.
-        seed: chooses the subset, the duplicated ones and the order.
+        cache: folder of the cached latents and text embeddings, keyed by data, models and resolution, and
+            shared by all machines; null: each batch is encoded anew. Captions are in any case where they
+            change from draw to draw, or the text encoder is trained.
+        cache_dtype: of the cached numbers; float16 rounds them by 0.05 % at most.
+        workers: processes per device that read (and without a cache, decode) ahead.
+        seed: chooses the subset, the duplicated ones, the captions and the order.
     """
 
     def __init__(
@@ -89,25 +46,34 @@ class LatentData(pl.LightningDataModule):
         limit: int | None = None,
         ordinary: list[str] | None = None,
         exposure: Exposure = Exposure(),  # noqa: B008  (frozen)
+        captions: Captioning = Captioning(),  # noqa: B008  (frozen)
         resolution: int | None = None,
         batch_size: int = 16,
         flip: bool = False,
-        cache: str = "outputs/cache",
+        cache: str | None = "outputs/cache",
+        cache_dtype: Literal["float16", "float32"] = "float16",
+        workers: int = 0,
         seed: int = 0,
     ):
         super().__init__()
         self.sources, self.limit, self.ordinary = sources, limit, ordinary or []
-        self.exposure, self.resolution, self.batch_size, self.flip = exposure, resolution, batch_size, flip
-        self.cache_folder, self.seed = Path(cache), seed
+        self.exposure, self.captioning, self.seed = exposure, captions, seed
+        self.resolution, self.batch_size, self.flip, self.workers = resolution, batch_size, flip, workers
+        self.cache_folder, self.cache_dtype = cache and Path(cache), getattr(torch, cache_dtype)
+        self.shown = 0  # draws of the run before this start
         if bool(self.ordinary) != bool(exposure.ordinary_share):
             raise ValueError(
                 "data.ordinary and data.exposure.ordinary_share need each other: give both or neither"
             )
+        if batch_size < 1 or workers < 0:
+            raise ValueError(
+                f"data.batch_size must be at least 1 and workers 0, not {batch_size} and {workers}"
+            )
+        if cache is None and cache_dtype != "float16":
+            raise ValueError("data.cache_dtype has no effect without data.cache: leave one out")
 
     def load(self) -> None:
         """Read the images: `images` (of interest) first, then `ordinary_images`."""
-        import numpy as np
-
         images = load_captioned(*self.sources)
         if self.limit is not None:
             if not 1 <= self.limit <= len(images):
@@ -120,79 +86,124 @@ class LatentData(pl.LightningDataModule):
         if len(self.everything.position) < len(self.everything):
             raise ValueError("data.sources and data.ordinary share ids: an image would be both")
 
+    def check_batch(self, global_batch: int) -> None:
+        """ValueError when one step would show more than there is in a pass."""
+        draws = self.exposure.pass_length(len(self.images), self.seed)
+        if global_batch > draws:
+            raise ValueError(
+                f"a step takes {global_batch} images (batch, devices and accumulation) and a pass over the "
+                f"data has {draws}: lower data.batch_size, or give more images or data.exposure.copies"
+            )
+
     def setup(self, stage: str) -> None:
         self.load()
-        module: Finetune = self.trainer.lightning_module
+        trainer = self.trainer
+        self.check_batch(self.global_batch)
+        module: Finetune = trainer.lightning_module
         resolution = self.resolution or module.native_resolution
-        self.fingerprint = fingerprint(self.everything, module.encoder_fingerprint(), resolution, self.flip)
-        path = self.cache_folder / f"{self.fingerprint}.safetensors"
-        if self.trainer.is_global_zero and not path.exists():
-            write_cache(
-                path, module, self.everything, resolution, self.flip, self.trainer.strategy.root_device
-            )
-        self.trainer.strategy.barrier()
-        with safe_open(path, "pt") as file:  # memory-mapped
-            self.train = CachedLatents({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
+        module.check_resolution(resolution)
+        self.captions = Captions(
+            self.captioning, self.images.samples, self.ordinary_images.samples, self.exposure, self.seed,
+            module.pipe.tokenizer,
+        )  # fmt: skip
+        content = content_key(self.everything.samples)
+        texts = [text for choices in self.captions.choices for text in choices]
+        self.fingerprint = key_of(content, *(sample.id for sample in self.everything.samples), *texts)
+        latents = embeddings = None
+        if self.cache_folder:
+            latents = self.cached_latents(module, content, resolution)
+            if not (self.captioning.edits or module.text_encoder):
+                embeddings = self.cached_embeddings(module)
+        self.train = Drawn(self.everything.samples, self.captions, latents, embeddings, resolution, self.flip)
 
-    def shown_first(self, count: int) -> list[Sample]:
-        """Some of the duplicated images: what to look at while training."""
+    def cached_latents(self, module: "Finetune", content: str, resolution: int) -> Shards:
+        """{mean, std}: (images, sides, C, h, w)."""
+        samples, device = self.everything.samples, self.trainer.strategy.root_device
+        key = key_of(content, vae_key(module.pipe), resolution, self.flip, self.cache_dtype)
+
+        def encode(numbers) -> dict[str, torch.Tensor]:
+            pixels = stacked([samples[number] for number in numbers], resolution, self.flip)
+            sides = [encode_images(module.pipe, side, device) for side in pixels.unbind(1)]
+            kept = (torch.stack(each, 1).to("cpu", self.cache_dtype) for each in zip(*sides, strict=True))
+            return dict(zip(("mean", "std"), kept, strict=True))
+
+        return self.cached(self.cache_folder / f"latents-{key}", len(samples), encode, "images")
+
+    def cached_embeddings(self, module: "Finetune") -> Shards:
+        """{embedding}: (texts, tokens, width)."""
+        texts, device = self.captions.texts, self.trainer.strategy.root_device
+        key = key_of(text_key(module.pipe), self.cache_dtype, *texts)
+
+        def encode(numbers) -> dict[str, torch.Tensor]:
+            encoded = encode_prompts(module.pipe, [texts[number] for number in numbers], device)
+            return {"embedding": encoded.to("cpu", self.cache_dtype)}
+
+        return self.cached(self.cache_folder / f"captions-{key}", len(texts), encode, "captions")
+
+    def cached(self, folder: Path, rows: int, encode, name: str) -> Shards:
+        """The folder's rows; what is missing is made by all processes together."""
+        strategy = self.trainer.strategy
+        missing = missing_shards(folder, rows)
+        strategy.barrier()  # all have looked, before one writes
+        if missing:
+            size = sum(value[0].nbytes for value in encode(range(1)).values())
+            check_room(folder, len(missing) * min(rows, SHARD), size, name)
+            own = missing[strategy.global_rank :: strategy.world_size]
+            fill(folder, rows, own, encode, name, bar=strategy.global_rank == 0)
+        strategy.barrier()
+        return Shards(folder, rows)
+
+    def shown_first(self, count: int) -> list[tuple[Sample, str]]:
+        """Some of the duplicated images, with what they are called: what to look at while training."""
         chosen = self.exposure.duplicated(len(self.images), self.seed)[:count]
-        return [self.images[index] for index in chosen]
+        return [(self.images[index], self.captions.first(index)) for index in chosen]
 
     def train_dataloader(self) -> DataLoader:
         trainer = self.trainer
         if trainer.max_steps < 1:
             raise ValueError("trainer.max_steps must be set: it says how often the data is gone through")
-        micro = trainer.accumulate_grad_batches
+        micro, world_size = trainer.accumulate_grad_batches, trainer.world_size
         batches, done = trainer.max_steps * micro, trainer.global_step * micro
-        draws = self.exposure.stream(
-            len(self.images),
-            len(self.ordinary_images),
-            self.seed,
-            done * self.batch_size * trainer.world_size,
+        self.start = (trainer.global_step, self.shown)
+        stream = self.exposure.stream(len(self.images), len(self.ordinary_images), self.seed, self.shown)
+        sampler = PlannedDraws(
+            stream, self.shown, batches, done, self.batch_size, world_size, trainer.global_rank
         )
-        sampler = PlannedDraws(draws, batches, done, self.batch_size, trainer.world_size, trainer.global_rank)
         return DataLoader(
-            self.train, batch_size=self.batch_size, sampler=sampler, collate_fn=lambda batch: batch
+            self.train,
+            batch_size=self.batch_size,
+            sampler=sampler,
+            collate_fn=as_it_is,
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0,
         )
 
+    def state_dict(self) -> dict[str, int]:
+        """Draws shown so far: a run goes on after them, also on another number of devices."""
+        step, shown = self.start
+        steps = self.trainer.global_step - step
+        return {"shown": shown + steps * self.global_batch}
 
-def fingerprint(images: CaptionedImages, models: str, resolution: int, flip: bool) -> str:
-    """Of all that the cache depends on; a change in any gives another file."""
-    digest = hashlib.sha256(f"{models}|{resolution}|{flip}|2".encode())
-    for sample in images.samples:
-        digest.update(sample.id.encode() + b"\0" + sample.caption.encode() + b"\0")
-        digest.update(hashlib.sha256(sample.image).digest())
-    return digest.hexdigest()[:20]
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self.shown = state_dict["shown"]
+
+    @property
+    def global_batch(self) -> int:
+        """Images of an optimizer step."""
+        return self.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
+
+    def about(self) -> dict[str, object]:
+        """For `provenance.json`."""
+        return {
+            "sources": self.sources,
+            "ordinary": self.ordinary,
+            "images": len(self.images),
+            "ordinary_images": len(self.ordinary_images),
+            "skipped": dict(self.images.skipped + self.ordinary_images.skipped),
+            "data_fingerprint": self.fingerprint,
+        }
 
 
-def write_cache(
-    path: Path, module: "Finetune", images: CaptionedImages, resolution: int, flip: bool, device: torch.device
-) -> None:
-    """Encode all images (and mirrored ones) and each distinct caption once; 16-bit on disk."""
-    batch = 32
-    means, stds = [], []
-    for start in tqdm(range(0, len(images), batch), desc="encode images"):
-        samples = images.samples[start : start + batch]
-        pixels = torch.stack([torch.from_numpy(sample.pixels(resolution)) for sample in samples])
-        sides = [module.encode_images(pixels, device)]
-        if flip:
-            sides.append(module.encode_images(pixels.flip(-1), device))
-        means.append(torch.stack([mean for mean, _ in sides], 1).half().cpu())  # (B, sides, C, h, w)
-        stds.append(torch.stack([std for _, std in sides], 1).half().cpu())
-    captions = sorted({sample.caption for sample in images.samples})
-    index = {caption: number for number, caption in enumerate(captions)}
-    embeddings = [
-        module.encode_prompts(captions[start : start + batch], device).half().cpu()
-        for start in tqdm(range(0, len(captions), batch), desc="encode captions")
-    ]
-    tensors = {
-        "mean": torch.cat(means),
-        "std": torch.cat(stds),
-        "embedding": torch.cat(embeddings),
-        "caption": torch.tensor([index[sample.caption] for sample in images.samples]),
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{uuid4().hex[:8]}.part")  # two runs may fill one cache at a time
-    save_file(tensors, part)
-    part.rename(path)
+def as_it_is(batch: dict) -> dict:
+    """A function with a name, because workers may be spawned."""
+    return batch

@@ -34,17 +34,55 @@ def min_snr_weight(scheduler: DDPMScheduler, timesteps: Tensor, gamma: float) ->
     return (gamma / snr).clamp(max=1)  # the same quotient, and 1 where nothing is left of the image: SNR 0
 
 
-def offset_noise(noise: Tensor, strength: float, generator: Generator) -> Tensor:
-    """noise + strength * N(0, 1), one number for each image and channel, (B, C, H, W).
+def offset_noise(noise: Tensor, strength: float, offset: Tensor) -> Tensor:
+    """noise + strength * offset, one number for each image and channel: offset is (B, C, 1, 1), from N(0, 1).
 
     Guttenberg 2023, "Diffusion with Offset Noise": else a model cannot move the mean of an image.
     """
-    shape = (*noise.shape[:2], 1, 1)
-    return noise + strength * torch.randn(shape, generator=generator, device=noise.device)
+    return noise + strength * offset
+
+
+def epsilon_rms(scheduler: DDPMScheduler, difference: Tensor, timesteps: Tensor) -> Tensor:
+    """Magnitude of a difference of two predictions of one x_t in epsilon space, as RMS per sample, (B,).
+
+    eps_c - eps_u, or for v-prediction alpha_t (v_c - v_u). A norm over an image's latents, as Wen et al. give
+    it (ICLR 2024), is this times sqrt(C H W).
+    """
+    rms = difference.float().flatten(1).square().mean(1).sqrt()
+    if scheduler.config.prediction_type == "v_prediction":
+        rms = rms * scheduler.alphas_cumprod.to(rms.device)[timesteps].float().sqrt()
+    return rms
+
+
+class SharedDraws:
+    """Random numbers of one step's global batch, of which each rank has its rows.
+
+    Row n of W processes' batches is drawn alike whatever W is, and belongs to rank n mod W, as
+    `train.draws.PlannedDraws` deals the images: W processes see what one with a batch W times as large sees.
+    """
+
+    def __init__(self, device: torch.device, rows: int, rank: int, world_size: int, *key: int):
+        self.device, self.total, self.rank, self.world_size = device, rows * world_size, rank, world_size
+        self.generator = generator_for(device, *key)
+
+    def normal(self, *shape: int) -> Tensor:
+        """N(0, 1), (rows, *shape)."""
+        drawn = torch.randn((self.total, *shape), generator=self.generator, device=self.device)
+        return drawn[self.rank :: self.world_size]
+
+    def uniform(self) -> Tensor:
+        """[0, 1), (rows,)."""
+        drawn = torch.rand(self.total, generator=self.generator, device=self.device)
+        return drawn[self.rank :: self.world_size]
+
+    def integers(self, end: int) -> Tensor:
+        """0 to end - 1, (rows,)."""
+        drawn = torch.randint(0, end, (self.total,), generator=self.generator, device=self.device)
+        return drawn[self.rank :: self.world_size]
 
 
 def generator_for(device: torch.device, *key: int) -> Generator:
-    """A generator that depends on the key alone (seed, rank ...), so that a resumed run draws alike."""
+    """A generator that depends on the key alone (seed, step ...), so that a resumed run draws alike."""
     state = 0
     for part in key:
         state = (state * 1_000_003 + part + 1) % (2**63 - 1)

@@ -1,0 +1,56 @@
+"""Optimizers by name."""
+
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+DEVICES_8BIT = ("cpu", "cuda", "xpu")
+"""Where bitsandbytes 0.50 has kernels for 8-bit states; AMD's cards are `cuda` too."""
+
+
+def make_optimizer(
+    name: Literal["adamw", "adamw8bit"],
+    parameters: Iterable[nn.Parameter],
+    lr: float,
+    betas: tuple[float, float],
+    weight_decay: float,
+) -> Optimizer:
+    """AdamW over the parameters, which have to be on their device already.
+
+    Args:
+        name: adamw: PyTorch's, fused, 8 bytes of state a parameter. adamw8bit: bitsandbytes' (Dettmers et al.
+            2021), 2 bytes a parameter, for tensors of 4096 entries or more; smaller ones as adamw.
+        parameters: to train.
+        lr: learning rate.
+        betas: decay of the averages of the gradient and of its square.
+        weight_decay: decoupled.
+
+    Raises ValueError for another name, and for adamw8bit where bitsandbytes is not installed, has no kernels
+    for the device or would undo a channels_last layout.
+    """
+    if name == "adamw":
+        return torch.optim.AdamW(parameters, lr, betas=betas, weight_decay=weight_decay, fused=True)
+    if name != "adamw8bit":
+        raise ValueError(f"no optimizer {name!r}: give adamw or adamw8bit")
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise ValueError(
+            "optimizer adamw8bit needs bitsandbytes: pip install bitsandbytes, or give adamw"
+        ) from error
+    parameters = list(parameters)
+    others = {parameter.device.type for parameter in parameters} - {*DEVICES_8BIT}
+    if others:
+        raise ValueError(
+            f"optimizer adamw8bit does not run on {', '.join(sorted(others))}, only on "
+            f"{', '.join(DEVICES_8BIT)}: give adamw"
+        )
+    if not all(parameter.is_contiguous() for parameter in parameters):
+        raise ValueError(
+            "optimizer adamw8bit lays weights out anew, so channels_last would do nothing: "
+            "leave channels_last out, or give adamw"
+        )
+    return AdamW8bit(parameters, lr, betas=betas, weight_decay=weight_decay)
