@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn import Parameter
 
 
@@ -32,9 +33,9 @@ class EMA(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not self.decay:
             return
-        weights = [p.detach() for p in trained(pl_module)]
+        weights = self.weights = [p.detach() for p in trained(pl_module)]
         if self.average:  # resumed
-            self.average = [a.to(w) for a, w in zip(self.average, weights, strict=True)]
+            self.average = [placed(a, w) for a, w in zip(self.average, weights, strict=True)]
         else:
             self.average = [w.clone() for w in weights]
         self.seen = trainer.global_step
@@ -46,7 +47,7 @@ class EMA(pl.Callback):
             return
         self.seen = step
         keep = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self.average, [p.detach() for p in trained(pl_module)], 1 - keep)
+        torch._foreach_lerp_(self.average, self.weights, 1 - keep)
 
     @torch.no_grad()
     def swap(self, pl_module: pl.LightningModule) -> None:
@@ -62,19 +63,37 @@ class EMA(pl.Callback):
     on_validation_end = on_validation_start
 
     def state_dict(self) -> dict:
-        return {"average": self.average}
+        """Of whole tensors, also where the weights are sharded; called on all ranks."""
+        return {"average": [entire(average) for average in self.average]}
 
     def load_state_dict(self, state_dict: dict) -> None:
         self.average = state_dict["average"]
 
 
+def placed(whole: Tensor, like: Tensor) -> Tensor:
+    """With the type and device of `like`, and sharded as it is."""
+    if isinstance(like, DTensor):
+        return distribute_tensor(whole.to(like.device, like.dtype), like.device_mesh, like.placements)
+    return whole.to(like)
+
+
+def entire(tensor: Tensor) -> Tensor:
+    """A sharded tensor gathered, on the CPU; others as they are."""
+    return tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor
+
+
 @contextmanager
 def averaged(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Iterator[bool]:
-    """Within the block the module holds the average, if one is kept (True); the raw weights come back."""
+    """Within the block the module holds the average, if one is kept (True); the raw weights come back.
+
+    Called on all ranks: weights that are sharded are gathered in the first one's pipeline.
+    """
     ema = next((callback for callback in trainer.callbacks if isinstance(callback, EMA)), None)
     kept = bool(ema and ema.average)
     if kept:
         ema.swap(pl_module)
+    if any(isinstance(parameter, DTensor) for parameter in pl_module.trained.parameters()):
+        pl_module.gather()
     try:
         yield kept
     finally:

@@ -19,17 +19,17 @@ class Export(pl.Callback):
         self.folder = folder
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.is_global_zero:
-            self.write(trainer, pl_module)
+        with averaged(trainer, pl_module) as kept:
+            if trainer.is_global_zero:
+                self.write(trainer, pl_module, kept)
         trainer.strategy.barrier()
 
-    def write(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def write(self, trainer: pl.Trainer, pl_module: pl.LightningModule, kept: bool) -> None:
         target = Path(trainer.default_root_dir) / self.folder
         part = target.with_name(target.name + ".part")
         shutil.rmtree(part, ignore_errors=True)
         pl_module.eval()
-        with averaged(trainer, pl_module) as kept:
-            pl_module.export(part)
+        pl_module.export(part)
         (part / "training.json").write_text(json.dumps({"steps": trainer.global_step, "ema": kept}))
         shutil.rmtree(target, ignore_errors=True)
         part.rename(target)

@@ -6,11 +6,14 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 
 def finite(parameters: Any) -> Tensor:
-    """Whether all of the weights are, as a tensor on their device."""
-    norms = torch._foreach_norm([p.detach() for p in parameters], float("inf"))  # nan and inf go through
+    """Whether all of the weights that this rank holds are, as a tensor on their device."""
+    held = [p.detach().to_local() if isinstance(p, DTensor) else p.detach() for p in parameters]
+    held = [p for p in held if p.numel()]  # of a bias of four, the fifth rank has no share
+    norms = torch._foreach_norm(held, float("inf"))  # nan and inf go through
     return torch.stack([norm.float() for norm in norms]).isfinite().all()
 
 

@@ -119,17 +119,17 @@ class Memorization(pl.Callback):
 
     def look(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> float | None:
         """The memorized share, on the first rank; None on the others, which have nothing to do."""
-        step = self.looked = trainer.global_step
-        if not trainer.is_global_zero:
-            return None
+        self.looked = trainer.global_step
+        with averaged(trainer, pl_module):
+            return self.make(trainer, pl_module) if trainer.is_global_zero else None
+
+    def make(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> float:
+        step = trainer.global_step
         requests = [
             Request(sample.id, 0, caption, sample_seed(self.seed, sample.id, 0))
             for sample, caption in zip(self.samples, self.captions, strict=True)
         ]
-        with averaged(trainer, pl_module):
-            made = generate(
-                pl_module, requests, self.resolution, self.guidance_scale, self.num_inference_steps
-            )
+        made = generate(pl_module, requests, self.resolution, self.guidance_scale, self.num_inference_steps)
         similarity: Tensor = (self.descriptor(made) * self.wanted).sum(1)
         numbers = {
             "memorized_share": (similarity > self.threshold).float().mean().item(),

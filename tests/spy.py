@@ -1,10 +1,16 @@
 """Callbacks that look into a training run, or stop it, from the command line."""
 
+import json
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from callbacks.ema import EMA
 
 
 class Spy(pl.Callback):
@@ -31,6 +37,41 @@ class Spy(pl.Callback):
             "weight": pl_module.trained.conv_in.weight.detach().clone(),
         }
         torch.save(seen, self.folder / f"{trainer.global_rank}-{batch_index}.pt")
+
+
+class Held(pl.Callback):
+    """After the last step, `<rank>.json`: bytes of weights, gradients, moments and averages on this rank."""
+
+    def __init__(self, folder: str):
+        self.folder = Path(folder)
+        self.folder.mkdir(exist_ok=True)
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_) -> None:
+        self.found = {"gradients": held(p.grad for p in pl_module.trained.parameters())}
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        ema = next(callback for callback in trainer.callbacks if isinstance(callback, EMA))
+        states = trainer.optimizers[0].state.values()
+        self.found |= {
+            "weights": held(pl_module.trained.parameters()),
+            "moments": held(state[name] for state in states for name in ("exp_avg", "exp_avg_sq")),
+            "averages": held(ema.average),
+        }
+        (self.folder / f"{trainer.global_rank}.json").write_text(json.dumps(self.found))
+
+
+class Break(pl.Callback):
+    """At the end of the last step, nan in what the last rank holds of a weight."""
+
+    @torch.no_grad()
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_) -> None:
+        if trainer.global_step == trainer.max_steps and trainer.global_rank == trainer.world_size - 1:
+            pl_module.trained.conv_in.weight.to_local().fill_(torch.nan)
+
+
+def held(tensors: Iterable[Tensor]) -> int:
+    parts = (tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors)
+    return sum(part.numel() * part.element_size() for part in parts)
 
 
 class Stop(pl.Callback):

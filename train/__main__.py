@@ -4,6 +4,7 @@
   python -m train plan --config configs/train/laion10k.yaml        what a fit would do, before it takes a GPU
   python -m train fit  --config configs/train/laion10k.yaml --trainer.devices 8 --wandb online
   python -m train stream --config configs/train/laion_stream.yaml --trainer.devices 8   shards beyond memory
+  python -m train fit  --config configs/train/laion10k.yaml --trainer.devices 8 --trainer.strategy sharded
 
 The bundled base model itself:
   python -m train autoencoder --config configs/train/emoji/autoencoder.yaml
@@ -36,11 +37,13 @@ def load_class(path: str) -> type:
 
 def build(kind: str, args: list[str]):
     """The LightningCLI of one command, everything instantiated and nothing run."""
+    import logging
     import warnings
 
     from lightning.pytorch.callbacks import TQDMProgressBar
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
     from lightning.pytorch.loggers import CSVLogger
+    from lightning.pytorch.strategies import StrategyRegistry
 
     from callbacks.checkpoints import Checkpoints
     from callbacks.ema import EMA
@@ -52,9 +55,14 @@ def build(kind: str, args: list[str]):
     from callbacks.provenance import Provenance
     from callbacks.streamed_exposures import StreamedExposures
     from callbacks.wandb_run import wandb_logger
+    from train.checkpoint_file import WholeFile
+    from train.run import check_slurm
+    from train.sharded import Sharded, check
 
     warnings.filterwarnings("ignore", module="lightning")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # of kernels for inference in 4 bits
     counting = {"LatentData": Exposures, "StreamedData": StreamedExposures}.get(KINDS[kind][1].split(".")[-1])
+    StrategyRegistry.register("sharded", Sharded, "weights spread over the devices", override=True)
 
     class TrainCLI(LightningCLI):
         def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -84,26 +92,35 @@ def build(kind: str, args: list[str]):
             loggers = [CSVLogger(root, name="", version="")]
             if self.config.wandb != "off":
                 loggers.append(wandb_logger(root, offline=self.config.wandb == "offline"))
+            plugins = [*(self.config_init.trainer.plugins or []), WholeFile()]
             trainer = super().instantiate_trainer(
-                default_root_dir=str(root), logger=loggers, callbacks=callbacks, **kwargs
+                default_root_dir=str(root), logger=loggers, callbacks=callbacks, plugins=plugins, **kwargs
             )
             # An exported model says that the run is finished: only the last checkpoint comes later.
             trainer.callbacks.insert(len(trainer.callbacks) - 1, Export())
             return trainer
 
-    cli = TrainCLI(
-        load_class(KINDS[kind][0]),
-        load_class(KINDS[kind][1]),
-        run=False,
-        args=args,
-        save_config_callback=None,
-        seed_everything_default=0,
-    )
+    try:
+        cli = TrainCLI(
+            load_class(KINDS[kind][0]),
+            load_class(KINDS[kind][1]),
+            run=False,
+            args=args,
+            save_config_callback=None,
+            seed_everything_default=0,
+        )
+    except RuntimeError as error:
+        if "--ntasks" not in str(error):
+            raise
+        raise ValueError(f"SLURM: {' '.join(str(error).split())}") from error
+    check_slurm(cli.trainer)
     if cli.trainer.precision.endswith("-true") and cli.trainer.precision != "32-true":
         raise ValueError(
             f"trainer.precision {cli.trainer.precision} is not supported: frozen parts are kept in float32; "
             "use bf16-mixed or 16-mixed"
         )
+    if isinstance(cli.trainer.strategy, Sharded):
+        check(cli.model, cli.trainer)
     if cli.trainer.max_steps < 1:
         raise ValueError("trainer.max_steps must be set: a run is that many optimizer steps")
     return cli

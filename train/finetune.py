@@ -1,6 +1,7 @@
 """Finetune a Stable Diffusion pipeline; objective, scale and text length come from the pipeline."""
 
 import math
+from copy import deepcopy
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,7 @@ from train.lora import add_lora, has_lora, save_lora
 from train.objective import SharedDraws, epsilon_rms, min_snr_weight, offset_noise, target
 from train.optimizers import make_optimizer
 from train.schedule import warmup_constant, warmup_cosine
+from train.sharded import Sharded, shard, whole
 
 NOISE, TEXT_NOISE = 0, 1  # streams of random numbers: an option of the text leaves all other noise as it is
 
@@ -134,6 +136,10 @@ class Finetune(pl.LightningModule):
             self.trained_text = self.prepared(self.pipe.text_encoder)
             if self.gradient_checkpointing:
                 self.trained_text.activation_checkpointing_enable()
+        if isinstance(self.trainer.strategy, Sharded):
+            if self.global_rank == 0:  # who makes images and exports: with a plain UNet, filled by `gather`
+                self.pipe.unet = deepcopy(self.trained).requires_grad_(False)
+            shard(self.trained, self.device_mesh["data_parallel"])
         self.noise_schedule = training_scheduler(self.pipe.scheduler.config)
 
     def prepared(self, part: nn.Module) -> nn.Module:
@@ -142,6 +148,12 @@ class Finetune(pl.LightningModule):
         else:
             add_lora(part, self.lora_rank, self.lora_alpha)
         return part.train()
+
+    def gather(self) -> None:
+        """Put the weights of a sharded UNet into the first rank's pipeline; called on all ranks."""
+        weights = whole(self.trained)
+        if self.global_rank == 0:
+            self.pipe.unet.load_state_dict(weights)
 
     def on_fit_start(self) -> None:
         self.empty = encode_prompts(self.pipe, [""], self.device)  # (1, tokens, width)
@@ -233,9 +245,9 @@ class Finetune(pl.LightningModule):
         checkpoint["state_dict"] = {name: value for name, value in weights.items() if name not in frozen}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        frozen = self.frozen()
-        kept = {name: value for name, value in self.state_dict().items() if name in frozen}
-        checkpoint["state_dict"] = kept | checkpoint["state_dict"]
+        if frozen := self.frozen():
+            kept = {name: value for name, value in self.state_dict().items() if name in frozen}
+            checkpoint["state_dict"] = kept | checkpoint["state_dict"]
 
     def export(self, folder: Path) -> None:
         """The whole pipeline as a diffusers folder, in safetensors; a LoRA is fused, and alone in `lora/`."""

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pandas as pd
 import yaml
+from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.pytorch import Trainer
 
 # Settings that may change between two starts of the same run. `out` and the cache: it may have been moved.
 FREE = (
@@ -47,6 +49,19 @@ def finished(folder: Path, max_steps: int) -> bool:
     """Whether the run has exported its model after its last step."""
     path = folder / "pipeline" / "training.json"
     return path.exists() and json.loads(path.read_text())["steps"] >= max_steps
+
+
+def check_slurm(trainer: Trainer) -> None:
+    """ValueError where SLURM's tasks are not the devices asked for: some would be left out without a word."""
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    if not isinstance(environment, SLURMEnvironment):
+        return
+    tasks, devices = environment.world_size(), trainer.num_devices * trainer.num_nodes
+    if tasks != devices:
+        raise ValueError(
+            f"SLURM started {tasks} tasks, and {devices} devices are asked for: start one task a device "
+            "(srun --ntasks-per-node), or name an interactive job so (salloc --job-name interactive)"
+        )
 
 
 def memorized(folder: Path, stop_at_share: float | None, threshold: float) -> bool:
