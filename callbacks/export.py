@@ -7,6 +7,7 @@ from pathlib import Path
 import lightning.pytorch as pl
 
 from callbacks.ema import averaged
+from callbacks.model_card import describe
 
 
 class Export(pl.Callback):
@@ -15,8 +16,8 @@ class Export(pl.Callback):
     The folder is complete or absent: it is written beside its place and moved there.
     """
 
-    def __init__(self, folder: str = "pipeline"):
-        self.folder = folder
+    def __init__(self, folder: str = "pipeline", card: bool = False):
+        self.folder, self.card = folder, card
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         with averaged(trainer, pl_module) as kept:
@@ -31,5 +32,7 @@ class Export(pl.Callback):
         pl_module.eval()
         pl_module.export(part)
         (part / "training.json").write_text(json.dumps({"steps": trainer.global_step, "ema": kept}))
+        if self.card:
+            describe(target.parent, part)
         shutil.rmtree(target, ignore_errors=True)
         part.rename(target)

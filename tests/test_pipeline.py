@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from data.lora import LORA_FILE, check_lora
-from data.pipeline import check_pipeline, fingerprint, load_pipeline
+from data.pipeline import MIRRORS, check_pipeline, fingerprint, load_pipeline
 from tests.conftest import BASE
 from tests.lora_files import diffusers_lora, kohya_lora
 from tests.model_files import changed, failure, weights
@@ -119,3 +119,19 @@ def test_a_fingerprint_tells_models_apart(model_folder: Path, model_file: Path, 
     diffusers_lora(load_pipeline(str(BASE)), tmp_path / "lora", 2, metadata=False)
     assert fingerprint(str(tmp_path / "lora")) != trained
     assert fingerprint("someone/tiny") is None
+
+
+@pytest.mark.parametrize("name", MIRRORS)
+def test_a_model_that_left_the_hub_names_its_mirror(name: str, hub_cache: Any):
+    mirror = f"which left the Hub: --model.pipeline {MIRRORS[name]} is a mirror$"
+    failure(FileNotFoundError, mirror, load_pipeline, name)
+
+
+def test_a_model_that_left_the_hub_is_taken_from_the_cache(hub_cache: Any, model_folder: Path):
+    name = next(iter(MIRRORS))
+    hub_cache(name, model_folder)
+    assert load_pipeline(name).unet.config.sample_size == 8
+
+
+def test_a_model_without_a_known_mirror_is_offered_none(hub_cache: Any):
+    failure(FileNotFoundError, "check the id and revision", load_pipeline, "stabilityai/stable-diffusion-2")

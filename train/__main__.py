@@ -26,6 +26,7 @@ KINDS = {
     "autoencoder": ("train.autoencoder.AutoencoderTraining", "train.images.ImageData"),
     "clip": ("train.clip.ClipTraining", "train.images.ImageData"),
 }
+FINETUNES = ("fit", "stream")  # whose model gets a card, and may go to the Hub
 
 
 def load_class(path: str) -> type:
@@ -50,6 +51,7 @@ def build(kind: str, args: list[str]):
     from callbacks.export import Export
     from callbacks.exposures import Exposures
     from callbacks.finite import Finite
+    from callbacks.hub import PushToHub
     from callbacks.loss_bins import LossBins
     from callbacks.memorization import Memorization
     from callbacks.provenance import Provenance
@@ -79,6 +81,8 @@ def build(kind: str, args: list[str]):
             if counting:
                 parser.add_lightning_class_args(Memorization, "grid")
                 parser.add_lightning_class_args(LossBins, "loss_bins")
+            if kind in FINETUNES:
+                parser.add_lightning_class_args(PushToHub, "hub")
 
         def instantiate_trainer(self, **kwargs):
             root = Path(self.config.out)
@@ -97,7 +101,7 @@ def build(kind: str, args: list[str]):
                 default_root_dir=str(root), logger=loggers, callbacks=callbacks, plugins=plugins, **kwargs
             )
             # An exported model says that the run is finished: only the last checkpoint comes later.
-            trainer.callbacks.insert(len(trainer.callbacks) - 1, Export())
+            trainer.callbacks.insert(len(trainer.callbacks) - 1, Export(card=kind in FINETUNES))
             return trainer
 
     try:
@@ -128,31 +132,31 @@ def build(kind: str, args: list[str]):
 
 def fit(kind: str, args: list[str]) -> None:
     """Train, or go on where the last start stopped; do nothing when the run is finished."""
+    from callbacks.hub import PushToHub
     from train.run import claim, finished, join_metrics, keep_metrics, last_checkpoint, memorized
 
     cli = build(kind, args)
     folder, trainer = Path(cli.config.out), cli.trainer
     if trainer.is_global_zero:
         claim(folder, cli.parser.dump(cli.config, skip_none=False))
-    if finished(folder, trainer.max_steps):
-        if trainer.is_global_zero:
-            join_metrics(folder)
-            print(f"{folder} is finished ({trainer.max_steps:,} steps): {folder / 'pipeline'}")
-        return
     grid = cli.config.get("grid")
-    if grid and memorized(folder, grid.stop_at_share, grid.threshold):
-        if trainer.is_global_zero:
-            join_metrics(folder)
-            print(f"{folder} is finished (grid.stop_at_share {grid.stop_at_share:g}): {folder / 'pipeline'}")
-        return
-    checkpoint = last_checkpoint(folder)
-    if checkpoint and trainer.is_global_zero:
-        print(f"going on from {checkpoint}")
-        keep_metrics(folder)
-    trainer.fit(cli.model, cli.datamodule, ckpt_path=checkpoint, weights_only=True)
+    if finished(folder, trainer.max_steps):
+        ended = f"{folder} is finished ({trainer.max_steps:,} steps)"
+    elif grid and memorized(folder, grid.stop_at_share, grid.threshold):
+        ended = f"{folder} is finished (grid.stop_at_share {grid.stop_at_share:g})"
+    else:
+        ended = "model"
+        checkpoint = last_checkpoint(folder)
+        if checkpoint and trainer.is_global_zero:
+            print(f"going on from {checkpoint}")
+            keep_metrics(folder)
+        trainer.fit(cli.model, cli.datamodule, ckpt_path=checkpoint, weights_only=True)
     if trainer.is_global_zero:
         join_metrics(folder)
-        print(f"model: {folder / 'pipeline'}")
+        print(f"{ended}: {folder / 'pipeline'}")
+        for callback in trainer.callbacks:
+            if isinstance(callback, PushToHub):
+                callback.push(folder)
 
 
 def plan(args: list[str]) -> None:

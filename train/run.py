@@ -10,7 +10,7 @@ from lightning.pytorch import Trainer
 
 # Settings that may change between two starts of the same run. `out` and the cache: it may have been moved.
 FREE = (
-    "trainer", "wandb", "checkpoint_every", "grid", "loss_bins", "config", "seed_everything", "out",
+    "trainer", "wandb", "checkpoint_every", "grid", "loss_bins", "config", "seed_everything", "out", "hub",
     "data.cache",
 )  # fmt: skip
 
