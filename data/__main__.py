@@ -3,6 +3,7 @@
   python -m data inspect data/emoji/shards
   python -m data inspect "laion/{00000..00009}.tar" --sheet outputs/laion.png
   python -m data inspect "laion_10k?captions=laion_combined_captions.json" imagenette2/train
+  python -m data inspect "laion/{00000..00009}.tar?captions=blip.json"
   python -m data inspect "hf:owner/name?split=train&image=img&caption=text"
 
 Says which layout it is, how many images can be used and why others cannot, and tells sizes, captions and
