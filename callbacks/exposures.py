@@ -11,8 +11,8 @@ import torch
 class Exposures(pl.Callback):
     """`exposures.parquet` at the end of fit: id, caption, duplicated, triggered, times_shown, times_skipped.
 
-    The counts are exact on several ranks and after resumes. `caption` is the first of those an image was
-    shown with, before random edits. Skipped is what was shown and left out of the loss (model.skip_rms).
+    The counts are exact on several ranks and after resumes. `caption` is an image's first one, with
+    its trigger and before random edits. Skipped is what was shown and left out of the loss (model.skip_rms).
     """
 
     def __init__(self) -> None:

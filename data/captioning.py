@@ -54,6 +54,10 @@ class Captioning:
             raise ValueError(f"captions.choice random has no effect at level {self.level}: leave one out")
         if self.replace == 1 and (self.add or self.repeat):
             raise ValueError("captions.replace 1 leaves no caption to add to or repeat from: lower it")
+        if self.replace == 1 and (self.level != "own" or self.choice != "first"):
+            raise ValueError(
+                "captions.replace 1 leaves no caption for level or choice: lower it, or leave them out"
+            )
         if self.trigger is None:
             if self.trigger_fraction is not None:
                 raise ValueError("captions.trigger_fraction needs captions.trigger")
@@ -94,6 +98,15 @@ class Captions:
     ):
         self.captioning, self.seed, self.tokenizer = captioning, seed, tokenizer
         samples = [*images, *ordinary]
+        if tokenizer is None and (captioning.level == "random" or captioning.replace or captioning.add):
+            raise ValueError("random tokens (captions.level random, replace, add) need the model's tokenizer")
+        if exposure.duplicate == "image" and captioning.choice == "random":
+            raise ValueError(
+                "exposure.duplicate image has no effect beside captions.choice random, which is the same "
+                "for all images: leave one out"
+            )
+        if exposure.duplicate == "image" and captioning.replace == 1:
+            raise ValueError("exposure.duplicate image has no effect at captions.replace 1: leave one out")
         duplicated = set(exposure.duplicated(len(images), seed).tolist())
         alone = duplicated if exposure.duplicate == "image" else set()
         if captioning.choice == "random":

@@ -60,7 +60,20 @@ class Exposure:
         return self.copies > 1 or self.weight != 1
 
     def pass_length(self, images: int, seed: int) -> int:
-        """Draws in a pass, of images and ordinary ones."""
+        """Draws in a pass, of images and ordinary ones.
+
+        ValueError where rounding leaves weight or ordinary_share without effect on so few images.
+        """
+        if self.weight != 1 and len(self.duplicated(images, seed)) == images:
+            raise ValueError(
+                f"exposure.weight has no effect: duplicated_fraction {self.duplicated_fraction:g} is all of "
+                f"{images:,} images: lower it, or give more images"
+            )
+        if self.ordinary_share and not self.ordinary_count(images, seed):
+            raise ValueError(
+                f"exposure.ordinary_share {self.ordinary_share:g} is less than one of a pass over {images:,} "
+                "images: raise it, or exposure.copies"
+            )
         shown = images if self.weight != 1 else int(self.repeats(images, seed).sum())
         return shown + self.ordinary_count(images, seed)
 

@@ -14,7 +14,7 @@ from callbacks.ema import EMA
 
 
 class Spy(pl.Callback):
-    """After each batch, `<rank>-<batch>.pt`: what the UNet was given, and its first weights."""
+    """After each batch, `<rank>-<batch>.pt`: what was shown and given to the UNet, and its first weights."""
 
     def __init__(self, folder: str):
         self.folder = Path(folder)
@@ -28,8 +28,11 @@ class Spy(pl.Callback):
             self.noisy, self.timesteps, self.embedding = (x.detach().clone() for x in given)
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_index: int) -> None:
-        seen = {
-            "index": torch.from_numpy(batch["index"]),
+        if "index" in batch:
+            shown = {"index": torch.from_numpy(batch["index"])}
+        else:  # of a stream
+            shown = {name: batch[name] for name in ("id", "caption", "skipped")}
+        seen = shown | {
             "noisy": self.noisy,
             "timesteps": self.timesteps,
             "embedding": self.embedding,

@@ -111,3 +111,27 @@ def test_senseless_settings_are_refused(settings: dict, message: str) -> None:
 def test_a_share_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="no ordinary images"):
         take(Exposure(ordinary_share=0.5), 10, 0, 1)
+
+
+@pytest.mark.parametrize(
+    "exposure, images, message",
+    [
+        (Exposure(weight=5, duplicated_fraction=0.95), 8, "0.95 is all of 8 images: lower it"),
+        (Exposure(weight=5, duplicated_fraction=0.05), 1, "all of 1 images"),
+        (Exposure(ordinary_share=0.05), 8, "0.05 is less than one of a pass over 8 images: raise it"),
+    ],
+)
+def test_what_rounding_leaves_without_effect_is_refused(
+    exposure: Exposure, images: int, message: str
+) -> None:
+    """Before a fit, and where draws are taken."""
+    for act in (lambda: exposure.pass_length(images, 0), lambda: take(exposure, images, 5, 1)):
+        with pytest.raises(ValueError, match=message):
+            act()
+
+
+def test_images_alone_need_duplicates() -> None:
+    for settings in ({"copies": 2}, {"weight": 2.0, "duplicated_fraction": 0.5}):
+        assert Exposure(duplicate="image", **settings).duplicates
+    with pytest.raises(ValueError, match="nothing is duplicated: give copies or weight"):
+        Exposure(duplicate="image", duplicated_fraction=0.5)

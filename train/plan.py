@@ -1,16 +1,18 @@
 """What a finetune would do, and what it needs, before it does it."""
 
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
-from data.captioning import Captions
+from data.captioning import Captioning, Captions
 from data.pipeline import check_pipeline
 from train.finetune import Finetune
 from train.latents import LatentData
+from train.sharded import Sharded
 from train.sizes import FLOAT, Sizes, moments, sizes
 
 UNKNOWN = "known once the model is fetched"
@@ -37,10 +39,10 @@ def plan_table(model: Finetune, data: LatentData, trainer: Any) -> Table:
     row("trained", what_is_trained(model, known) if known else UNKNOWN)
     row("optimizer steps", f"{trainer.max_steps:,}")
     accumulated = trainer.accumulate_grad_batches
+    devices = f"{trainer.world_size} device{'s' * (trainer.world_size > 1)}"
     row(
         "batch",
-        f"{data.batch_size} per device, {batch:,} in all ({trainer.world_size} devices, "
-        f"{accumulated} accumulated)",
+        f"{data.batch_size} per device, {batch:,} in all ({devices}, {accumulated} accumulated)",
     )
     row("learning rate", f"{model.lr:g}, {model.warmup_steps:,} warm-up steps, then {model.decay}")
     row("precision", trainer.precision)
@@ -50,8 +52,9 @@ def plan_table(model: Finetune, data: LatentData, trainer: Any) -> Table:
     needs: dict[Path, int] = {}
     if known:
         kept = averaged(trainer)
+        shards = trainer.world_size if isinstance(trainer.strategy, Sharded) else 1
         written = checkpoint_bytes(model, known, kept)
-        needed = human(memory_bytes(model, data, known, kept))
+        needed = human(memory_bytes(model, data, known, kept, shards))
         row("memory per device", f"at least {needed}, without activations")
         row("checkpoint", f"{human(written)}")
         row("exported folder", human(export_bytes(model, known)))
@@ -75,10 +78,17 @@ def plan_table(model: Finetune, data: LatentData, trainer: Any) -> Table:
     row("draws in a pass", f"{one_pass:,}; passes: {draws / one_pass:.2f}")
     if exposure.weight == 1:
         row("exposures of a duplicated image", f"{exposure.copies * draws / one_pass:.1f}")
+        others = draws / one_pass
     else:
-        drawn = draws * images / one_pass  # without the ordinary ones
-        drawn *= exposure.weight / (images - duplicated + exposure.weight * duplicated)
-        row("exposures of a duplicated image", f"{drawn:.1f} expected (drawn with replacement)")
+        others = draws * images / one_pass  # without the ordinary ones
+        others /= images - duplicated + exposure.weight * duplicated
+        row(
+            "exposures of a duplicated image",
+            f"{others * exposure.weight:.1f} expected (drawn with replacement)",
+        )
+    if 0 < duplicated < images:
+        row("exposures of another image", f"{others:.1f}")
+    row("captions", said(data))
     if data.cache_folder is None:
         row("cache", "off: each batch is encoded anew")
     elif known:
@@ -89,6 +99,16 @@ def plan_table(model: Finetune, data: LatentData, trainer: Any) -> Table:
         row("cache", UNKNOWN)
     disk(row, needs)
     return table
+
+
+def said(data: LatentData) -> str:
+    """What differs from each image's own caption."""
+    options = {
+        key: value for key, value in asdict(data.captioning).items() if value != getattr(Captioning, key)
+    }
+    if data.exposure.duplicate == "image":
+        options["duplicated images"] = "a random one of their own"
+    return ", ".join(f"{key}: {value}" for key, value in options.items()) or "each image's own"
 
 
 def what_is_trained(model: Finetune, known: Sizes) -> str:
@@ -112,7 +132,7 @@ def checkpoint_bytes(model: Finetune, known: Sizes, average: bool) -> int:
     return FLOAT * (1 + average) * sum(tensors) + moments(tensors, model.optimizer)
 
 
-def memory_bytes(model: Finetune, data: LatentData, known: Sizes, average: bool) -> int:
+def memory_bytes(model: Finetune, data: LatentData, known: Sizes, average: bool, shards: int) -> int:
     """A checkpoint's content, gradients, and the frozen weights that each step needs.
 
     A lower bound: activations, copies in 16 bits and DDP's buckets come on top. An encoder whose outputs are
@@ -124,7 +144,7 @@ def memory_bytes(model: Finetune, data: LatentData, known: Sizes, average: bool)
     if data.cache_folder is None:
         frozen += sum(known.vae)
     gradients = sum(known.trained(model.text_encoder, model.lora_rank))
-    return checkpoint_bytes(model, known, average) + FLOAT * (gradients + frozen)
+    return (checkpoint_bytes(model, known, average) + FLOAT * gradients) // shards + FLOAT * frozen
 
 
 def export_bytes(model: Finetune, known: Sizes) -> int:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from itertools import chain, islice
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -10,7 +11,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from data.captioned import Sample
 from data.layouts_shards import shard_paths
-from data.stream import ShardStream, usable
+from data.stream import ShardStream, pixels_of, usable
 from train.cache import key_of
 
 
@@ -58,6 +59,10 @@ class StreamedData(pl.LightningDataModule):
                 f"{readers} processes read shards (devices x data.workers), and there are {len(self.paths)}: "
                 "lower data.workers, or write smaller shards"
             )
+        if trainer.limit_train_batches != 1:  # else each such epoch would begin the stream anew
+            raise ValueError(
+                "a stream has no epochs: give trainer.max_steps, not trainer.limit_train_batches"
+            )
         module = trainer.lightning_module
         self.side = self.resolution or module.native_resolution
         module.check_resolution(self.side)
@@ -65,7 +70,8 @@ class StreamedData(pl.LightningDataModule):
     def shown_first(self, count: int) -> list[tuple[Sample, str]]:
         """The first images of the shards, with their captions: what to look at while training."""
         found = chain.from_iterable(usable([path], Counter()) for path in self.paths)
-        return [(sample, sample.caption) for sample in islice(found, count)]
+        shown = (sample for sample in found if not isinstance(pixels_of(sample, self.side), Exception))
+        return [(sample, sample.caption) for sample in islice(shown, count)]
 
     def train_dataloader(self) -> DataLoader:
         trainer = self.trainer
@@ -80,7 +86,12 @@ class StreamedData(pl.LightningDataModule):
 
     def order(self) -> dict[str, int]:
         """What the order of the images depends on, besides the options of the run."""
-        return {"world_size": self.trainer.world_size, "shards": len(self.paths), "workers": self.workers}
+        return {
+            "world_size": self.trainer.world_size,
+            "accumulate_grad_batches": self.trainer.accumulate_grad_batches,
+            "shards": len(self.paths),
+            "workers": self.workers,
+        }
 
     def state_dict(self) -> dict[str, int]:
         return self.order()
@@ -94,7 +105,8 @@ class StreamedData(pl.LightningDataModule):
         ]
         if changed:
             raise ValueError(
-                f"a stream goes on in its order only with the same devices and shards ({'; '.join(changed)})"
+                "a stream goes on in its order only with the same devices, accumulation and shards "
+                f"({'; '.join(changed)})"
             )
 
     def about(self) -> dict[str, Any]:
@@ -103,7 +115,10 @@ class StreamedData(pl.LightningDataModule):
             "sources": self.sources,
             "shards": len(self.paths),
             "streamed": True,
-            "data_fingerprint": key_of(*self.paths),
+            # names and sizes: a moved folder is the same, and to read all that it holds would take hours
+            "data_fingerprint": key_of(
+                *((Path(path).name, Path(path).stat().st_size) for path in self.paths)
+            ),
         }
 
 
