@@ -10,7 +10,7 @@ import torch
 
 
 class StreamedExposures(pl.Callback):
-    """`exposures.parquet` at the end of fit: id, caption, times_shown; `skipped.json`: {reason: how often}.
+    """`exposures.parquet` at the end: id, caption, times_shown, times_skipped; `skipped.json`: {why: count}.
 
     Exact on several ranks and after resumes. `caption` is that of the last time. Images of one id in several
     shards are counted together. Held in memory: ids and captions of what was shown.
@@ -18,6 +18,7 @@ class StreamedExposures(pl.Callback):
 
     def __init__(self) -> None:
         self.shown: Counter[str] = Counter()
+        self.left_out: Counter[str] = Counter()
         self.skipped: Counter[str] = Counter()
         self.captions: dict[str, str] = {}
 
@@ -30,24 +31,32 @@ class StreamedExposures(pl.Callback):
     ) -> None:
         self.shown.update(batch["id"])
         self.skipped.update(batch["skipped"])
+        if "kept" in outputs:  # waits for the device, with model.skip_rms alone
+            kept = outputs["kept"].tolist()
+            self.left_out.update(key for key, stays in zip(batch["id"], kept, strict=True) if not stays)
         self.captions.update(zip(batch["id"], batch["caption"], strict=True))
 
     def state_dict(self) -> dict:
         """Called on all ranks."""
-        parts = gathered((dict(self.shown), dict(self.skipped), self.captions))
-        shown, skipped, captions = zip(*parts, strict=True)
-        return {"shown": summed(shown), "skipped": summed(skipped), "captions": dict(joined(captions))}
+        parts = gathered((dict(self.shown), dict(self.left_out), dict(self.skipped), self.captions))
+        *counts, captions = zip(*parts, strict=True)
+        names = ("shown", "left_out", "skipped")
+        return dict(zip(names, map(summed, counts), strict=True)) | {"captions": dict(joined(captions))}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        self.shown, self.skipped = Counter(state_dict["shown"]), Counter(state_dict["skipped"])
+        for name in ("shown", "left_out", "skipped"):
+            setattr(self, name, Counter(state_dict[name]))
         self.captions = state_dict["captions"]
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         state, folder = self.state_dict(), Path(trainer.default_root_dir)
         if not trainer.is_global_zero:
             return
-        rows = [(key, state["captions"][key], count) for key, count in sorted(state["shown"].items())]
-        table = pd.DataFrame(rows, columns=["id", "caption", "times_shown"])
+        rows = [
+            (key, state["captions"][key], count, state["left_out"].get(key, 0))
+            for key, count in sorted(state["shown"].items())
+        ]
+        table = pd.DataFrame(rows, columns=["id", "caption", "times_shown", "times_skipped"])
         table.to_parquet(folder / "exposures.parquet", index=False)
         pd.Series(state["skipped"], dtype=int).to_json(folder / "skipped.json", indent=2)
         if state["skipped"]:

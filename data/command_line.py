@@ -14,6 +14,12 @@ def is_users(error: Exception) -> bool:
     )
 
 
+def without_traceback(error: Exception) -> str:
+    """What an error says; of one in a DataLoader's worker torch's message is the traceback, which ends so."""
+    text = str(error)
+    return text.strip().splitlines()[-1].partition(": ")[2] if "\nOriginal Traceback " in text else text
+
+
 @contextmanager
 def as_users(what: str) -> Iterator[None]:
     """A TypeError within is the user's, too: Lightning's trainer raises it for values of its options."""
@@ -44,6 +50,6 @@ def run(program: str, text: str, commands: dict[str, Callable[[list[str]], None]
         if "Does not validate against any of the Union subtypes" in str(error) and error.__cause__:
             print(f"error: {error.__cause__}", file=sys.stderr)  # the parser's list of all types says no more
         else:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {without_traceback(error)}", file=sys.stderr)
         return 2 if isinstance(error, ArgumentError) else 1
     return 0

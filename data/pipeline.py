@@ -1,6 +1,7 @@
 """Load a Stable Diffusion pipeline of any form that people have, with errors that say what to do."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -213,3 +214,10 @@ def misfit(name: str, config: str | None, why: str) -> str:
         f"{name!r} does not fit the configs {source} ({why}): "
         "give config, a diffusers folder or Hub id of the same architecture"
     )
+
+
+def too_long(pipe: Any, texts: Sequence[str]) -> list[str]:
+    """Those with more tokens than the text encoder takes (77 in CLIP): the model does not see their end."""
+    ids = pipe.tokenizer(list(texts), padding=False, truncation=False, verbose=False).input_ids
+    limit = pipe.tokenizer.model_max_length
+    return [text for text, tokens in zip(texts, ids, strict=True) if len(tokens) > limit]

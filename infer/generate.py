@@ -16,10 +16,10 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from data.lora import check_lora
-from data.pipeline import check_pipeline, fingerprint, load_pipeline
+from data.pipeline import check_pipeline, fingerprint, load_pipeline, too_long
 from data.prompts import inline_prompts, load_prompts
 from infer.denoise import Denoised, prepare
-from infer.images import make_images, side_of, too_long
+from infer.images import make_images, side_of
 from infer.memory import peak_gib, reset_peak
 from infer.rules import GuidanceRule, Request
 from infer.runfolder import done

@@ -14,13 +14,6 @@ from infer.rules import GuidanceRule, Request
 from infer.seeds import initial_noise
 
 
-def too_long(pipe: Any, texts: Sequence[str]) -> list[str]:
-    """Those with more tokens than the text encoder takes (77 in CLIP): the model does not see their end."""
-    ids = pipe.tokenizer(list(texts), padding=False, truncation=False, verbose=False).input_ids
-    limit = pipe.tokenizer.model_max_length
-    return [text for text, tokens in zip(texts, ids, strict=True) if len(tokens) > limit]
-
-
 def embed(pipe: Any, texts: Sequence[str], device: torch.device) -> Tensor:
     """Text embeddings, (len(texts), tokens, width). A text that comes again is encoded once."""
     distinct = list(dict.fromkeys(texts))

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from data.pipeline import too_long
 from data.prompts import load_prompts
-from infer.images import too_long
 
 log = logging.getLogger(__name__)
 COSINES = 2**24  # at once: 64 MiB

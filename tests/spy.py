@@ -24,7 +24,7 @@ class Spy(pl.Callback):
         pl_module.trained.register_forward_pre_hook(self.look)
 
     def look(self, unet: torch.nn.Module, given: tuple) -> None:
-        if unet.training:
+        if unet.training and torch.is_grad_enabled():  # not the pass without captions of skip_rms
             self.noisy, self.timesteps, self.embedding = (x.detach().clone() for x in given)
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_index: int) -> None:

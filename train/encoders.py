@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from data.weights import no_warnings
 from train.cache import key_of
 
 
@@ -21,7 +22,7 @@ def encode_images(pipe: Any, pixels: Tensor, device: torch.device) -> tuple[Tens
 def encode_prompts(pipe: Any, prompts: list[str], device: torch.device) -> Tensor:
     """Captions -> (B, tokens, width), as the pipeline itself would, in float32."""
     on_device(pipe.text_encoder, device)
-    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+    with no_warnings(), torch.no_grad(), torch.autocast(device.type, enabled=False):
         return pipe.encode_prompt(prompts, device, 1, do_classifier_free_guidance=False)[0]
 
 

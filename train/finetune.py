@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data.pipeline import load_pipeline
+from data.weights import no_warnings
 from train.embedding_noise import with_gaussian, with_mixup
 from train.encoders import encode_images, encode_prompts
 from train.lora import add_lora, has_lora, save_lora
@@ -90,6 +91,13 @@ class Finetune(pl.LightningModule):
                 raise ValueError(f"{name} must be at least 0, not {value}")
         if not 0 <= caption_dropout <= 1:
             raise ValueError(f"caption_dropout must be in [0, 1], not {caption_dropout}")
+        for name, value in (
+            ("embedding_noise", embedding_noise),
+            ("embedding_mixup", embedding_mixup),
+            ("skip_rms", skip_rms),
+        ):
+            if value and caption_dropout == 1:
+                raise ValueError(f"{name} has no effect where no caption is left: lower caption_dropout 1")
         if skip_rms is not None and not 0 < skip_rms < math.inf:
             raise ValueError(f"skip_rms must be above 0, not {skip_rms}; null skips none")
         if lora_rank is not None and lora_rank < 1:
@@ -179,7 +187,8 @@ class Finetune(pl.LightningModule):
         if not self.text_encoder:
             return encode_prompts(self.pipe, batch["caption"], self.device), self.empty
         texts = [*batch["caption"], ""]
-        encoded = self.pipe.encode_prompt(texts, self.device, 1, do_classifier_free_guidance=False)[0]
+        with no_warnings():  # captions that are too long were reported once, by the data
+            encoded = self.pipe.encode_prompt(texts, self.device, 1, do_classifier_free_guidance=False)[0]
         return encoded[:-1], encoded[-1:]
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> dict[str, Tensor]:

@@ -1,7 +1,8 @@
 """Data module of captioned images as the UNet sees them, with the exposure of each planned to the draw."""
 
+import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import lightning.pytorch as pl
 import numpy as np
@@ -11,12 +12,16 @@ from torch.utils.data import DataLoader
 from data.captioned import CaptionedImages, Sample, load_captioned
 from data.captioning import Captioning, Captions
 from data.exposure import Exposure
+from data.pipeline import too_long
 from train.cache import SHARD, Shards, check_room, content_key, fill, key_of, missing_shards
 from train.draws import Drawn, PlannedDraws, stacked
 from train.encoders import encode_images, encode_prompts, text_key, vae_key
 
 if TYPE_CHECKING:
     from train.finetune import Finetune
+
+
+log = logging.getLogger(__name__)
 
 
 class LatentData(pl.LightningDataModule):
@@ -86,6 +91,10 @@ class LatentData(pl.LightningDataModule):
         if len(self.everything.position) < len(self.everything):
             raise ValueError("data.sources and data.ordinary share ids: an image would be both")
 
+    def captions_with(self, tokenizer: Any) -> Captions:
+        images, ordinary = self.images.samples, self.ordinary_images.samples
+        return Captions(self.captioning, images, ordinary, self.exposure, self.seed, tokenizer)
+
     def check_batch(self, global_batch: int) -> None:
         """ValueError when one step would show more than there is in a pass."""
         draws = self.exposure.pass_length(len(self.images), self.seed)
@@ -102,10 +111,14 @@ class LatentData(pl.LightningDataModule):
         module: Finetune = trainer.lightning_module
         resolution = self.resolution or module.native_resolution
         module.check_resolution(resolution)
-        self.captions = Captions(
-            self.captioning, self.images.samples, self.ordinary_images.samples, self.exposure, self.seed,
-            module.pipe.tokenizer,
-        )  # fmt: skip
+        if module.embedding_mixup and self.batch_size == 1:
+            raise ValueError("model.embedding_mixup mixes the captions of a batch: raise data.batch_size")
+        self.captions = self.captions_with(module.pipe.tokenizer)
+        if trainer.is_global_zero and (long := too_long(module.pipe, self.captions.texts)):
+            log.warning(
+                "%d of %d captions are longer than the model reads: their ends are ignored (the first: %r)",
+                len(long), len(self.captions.texts), long[0],
+            )  # fmt: skip
         content = content_key(self.everything.samples)
         texts = [text for choices in self.captions.choices for text in choices]
         self.fingerprint = key_of(content, *(sample.id for sample in self.everything.samples), *texts)
@@ -162,6 +175,8 @@ class LatentData(pl.LightningDataModule):
         trainer = self.trainer
         if trainer.max_steps < 1:
             raise ValueError("trainer.max_steps must be set: it says how often the data is gone through")
+        if trainer.limit_train_batches != 1:
+            raise ValueError("draws are planned: give trainer.max_steps, and not trainer.limit_train_batches")
         micro, world_size = trainer.accumulate_grad_batches, trainer.world_size
         batches, done = trainer.max_steps * micro, trainer.global_step * micro
         self.start = (trainer.global_step, self.shown)

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.table import Table
 from rich.text import Text
+from transformers import CLIPTokenizer
 
 from data.captioning import Captioning, Captions
 from data.pipeline import check_pipeline
@@ -89,10 +90,11 @@ def plan_table(model: Finetune, data: LatentData, trainer: Any) -> Table:
     if 0 < duplicated < images:
         row("exposures of another image", f"{others:.1f}")
     row("captions", said(data))
+    captions = captions_of(model, data)
     if data.cache_folder is None:
         row("cache", "off: each batch is encoded anew")
     elif known:
-        cached = cache_bytes(data, known, images + ordinary, cached_captions(model, data))
+        cached = cache_bytes(data, known, images + ordinary, cached_captions(model, data, captions))
         row("cache", f"{human(cached)} in {data.cache_folder}, less what is there")
         needs[data.cache_folder] = cached
     else:
@@ -153,15 +155,25 @@ def export_bytes(model: Finetune, known: Sizes) -> int:
     return FLOAT * (sum(known.unet) + sum(known.text_encoder) + sum(known.vae) + lora)
 
 
-def cached_captions(model: Finetune, data: LatentData) -> int:
-    """How many embeddings are cached: none where captions change with each draw or their encoder with each
-    step."""
+def captions_of(model: Finetune, data: LatentData) -> Captions | None:
+    """Captions as the fit will have them; None where they need a tokenizer that is not on this machine."""
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(
+            model.source, subfolder="tokenizer", revision=model.revision, local_files_only=True
+        )
+    except (OSError, ValueError):
+        tokenizer = None
+        if data.captioning.level == "random" or data.captioning.edits:
+            return None
+    return data.captions_with(tokenizer)
+
+
+def cached_captions(model: Finetune, data: LatentData, captions: Captions | None) -> int:
+    """How many embeddings are cached: none where captions or their encoder change with each step."""
     if data.captioning.edits or model.text_encoder:
         return 0
-    images, ordinary = data.images.samples, data.ordinary_images.samples
-    if data.captioning.level == "random":  # drawn by the tokenizer, which may not be here: one each
-        return len(images) + len(ordinary)
-    return len(Captions(data.captioning, images, ordinary, data.exposure, data.seed).texts)
+    # random tokens: one text an image
+    return len(captions.texts) if captions else len(data.everything)
 
 
 def cache_bytes(data: LatentData, known: Sizes, images: int, captions: int) -> int:
