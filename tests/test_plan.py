@@ -14,7 +14,15 @@ from tests.conftest import BASE
 from tests.test_configs_train import rows
 from train.__main__ import build, main
 from train.lora import add_lora
-from train.plan import averaged, cache_bytes, cached_captions, checkpoint_bytes, export_bytes, human
+from train.plan import (
+    averaged,
+    cache_bytes,
+    cached_captions,
+    captions_of,
+    checkpoint_bytes,
+    export_bytes,
+    human,
+)
 from train.sizes import moments, of_configs, sizes
 
 SD21 = {  # the public configs, as far as they matter here
@@ -126,7 +134,8 @@ def test_a_fit_writes_what_was_planned(settings: dict, tmp_path: Path, tiny_shar
     cli = build("fit", args[1:])
     known = sizes(str(BASE))
     cli.datamodule.load()
-    captions = cached_captions(cli.model, cli.datamodule)
+    said = captions_of(cli.model, cli.datamodule)
+    captions = cached_captions(cli.model, cli.datamodule, said)
     assert captions == (0 if cli.model.text_encoder else 8)
     planned = {
         tmp_path / "run/checkpoints": checkpoint_bytes(cli.model, known, averaged(cli.trainer)),
@@ -186,3 +195,20 @@ def test_bytes_in_words() -> None:
     assert [human(n) for n in (5, 1536, 3 * 2**20, 2**31, 5 * 2**41)] == [
         "5 B", "1.5 KiB", "3.0 MiB", "2.0 GiB", "10,240.0 GiB",
     ]  # fmt: skip
+
+
+def test_a_plan_refuses_what_the_fit_would(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Captions that cannot be as asked for; random tokens are planned with the model's tokenizer."""
+    args = [
+        "plan",
+        "--config",
+        "configs/train/demo.yaml",
+        "--trainer.devices",
+        "1",
+        "--trainer.accelerator",
+        "cpu",
+    ]
+    assert main([*args, "--data.captions.choice", "random"]) == 1
+    assert "has a second caption" in capsys.readouterr().err
+    assert main([*args, "--data.captions.level", "random"]) == 0
+    assert rows(capsys.readouterr().out)["captions"] == "level: random"
