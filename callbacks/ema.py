@@ -78,8 +78,11 @@ def placed(whole: Tensor, like: Tensor) -> Tensor:
 
 
 def entire(tensor: Tensor) -> Tensor:
-    """A sharded tensor gathered, on the CPU; others as they are."""
-    return tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor
+    """A sharded tensor gathered, on the CPU of the first rank, which writes it; others as they are."""
+    if not isinstance(tensor, DTensor):
+        return tensor
+    whole = tensor.full_tensor()
+    return whole.cpu() if torch.distributed.get_rank() == 0 else whole.new_empty(0)
 
 
 @contextmanager

@@ -1,11 +1,14 @@
 """Count how often each image was really shown."""
 
+import logging
 from pathlib import Path
 
 import lightning.pytorch as pl
 import numpy as np
 import pandas as pd
 import torch
+
+log = logging.getLogger(__name__)
 
 
 class Exposures(pl.Callback):
@@ -61,6 +64,10 @@ class Exposures(pl.Callback):
         if not trainer.is_global_zero:
             return
         data = trainer.datamodule
+        shown, skipped = total.sum(1).tolist()
+        if skipped:
+            share = 100 * skipped / shown
+            log.warning("skip_rms left out %d of %d images shown (%.0f %%)", skipped, shown, share)
         samples, exposure = data.everything.samples, data.exposure
         duplicated = np.zeros(len(samples), dtype=bool)
         if exposure.duplicates:

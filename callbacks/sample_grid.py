@@ -11,6 +11,7 @@ from infer.rules import Request
 from infer.similarity import in_batches
 
 COLUMNS = 8
+PIXELS = 2**20  # that are made at a time, beside all that a training holds: 16 images of 256 px
 SMALLEST = 48  # pixels: a number has to fit under an image
 
 
@@ -20,7 +21,6 @@ def generate(
     resolution: int,
     guidance_scale: float,
     num_inference_steps: int,
-    batch_size: int = 16,
 ) -> list[Image.Image]:
     """One image per request, in full precision; each part is where it was, and as it was, afterwards."""
     pipe, device = pl_module.pipe, pl_module.device
@@ -29,6 +29,7 @@ def generate(
     for part in parts:
         part.to(device).eval()
     made = []
+    batch_size = max(1, PIXELS // resolution**2)
     with torch.autocast(device.type, enabled=False):
         for batch in in_batches(requests, batch_size):
             made += make_images(pipe, device, batch, resolution, guidance_scale, num_inference_steps)[0]

@@ -45,7 +45,7 @@ class StreamedExposures(pl.Callback):
 
     def load_state_dict(self, state_dict: dict) -> None:
         for name in ("shown", "left_out", "skipped"):
-            setattr(self, name, Counter(state_dict[name]))
+            setattr(self, name, Counter(state_dict.get(name, {})))
         self.captions = state_dict["captions"]
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -104,7 +104,7 @@ def test_the_cache_is_used_again_until_the_data_changes(world: Path, tmp_path: P
 
 
 def test_another_model_makes_another_cache(world: Path, tmp_path: Path) -> None:
-    """Another autoencoder other latents, another text encoder or tokenizer other embeddings."""
+    """Another autoencoder other latents, another text encoder or padding other embeddings; a move none."""
     pipe = StableDiffusionPipeline.from_pretrained(world / "model")
     for name, part in (("vae", pipe.vae), ("text", pipe.text_encoder)):
         with torch.no_grad():
@@ -120,6 +120,10 @@ def test_another_model_makes_another_cache(world: Path, tmp_path: Path) -> None:
     settings["model__pipeline"] = tmp_path / "moved"
     assert main(short(world, tmp_path / "run-moved", **settings)) == 0
     assert sorted(path.name.split("-")[0] for path in (tmp_path / "cache").iterdir()) == counts[1]
+    pipe.tokenizer.pad_token = "red</w>"
+    pipe.tokenizer.save_pretrained(tmp_path / "moved/tokenizer")
+    assert main(short(world, tmp_path / "run-padded", **settings)) == 0
+    assert len(list((tmp_path / "cache").glob("captions-*"))) == 3
 
 
 def test_a_cache_that_was_cut_off_is_gone_on_with(
@@ -155,6 +159,9 @@ def test_rows_come_from_their_shards(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_broken_or_missing_shard_is_named(tmp_path: Path) -> None:
+    save_file({"x": torch.zeros(2, 3)}, tmp_path / "00000.safetensors")
+    with pytest.raises(ValueError, match=r"00000.safetensors is broken .not 3 rows.: delete it"):
+        Shards(tmp_path, 3)
     (tmp_path / "00000.safetensors").write_bytes(b"no tensors")
     with pytest.raises(ValueError, match=r"00000.safetensors is broken .* delete it"):
         Shards(tmp_path, 3)
@@ -172,7 +179,7 @@ def test_a_full_disk_is_noticed_before_the_work(
 
 
 def test_two_processes_share_the_work(world: Path, tmp_path: Path) -> None:
-    """1,100 images make two shards, one for each; the latents are those that one process makes."""
+    """1,100 images make five shards, two or three for each; the latents are those that one process makes."""
     random = np.random.default_rng(3)
     with wds.TarWriter(str(tmp_path / "many.tar"), encoder=False) as tar:
         for number in range(1100):
@@ -190,8 +197,8 @@ def test_two_processes_share_the_work(world: Path, tmp_path: Path) -> None:
         _, errors = process.communicate(timeout=200)
         assert process.returncode == 0, errors
     one, two = (sorted((tmp_path / f"cache-{name}").glob("latents-*/*")) for name in ("one", "two"))
-    assert [path.name for path in one] == [path.name for path in two] and len(one) == 2
+    assert [path.name for path in one] == [path.name for path in two] and len(one) == 5
     for path, other in zip(one, two, strict=True):
         for name, values in load_file(path).items():
             torch.testing.assert_close(load_file(other)[name], values, atol=1e-3, rtol=1e-3)
-    assert len(load_file(two[1])["mean"]) == 1100 - 1024
+    assert len(load_file(two[4])["mean"]) == 1100 - 1024

@@ -236,3 +236,28 @@ def test_metrics_of_several_starts_become_one_table(tmp_path: Path) -> None:
     rows = pd.read_csv(tmp_path / "metrics.csv")
     assert rows["step"].tolist() == [0, 1, 2, 3] and rows["loss"].tolist() == [1, 2, 3.75, 4]
     assert rows["val"].dropna().tolist() == [5, 6] and len(list(tmp_path.iterdir())) == 1
+
+
+def test_clipped_gradients_in_mixed_precision(world: Path, tmp_path: Path) -> None:
+    """As every published config has it."""
+    settings = {
+        "trainer__precision": "bf16-mixed",
+        "trainer__gradient_clip_val": 1.0,
+        "trainer__max_steps": 3,
+    }
+    for name, given in (("half", settings), ("full", settings | {"trainer__precision": "32-true"})):
+        assert main(short(world, tmp_path / name, **given)) == 0
+    half, full = (pd.read_csv(tmp_path / name / "metrics.csv")["loss"] for name in ("half", "full"))
+    np.testing.assert_allclose(half, full, rtol=0.02)
+    assert not np.array_equal(half, full)
+
+
+def test_another_accumulation_is_another_run(
+    whole: Path, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Lightning counts batches: it would go on within a step."""
+    out = tmp_path / "run"
+    with pytest.raises(RuntimeError, match="stopped by the test"):
+        main(full(world, out, trainer__callbacks=[stop(3)]))
+    assert main(full(world, out, trainer__accumulate_grad_batches=1)) == 1
+    assert "accumulate_grad_batches was 2 and is 1" in capsys.readouterr().err.strip().splitlines()[-1]

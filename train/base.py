@@ -1,6 +1,7 @@
 """A base model from nothing: an untrained UNet around an autoencoder and a CLIP that this project trained."""
 
 from copy import deepcopy
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ class BaseTraining(Finetune):
         scheduler: dict[str, Any],
         training: dict[str, Any],
     ):
+        if unknown := training.keys() - signature(Finetune).parameters.keys():
+            raise ValueError(f"model.training has no option {', '.join(sorted(unknown))}")
         if training.get("lora_rank"):
             raise ValueError("training.lora_rank: a LoRA changes a trained model, and this one has to be")
         super().__init__(pipeline="", **training)

@@ -19,14 +19,15 @@ from tqdm import tqdm
 
 from data.captioned import Sample
 
-SHARD = 1024  # rows in a file
+SHARD = 256  # rows in a file
+FORMAT = 3  # of the files, and of how an image is cut: raise it where either changes
 BATCH = 32  # rows encoded at a time
 Encode = Callable[[Sequence[int]], dict[str, Tensor]]
 
 
 def key_of(*parts: object) -> str:
     """A name for what depends on all of these; a change in any gives another."""
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(f"{FORMAT} {SHARD}".encode())
     for part in parts:
         digest.update(str(part).encode() + b"\0")
     return digest.hexdigest()[:20]
@@ -90,6 +91,9 @@ class Shards:
                 ) from error
             except SafetensorError as error:
                 raise ValueError(f"{path} is broken ({error}): delete it, and it is made again") from error
+            wanted = min(SHARD, rows - number * SHARD)
+            if any(len(values) != wanted for values in tensors.values()):
+                raise ValueError(f"{path} is broken (not {wanted} rows): delete it, and it is made again")
             self.tensors.append(tensors)
 
     def rows(self, name: str, numbers: Sequence[int]) -> Tensor:

@@ -10,13 +10,22 @@ from torch import Tensor, nn
 from data.weights import no_warnings
 from train.cache import key_of
 
+PIXELS = 2**21  # that are encoded at a time: 32 images of 256 px
+
 
 def encode_images(pipe: Any, pixels: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-    """uint8 (B, 3, H, W) -> mean and deviation of the latents, in the UNet's scale and float32."""
-    vae = on_device(pipe.vae, device)
+    """uint8 (B, 3, H, W) -> mean and deviation of the latents, in the UNet's scale and float32.
+
+    So many images at a time that the autoencoder's widest layers stay at about 1 GB, whatever the resolution.
+    """
+    vae, scale = on_device(pipe.vae, device), pipe.vae.config.scaling_factor
+    means, stds = [], []
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
-        posterior = vae.encode(pixels.to(device).float() / 127.5 - 1).latent_dist
-        return posterior.mean * vae.config.scaling_factor, posterior.std * vae.config.scaling_factor
+        for part in pixels.to(device).split(max(1, PIXELS // (pixels.shape[-1] * pixels.shape[-2]))):
+            posterior = vae.encode(part.float() / 127.5 - 1).latent_dist
+            means.append(posterior.mean * scale)
+            stds.append(posterior.std * scale)
+    return torch.cat(means), torch.cat(stds)
 
 
 def encode_prompts(pipe: Any, prompts: list[str], device: torch.device) -> Tensor:
@@ -36,11 +45,13 @@ def vae_key(pipe: Any) -> str:
     return key_of(weights_key(pipe.vae), settings(pipe.vae.config))
 
 
-def text_key(pipe: Any) -> str:
-    """The same of text encoder and tokenizer."""
-    vocabulary = sorted(pipe.tokenizer.get_vocab().items())
-    config = settings(pipe.text_encoder.config.to_dict())
-    return key_of(weights_key(pipe.text_encoder), config, pipe.tokenizer.model_max_length, vocabulary)
+def text_key(pipe: Any, texts: list[str]) -> str:
+    """The same of the text encoder, and of what the tokenizer makes of these texts."""
+    tokenizer, config = pipe.tokenizer, settings(pipe.text_encoder.config.to_dict())
+    length = tokenizer.model_max_length
+    tokens = tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="np")
+    ids = hashlib.sha256(tokens.input_ids.tobytes() + tokens.attention_mask.tobytes()).hexdigest()
+    return key_of(weights_key(pipe.text_encoder), config, ids)
 
 
 def settings(config: Mapping[str, Any]) -> list[tuple[str, Any]]:

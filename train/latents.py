@@ -145,7 +145,7 @@ class LatentData(pl.LightningDataModule):
     def cached_embeddings(self, module: "Finetune") -> Shards:
         """{embedding}: (texts, tokens, width)."""
         texts, device = self.captions.texts, self.trainer.strategy.root_device
-        key = key_of(text_key(module.pipe), self.cache_dtype, *texts)
+        key = key_of(text_key(module.pipe, texts), self.cache_dtype, *texts)
 
         def encode(numbers) -> dict[str, torch.Tensor]:
             encoded = encode_prompts(module.pipe, [texts[number] for number in numbers], device)
@@ -156,8 +156,8 @@ class LatentData(pl.LightningDataModule):
     def cached(self, folder: Path, rows: int, encode, name: str) -> Shards:
         """The folder's rows; what is missing is made by all processes together."""
         strategy = self.trainer.strategy
-        missing = missing_shards(folder, rows)
-        strategy.barrier()  # all have looked, before one writes
+        # one look for all processes: another run may be writing
+        missing = strategy.broadcast(missing_shards(folder, rows))
         if missing:
             size = sum(value[0].nbytes for value in encode(range(1)).values())
             check_room(folder, len(missing) * min(rows, SHARD), size, name)
@@ -191,15 +191,24 @@ class LatentData(pl.LightningDataModule):
             collate_fn=as_it_is,
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
+            pin_memory=torch.cuda.is_available(),
         )
 
     def state_dict(self) -> dict[str, int]:
         """Draws shown so far: a run goes on after them, also on another number of devices."""
         step, shown = self.start
         steps = self.trainer.global_step - step
-        return {"shown": shown + steps * self.global_batch}
+        accumulated = self.trainer.accumulate_grad_batches
+        return {"shown": shown + steps * self.global_batch, "accumulated": accumulated}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """ValueError where Lightning, which counts batches, would go on within a step."""
+        before, now = state_dict["accumulated"], self.trainer.accumulate_grad_batches
+        if before != now:
+            raise ValueError(
+                f"trainer.accumulate_grad_batches was {before} and is {now}: a run goes on with the one "
+                "that it began with; change data.batch_size in another --out instead"
+            )
         self.shown = state_dict["shown"]
 
     @property

@@ -17,6 +17,7 @@ def make_optimizer(
     lr: float,
     betas: tuple[float, float],
     weight_decay: float,
+    fused: bool = True,
 ) -> Optimizer:
     """AdamW over the parameters, which have to be on their device already.
 
@@ -27,12 +28,13 @@ def make_optimizer(
         lr: learning rate.
         betas: decay of the averages of the gradient and of its square.
         weight_decay: decoupled.
+        fused: adamw as one kernel.
 
     Raises ValueError for another name, and for adamw8bit where bitsandbytes is not installed, has no kernels
     for the device or would undo a channels_last layout.
     """
     if name == "adamw":
-        return torch.optim.AdamW(parameters, lr, betas=betas, weight_decay=weight_decay, fused=True)
+        return torch.optim.AdamW(parameters, lr, betas=betas, weight_decay=weight_decay, fused=fused)
     if name != "adamw8bit":
         raise ValueError(f"no optimizer {name!r}: give adamw or adamw8bit")
     try:

@@ -11,7 +11,7 @@ from lightning.pytorch import Trainer
 # Settings that may change between two starts of the same run. `out` and the cache: it may have been moved.
 FREE = (
     "trainer", "wandb", "checkpoint_every", "grid", "loss_bins", "config", "seed_everything", "out", "hub",
-    "data.cache",
+    "data.cache", "data.workers",
 )  # fmt: skip
 
 
@@ -26,7 +26,9 @@ def claim(folder: Path, config: str) -> None:
             listed = "; ".join(f"{key}: {before.get(key)!r} -> {now.get(key)!r}" for key in changed)
             raise ValueError(f"{folder} holds a different run ({listed}): choose another --out, or delete it")
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(config)
+    part = path.with_suffix(".part")
+    part.write_text(config)
+    part.replace(path)
 
 
 def flat(config: dict, prefix: str = "") -> dict[str, object]:

@@ -81,7 +81,11 @@ class StreamedData(pl.LightningDataModule):
             trainer.global_step * micro, self.shuffle,
         )  # fmt: skip
         return DataLoader(
-            Prepared(stream, self.flip), batch_size=None, num_workers=self.workers, collate_fn=dict
+            Prepared(stream, self.flip),
+            batch_size=None,
+            num_workers=self.workers,
+            collate_fn=dict,
+            pin_memory=torch.cuda.is_available(),
         )
 
     def order(self) -> dict[str, int]:
