@@ -48,8 +48,13 @@ class Memorization(pl.Callback):
         sscd: str | None = None,
         sscd_sha256: str | None = None,
     ):
-        if every_n_steps < 1 or count < 1:
-            raise ValueError(f"grid needs at least 1 step and 1 image, not {every_n_steps} and {count}")
+        for name, value in (
+            ("every_n_steps", every_n_steps),
+            ("count", count),
+            ("num_inference_steps", num_inference_steps),
+        ):
+            if value < 1:
+                raise ValueError(f"grid.{name} must be at least 1, not {value}")
         if stop_at_share is not None and not 0 < stop_at_share <= 1:
             raise ValueError(f"grid.stop_at_share must be in (0, 1], not {stop_at_share}")
         if not -1 <= threshold < 1:
@@ -67,6 +72,11 @@ class Memorization(pl.Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if self.stop_at_share is not None and trainer.min_steps:
             raise ValueError("grid.stop_at_share and trainer.min_steps say different things: leave one out")
+        most = pl_module.pipe.scheduler.config.num_train_timesteps
+        if self.num_inference_steps > most:
+            raise ValueError(
+                f"grid.num_inference_steps is {self.num_inference_steps}, but the schedule has {most} steps"
+            )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """All that does not change, once. What an interrupted start saw after the checkpoint goes."""

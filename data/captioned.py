@@ -78,8 +78,13 @@ class CaptionedImages:
         return {sample.id: index for index, sample in enumerate(self.samples)}
 
     def report(self) -> str:
-        lost = ", ".join(f"{count} {reason}" for reason, count in sorted(self.skipped.items()))
+        lost = listed(self.skipped)
         return f"{len(self):,} captioned images" + (f" (skipped: {lost})" if lost else "")
+
+
+def listed(skipped: Counter) -> str:
+    """How many of each reason, as a part of a sentence; empty if there are none."""
+    return ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()))
 
 
 def texts(captions: Any) -> tuple[str, ...]:
@@ -152,11 +157,14 @@ def load_captioned(*sources: str) -> CaptionedImages:
     twice = [key for key, count in ids.items() if count > 1]
     if twice:
         raise ValueError(
-            f"{len(twice)} ids stand more than once in {sources}, the first is {twice[0]!r}; give sources "
-            f"that are numbered alike one by one, with a prefix for each: {prefixed(sources[-1])!r}"
+            f"{len(twice)} ids stand more than once in {', '.join(sources)}, the first is {twice[0]!r}; give "
+            f"sources that are numbered alike one by one, with a prefix for each: {prefixed(sources[-1])!r}"
         )
     if not samples:
-        raise ValueError(f"no captioned image in {sources}: {dict(skipped) or 'they are empty'}")
+        raise ValueError(
+            f"no captioned image in {', '.join(sources)}: {listed(skipped) or 'nothing that can be read'}; "
+            "`python -m data inspect SOURCE` shows what is there"
+        )
     images = CaptionedImages(samples, skipped)
     if skipped:
         log.warning("%s", images.report())

@@ -22,22 +22,32 @@ def parts(path: str) -> tuple[str, ...]:
     return tuple(part for part in re.split(r"[/\\]+", path) if part not in ("", "."))
 
 
-def captions_by_key(path: Path) -> dict[str, Any] | None:
-    """A text or a list for each key, if the file holds nothing else; None if it is another kind of JSON."""
+def are_captions(value: Any) -> bool:
+    return isinstance(value, str | list)
+
+
+def captions_by_key(path: Path) -> dict[str, Any]:
+    """What the file holds for each key: texts and lists, and it may be some that `checked` will count out.
+
+    ValueError for a file that is no JSON, with the place, or for another kind of JSON.
+    """
     try:
         found = json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(found, dict) or not found:
-        return None
-    return found if all(isinstance(value, str | list) for value in found.values()) else None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
+    if not isinstance(found, dict) or not any(map(are_captions, found.values())):
+        raise ValueError(f"{path} is no captions file: it must hold {{path or key of an image: [captions]}}")
+    return found
 
 
-def captions_in(path: Path) -> dict[str, Any] | None:
-    """Captions by key, if all keys are paths of images."""
-    found = captions_by_key(path)
+def is_captions(path: Path) -> bool:
+    """Whether a file that nobody named is one: all keys are paths of images, all values texts or lists."""
+    try:
+        found = captions_by_key(path)
+    except ValueError:
+        return False
     suffixes = tuple(f".{suffix}" for suffix in IMAGE_SUFFIXES)
-    return found if found and all(key.lower().endswith(suffixes) for key in found) else None
+    return all(key.lower().endswith(suffixes) and are_captions(value) for key, value in found.items())
 
 
 def captions_file(name: str, folder: Path) -> Path:
@@ -55,7 +65,7 @@ def find_captions(folder: Path) -> Path | None:
     files = [path for path in sorted(folder.glob("*.json")) if not path.name.endswith("_stats.json")]
     # beside an image of the same name it is that image's own; do not read thousands of them
     stems = {path.stem for path in folder.iterdir() if path.suffix[1:].lower() in IMAGE_SUFFIXES}
-    found = [path for path in files if path.stem not in stems and captions_in(path) is not None]
+    found = [path for path in files if path.stem not in stems and is_captions(path)]
     if len(found) > 1:
         raise ValueError(
             f"{folder} has {len(found)} captions files, {', '.join(path.name for path in found)}: "
@@ -66,9 +76,7 @@ def find_captions(folder: Path) -> Path | None:
 
 def open_captions(folder: Path, file: Path, skipped: Counter) -> Source:
     """Match the file's paths to the images below the folder; ValueError where it fits none."""
-    captions = captions_in(file)
-    if captions is None:
-        raise ValueError(f"{file} is no captions file: it must hold {{image path: [captions]}}")
+    captions = captions_by_key(file)
     images = images_below(folder)
     pairs = dict(matched({path: parts(str(path)) for path in images}, {key: parts(key) for key in captions}))
     if not pairs:
@@ -92,8 +100,6 @@ def with_captions(source: Source, file: Path, skipped: Counter) -> Source:
     another kind.
     """
     captions = captions_by_key(file)
-    if captions is None:
-        raise ValueError(f"{file} is no captions file: it must hold {{key of an image: [captions]}}")
     by_id = {file_id(key): each for key, each in captions.items()}
     if len(by_id) < len(captions):
         raise ValueError(

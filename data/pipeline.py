@@ -69,6 +69,9 @@ def check_folder(name: str) -> None:
         raise FileNotFoundError(
             f"{name!r} is not a whole diffusers pipeline: it lacks {', '.join(missing) or 'model_index.json'}"
         )
+    for part in ("unet", "vae", "text_encoder"):
+        if not any((folder / part).glob("*.safetensors")):
+            raise FileNotFoundError(f"{name!r} is not a whole diffusers pipeline: {part} has no .safetensors")
 
 
 def fingerprint(name: str) -> str | None:
@@ -155,10 +158,11 @@ def load_diffusers(name: str, revision: str | None, dtype: torch.dtype) -> Any:
     from safetensors import SafetensorError
 
     try:
-        return pipeline_class().from_pretrained(
-            name, revision=revision, dtype=dtype, safety_checker=None, requires_safety_checker=False,
-            use_safetensors=True,
-        )  # fmt: skip
+        with no_warnings():
+            return pipeline_class().from_pretrained(
+                name, revision=revision, dtype=dtype, safety_checker=None, requires_safety_checker=False,
+                use_safetensors=True,
+            )  # fmt: skip
     except (OSError, SafetensorError) as error:
         if not is_hub_id(name):
             raise FileNotFoundError(

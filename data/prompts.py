@@ -46,8 +46,8 @@ def load_prompts(source: str) -> list[Prompt]:
     - `*.jsonl`: {"caption" or "prompt" or "text": ...} a line; may have "id" or "index" (else the id comes
       from the text), "negative_prompt" and "alternative_prompt".
     - `*.csv`, `*.tsv`: the same as columns, between `,`, `;` or tabs: the header decides.
-    - a training run folder: captions and ids of the images it duplicated (`exposures.parquet`), or of all
-      that it was shown if it duplicated none.
+    - a training run folder: captions and ids of the images that it showed (`exposures.parquet`): of the
+      duplicated ones alone, if it duplicated some.
     - captions and ids of captioned images: another folder or a shard pattern, as `load_captioned` takes them.
 
     Raises FileNotFoundError for a missing source; ValueError for an unknown one, one without prompts, a row
@@ -214,7 +214,9 @@ def from_training_run(folder: Path) -> list[Prompt]:
     import pandas as pd
 
     rows = pd.read_parquet(folder / "exposures.parquet")
-    chosen = rows["duplicated"] if rows["duplicated"].any() else rows["times_shown"] > 0
+    chosen = rows["times_shown"] > 0  # a short run may not have come to all
+    if "duplicated" in rows and rows["duplicated"].any():  # a stream duplicates nothing
+        chosen &= rows["duplicated"]
     return [Prompt(safe_id(row.id), row.caption) for row in rows[chosen].itertuples()]
 
 

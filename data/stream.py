@@ -10,6 +10,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,12 +18,29 @@ import torch
 import webdataset as wds
 from torch.utils.data import IterableDataset, get_worker_info
 
-from data.captioned import Sample, checked
-from data.layouts_shards import read_shards
+from data.captioned import SHARD_SUFFIXES, Sample, checked, listed, shard_paths
+from data.layouts_shards import read_shards, shards_in
 
 log = logging.getLogger(__name__)
 UNDECODABLE = "undecodable images"
 LOOK_AHEAD = 1000  # samples, in search of substitutes
+
+
+def stream_paths(source: str) -> list[str]:
+    """Shards of a pattern, or in a folder.
+
+    FileNotFoundError for a pattern that matches nothing, ValueError for what is no shards.
+    """
+    if Path(source).is_dir():
+        paths = shards_in(Path(source))
+    else:
+        paths = shard_paths(source) if source.endswith(SHARD_SUFFIXES) else []
+    if not paths:
+        raise ValueError(
+            f"streams are of webdataset shards (.tar): {source!r} is neither a pattern of them nor a folder "
+            "with some; for other data use `python -m train fit`"
+        )
+    return paths
 
 
 def dealt(shards: int, seed: int, epoch: int, slot: int, slots: int) -> list[int]:
@@ -72,7 +90,7 @@ class ShardStream(IterableDataset):
     stands in for it (and comes again in its turn), so that the number of batches alone says where a run is.
 
     Args:
-        paths: local files (`data.layouts_shards.shard_paths` expands patterns); their order is of no matter.
+        paths: local files (`stream_paths` expands patterns and folders); their order is of no matter.
         resolution: pixels, of the short side; centre-cropped.
         batch_size: samples in a batch of this process.
         seed: not negative.
@@ -140,7 +158,7 @@ class ShardStream(IterableDataset):
             # a share may have nothing to give where others have, and have some in the next epoch
             if sample is None and not any(usable(self.paths, found := Counter())):
                 raise ValueError(
-                    f"no captioned image in {len(self.paths)} shards: {dict(found) or 'they are empty'}"
+                    f"no captioned image in {len(self.paths)} shards: {listed(found) or 'they are empty'}"
                 )
 
     def batches(self, drawn: Iterator[tuple[Sample, Counter]]) -> Iterator[dict[str, Any]]:

@@ -179,7 +179,11 @@ def check_trainer(trainer: Any) -> None:
 
 def one_line(message: str, parser, classes: Iterable[str] = ()) -> str:
     """What is useful in an error of jsonargparse, which tells all that it tried."""
-    keys = ".".join(re.findall(r'Parser key "([^"]+)":', message))
+    keys = ""
+    for key in re.findall(
+        r'Parser key "([^"]+)":', message
+    ):  # of a class's options from there on, else whole
+        keys = key if not keys or key.startswith(f"{keys}.") else f"{keys}.{key}"
     option, more = f"--{keys}: " if keys else "", f"(see {parser.prog} --help)"
     if found := re.search(r"unrecognized arguments: ([^\s=]+)", message):
         if not found[1].startswith("-"):

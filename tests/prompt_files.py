@@ -15,10 +15,10 @@ def lines(*rows: object) -> str:
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
-def exposures(folder: Path, duplicated: list[bool], times_shown: list[int]) -> str:
-    ids = [f"s{number}" for number in range(len(duplicated))]
-    captions = [f"caption {key}" for key in ids]
-    pd.DataFrame(
-        {"id": ids, "caption": captions, "duplicated": duplicated, "times_shown": times_shown}
-    ).to_parquet(folder / "exposures.parquet")
+def exposures(folder: Path, duplicated: list[bool] | None, times_shown: list[int]) -> str:
+    """Of a stream where it is not said which images are duplicated."""
+    ids = [f"s{number}" for number in range(len(times_shown))]
+    rows = {"id": ids, "caption": [f"caption {key}" for key in ids], "times_shown": times_shown}
+    said = {} if duplicated is None else {"duplicated": duplicated}
+    pd.DataFrame(rows | said).to_parquet(folder / "exposures.parquet")
     return str(folder)

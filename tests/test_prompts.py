@@ -90,13 +90,24 @@ def test_an_empty_prompt_on_the_command_line_is_refused(texts: list[str]) -> Non
 
 
 def test_a_training_run_gives_the_captions_that_it_duplicated(tmp_path: Path) -> None:
-    source = exposures(tmp_path, [False, True, True], [9, 200, 0])
+    source = exposures(tmp_path, [False, True, True], [9, 200, 1])
     assert load_prompts(source) == [Prompt("s1", "caption s1"), Prompt("s2", "caption s2")]
 
 
-def test_a_training_run_without_duplication_gives_all_that_it_showed(tmp_path: Path) -> None:
+def test_a_training_run_gives_nothing_that_it_did_not_show(tmp_path: Path) -> None:
+    """A short run may not have come to its duplicated images; then others do not stand in for them."""
+    source = exposures(tmp_path, [False, True, True], [9, 0, 1])
+    assert [prompt.id for prompt in load_prompts(source)] == ["s2"]
+    with pytest.raises(ValueError, match="holds no prompt"):
+        load_prompts(exposures(tmp_path, [False, True, True], [9, 0, 0]))
+
+
+@pytest.mark.parametrize("duplicated", [[False, False, False], None], ids=["fit", "stream"])
+def test_a_training_run_without_duplication_gives_all_that_it_showed(
+    tmp_path: Path, duplicated: list[bool] | None
+) -> None:
     """As the paper's first scenario: LAION-10k, each image as often as the others."""
-    source = exposures(tmp_path, [False, False, False], [3, 0, 4])
+    source = exposures(tmp_path, duplicated, [3, 0, 4])
     assert [prompt.id for prompt in load_prompts(source)] == ["s0", "s2"]
 
 

@@ -11,12 +11,15 @@ import pandas as pd
 import pytest
 import torch
 
+from data.prompts import load_prompts
+from infer.basin import Basin
+from infer.measure_options import MeasureOptions
 from tests import fitting
 from tests.fitting import assert_same_run, short, spied, spy, start, stop, unet
-from tests.image_files import encoded, noise, write_tar
+from tests.image_files import encoded, noise, write_shard, write_tar
 from tests.test_stream import damaged
 from train.__main__ import main
-from train.streamed import StreamedData
+from train.streamed import StreamedData, check_batch
 
 world = fitting.world  # a fixture
 STEPS, BATCH, ACCUMULATED = 6, 4, 2
@@ -100,6 +103,17 @@ def test_the_run_folder_is_complete(streamed: Path) -> None:
     assert metrics["step"].tolist() == list(range(STEPS)) and metrics["loss"].between(0, 10).all()
     about = json.loads((streamed / "provenance.json").read_text())
     assert (about["streamed"], about["shards"], about["devices"]) == (True, 5, 1)
+
+
+def test_the_run_can_be_measured(streamed: Path, shards: Path, tiny_clip: Path, tmp_path: Path) -> None:
+    """Its prompts are all that it showed, and its images are those that were shown."""
+    assert {prompt.id: prompt.text for prompt in load_prompts(str(streamed))} == CAPTIONS
+    sources = [str(shards / "{0..4}.tar")]
+    measured = MeasureOptions(run=str(streamed), clip=str(tiny_clip))
+    assert measured.training == sources
+    assert {sample.id for sample in measured.training_images().samples} == CAPTIONS.keys()  # "a" never was
+    basin = Basin(run=str(streamed), out=str(tmp_path), device="cpu")
+    assert (basin.training, basin.prompts) == (sources, str(streamed))
 
 
 def test_the_fingerprint_is_the_shards_wherever_they_lie(shards: Path, tmp_path: Path) -> None:
@@ -201,22 +215,35 @@ def test_two_processes_count_what_both_showed(shards: Path, tmp_path: Path) -> N
 
 REFUSED = {
     "options of a source": ({"data__sources": ["a/{0..4}.tar?captions=b.json"]}, "leave the options of"),
+    "a folder of images": (
+        {"data__sources": ["ordinary"]},
+        "streams are of webdataset shards (.tar): 'ordinary' is neither",
+    ),
     "more readers than shards": (
         {"data__workers": 6},
         "6 processes read shards (devices x data.workers), and there are 5: lower data.workers",
     ),
     "fewer workers than none": ({"data__workers": -1}, "data.workers must be at least 0, not -1"),
     "no shards": ({"data__sources": ["no/such/{0..3}.tar"]}, "no shard matches 'no/such/0.tar'"),
-    "batches of none": ({"data__batch_size": 0}, "batch_size and shuffle must be at least 1"),
-    "epochs": ({"trainer__limit_train_batches": 2}, "a stream has no epochs: give trainer.max_steps"),
+    "batches of none": ({"data__batch_size": 0}, "data.batch_size must be at least 1, not 0"),
+    "no pixels": ({"data__resolution": 0}, "data.resolution must be at least 1, not 0"),
+    "a seed below 0": ({"data__seed": -1}, "data.seed must be at least 0, not -1"),
+    "no buffer": ({"data__shuffle": 0}, "data.shuffle must be at least 1, not 0"),
+    "epochs": ({"trainer__limit_train_batches": 2}, "trainer.limit_train_batches"),
+    "epochs of one batch": ({"trainer__limit_train_batches": 1}, "trainer.limit_train_batches"),
     "no steps": ({"trainer__max_steps": None}, "trainer.max_steps must be set"),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_bad_input_gets_a_clear_line(
-    case: str, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    case: str,
+    shards: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(shards.parent)
     settings, words = REFUSED[case]
     assert words in error_line(stream(shards, tmp_path / "run", **settings), capsys)
 
@@ -227,6 +254,35 @@ def test_a_shard_named_twice_is_refused(shards: Path, tmp_path: Path, capsys: py
     assert "a shard is named more than once" in line
 
 
+def test_a_batch_larger_than_the_data_is_refused(tmp_path: Path) -> None:
+    """Where img2dataset counted all shards: a step would show images twice."""
+    paths = [str(write_shard(tmp_path / f"{shard}.tar", "abc")) for shard in range(2)]
+    for shard, successes in enumerate((3, 2)):
+        check_batch(paths, 6)  # not all are counted: nobody knows
+        stats = {"count": 9, "successes": successes, "failed_to_download": 4, "failed_to_resize": 0}
+        (tmp_path / f"{shard}_stats.json").write_text(json.dumps(stats))
+    check_batch(paths, 5)
+    with pytest.raises(
+        ValueError, match="a step takes 6 images .* and the shards have 5: lower data.batch_size"
+    ):
+        check_batch(paths, 6)
+
+
+def test_a_step_is_of_all_devices_and_accumulated(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    shutil.copy(shards / "1.tar", tmp_path)
+    stats = {"count": 3, "successes": 3, "failed_to_download": 0, "failed_to_resize": 0}
+    (tmp_path / "1_stats.json").write_text(json.dumps(stats))
+    settings = {
+        "data__sources": [str(tmp_path)],
+        "data__batch_size": 2,
+        "trainer__accumulate_grad_batches": 2,
+    }
+    line = error_line(stream(shards, tmp_path / "run", **settings), capsys)
+    assert "a step takes 4 images" in line and "the shards have 3" in line
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_shards_without_a_captioned_image_are_refused(
     workers: int, world: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture
@@ -234,7 +290,7 @@ def test_shards_without_a_captioned_image_are_refused(
     """In one line, also where a worker finds that out."""
     path = write_tar(tmp_path / "0.tar", {"y.png": encoded()})
     args = stream(shards, tmp_path / "run", data__sources=[str(path)], data__workers=workers)
-    assert error_line(args, capsys) == "error: no captioned image in 1 shards: {'without caption': 1}"
+    assert error_line(args, capsys) == "error: no captioned image in 1 shards: 1 without caption"
 
 
 def test_a_stream_goes_on_in_its_order_only(
@@ -244,7 +300,7 @@ def test_a_stream_goes_on_in_its_order_only(
     out = tmp_path / "run"
     with pytest.raises(RuntimeError, match="stopped by the test"):
         main(stream(shards, out, trainer__callbacks=[stop(3)]))
-    assert "(data.workers: 0 -> 2)" in error_line(stream(shards, out, data__workers=2), capsys)
+    assert "(workers: 0 -> 2)" in error_line(stream(shards, out, data__workers=2), capsys)
     line = error_line(stream(shards, out, trainer__accumulate_grad_batches=1), capsys)
     assert "only with the same devices" in line and "(accumulate_grad_batches: 2 -> 1)" in line
 

@@ -2,6 +2,7 @@
 
   python -m train fit  --config configs/train/demo.yaml            finetune, about 5 minutes on 2 cores
   python -m train plan --config configs/train/laion10k.yaml        what a fit would do, before it takes a GPU
+  python -m train plan stream --config configs/train/laion_stream.yaml    and a stream
   python -m train fit  --config configs/train/laion10k.yaml --trainer.devices 8 --wandb online
   python -m train stream --config configs/train/laion_stream.yaml --trainer.devices 8   shards beyond memory
   python -m train fit  --config configs/train/laion10k.yaml --trainer.devices 8 --trainer.strategy sharded
@@ -18,6 +19,7 @@ Every command takes --help, --print_config and dotted options (--model.lr 1e-5).
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 KINDS = {
     "fit": ("train.finetune.Finetune", "train.latents.LatentData"),
@@ -26,6 +28,15 @@ KINDS = {
     "autoencoder": ("train.autoencoder.AutoencoderTraining", "train.images.ImageData"),
     "clip": ("train.clip.ClipTraining", "train.images.ImageData"),
 }
+ABOUT = {
+    "fit": "Finetune on planned exposures until it memorizes. Options are in groups: data (which images, how "
+    "often), model (what is trained), grid (the monitor), ema, hub, trainer (Lightning's).",
+    "stream": "Finetune on shards that do not fit in memory; exposures are counted.",
+    "base": "Train the bundled base model's UNet from nothing.",
+    "autoencoder": "Train the bundled base model's autoencoder.",
+    "clip": "Train the bundled base model's CLIP.",
+}
+LISTS = ("--data.sources", "--data.ordinary")
 FINETUNES = ("fit", "stream")  # whose model gets a card, and may go to the Hub
 
 
@@ -34,6 +45,10 @@ def load_class(path: str) -> type:
 
     module, _, name = path.rpartition(".")
     return getattr(import_module(module), name)
+
+
+def no_advertisement(record: Any) -> bool:
+    return "Tip:" not in record.getMessage()
 
 
 def build(kind: str, args: list[str]):
@@ -57,12 +72,15 @@ def build(kind: str, args: list[str]):
     from callbacks.provenance import Provenance
     from callbacks.streamed_exposures import StreamedExposures
     from callbacks.wandb_run import wandb_logger
+    from infer.arguments import parse
     from train.checkpoint_file import WholeFile
+    from train.options import as_lists, check_trainer
     from train.run import check_slurm
     from train.sharded import Sharded, check
 
     warnings.filterwarnings("ignore", module="lightning")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # of kernels for inference in 4 bits
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(no_advertisement)
     counting = {"LatentData": Exposures, "StreamedData": StreamedExposures}.get(KINDS[kind][1].split(".")[-1])
     StrategyRegistry.register("sharded", Sharded, "weights spread over the devices", override=True)
 
@@ -83,6 +101,12 @@ def build(kind: str, args: list[str]):
                 parser.add_lightning_class_args(LossBins, "loss_bins")
             if kind in FINETUNES:
                 parser.add_lightning_class_args(PushToHub, "hub")
+
+        def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:
+            self.config = parse(parser, as_lists(args, LISTS))
+            check_trainer(self.config.trainer)
+            if self.config.checkpoint_every < 1:
+                raise ValueError(f"checkpoint_every must be at least 1, not {self.config.checkpoint_every}")
 
         def instantiate_trainer(self, **kwargs):
             root = Path(self.config.out)
@@ -112,21 +136,21 @@ def build(kind: str, args: list[str]):
             args=args,
             save_config_callback=None,
             seed_everything_default=0,
+            auto_configure_optimizers=False,
+            parser_kwargs={
+                "exit_on_error": False,
+                "prog": f"python -m train {kind}",
+                "usage": f"python -m train {kind} --config FILE [--option value ...]",
+                "description": ABOUT[kind],
+            },
         )
     except RuntimeError as error:
         if "--ntasks" not in str(error):
             raise
         raise ValueError(f"SLURM: {' '.join(str(error).split())}") from error
     check_slurm(cli.trainer)
-    if cli.trainer.precision.endswith("-true") and cli.trainer.precision != "32-true":
-        raise ValueError(
-            f"trainer.precision {cli.trainer.precision} is not supported: frozen parts are kept in float32; "
-            "use bf16-mixed or 16-mixed"
-        )
     if isinstance(cli.trainer.strategy, Sharded):
         check(cli.model, cli.trainer)
-    if cli.trainer.max_steps < 1:
-        raise ValueError("trainer.max_steps must be set: a run is that many optimizer steps")
     return cli
 
 
@@ -160,13 +184,17 @@ def fit(kind: str, args: list[str]) -> None:
 
 
 def plan(args: list[str]) -> None:
-    """Print what the fit of this config would do."""
+    """Print what the fit, or stream, of this config would do; ValueError when something for it is missing."""
     from rich.console import Console
 
     from train.plan import plan_table
 
-    cli = build("fit", args)
-    Console().print(plan_table(cli.model, cli.datamodule, cli.trainer))
+    kind = "stream" if args[:1] == ["stream"] else "fit"
+    cli = build(kind, args[kind == "stream" :])
+    table, missing = plan_table(cli.model, cli.datamodule, cli.trainer)
+    Console().print(table)
+    if missing:
+        raise ValueError(f"not all is here: {'; '.join(missing)}")
 
 
 def main(args: list[str]) -> int:

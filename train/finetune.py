@@ -82,7 +82,12 @@ class Finetune(pl.LightningModule):
     ):
         if min_snr_gamma is not None and not 0 < min_snr_gamma < math.inf:
             raise ValueError(f"min_snr_gamma must be above 0, not {min_snr_gamma}; null weights all alike")
+        if not 0 < lr < math.inf:
+            raise ValueError(f"lr must be above 0, not {lr}")
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"betas must be in [0, 1), not {betas}")
         for name, value in (
+            ("weight_decay", weight_decay),
             ("noise_offset", noise_offset),
             ("embedding_noise", embedding_noise),
             ("embedding_mixup", embedding_mixup),

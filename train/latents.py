@@ -70,6 +70,10 @@ class LatentData(pl.LightningDataModule):
             raise ValueError(
                 "data.ordinary and data.exposure.ordinary_share need each other: give both or neither"
             )
+        if resolution is not None and resolution < 1:
+            raise ValueError(f"data.resolution must be at least 1, not {resolution}; null is the UNet's own")
+        if seed < 0:
+            raise ValueError(f"data.seed must be at least 0, not {seed}")
         if batch_size < 1 or workers < 0:
             raise ValueError(
                 f"data.batch_size must be at least 1 and workers 0, not {batch_size} and {workers}"
@@ -173,10 +177,6 @@ class LatentData(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         trainer = self.trainer
-        if trainer.max_steps < 1:
-            raise ValueError("trainer.max_steps must be set: it says how often the data is gone through")
-        if trainer.limit_train_batches != 1:
-            raise ValueError("draws are planned: give trainer.max_steps, and not trainer.limit_train_batches")
         micro, world_size = trainer.accumulate_grad_batches, trainer.world_size
         batches, done = trainer.max_steps * micro, trainer.global_step * micro
         self.start = (trainer.global_step, self.shown)

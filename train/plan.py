@@ -1,6 +1,7 @@
 """What a finetune would do, and what it needs, before it does it."""
 
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,20 +11,27 @@ from rich.text import Text
 from transformers import CLIPTokenizer
 
 from data.captioning import Captioning, Captions
-from data.pipeline import check_pipeline
+from data.layouts_shards import read_stats
+from data.pipeline import MIRRORS, check_pipeline
+from data.weights import is_hub_id
 from train.finetune import Finetune
 from train.latents import LatentData
+from train.needs import cache_bytes, cached_captions, checkpoint_bytes, export_bytes, human, memory_bytes
 from train.sharded import Sharded
-from train.sizes import FLOAT, Sizes, moments, sizes
+from train.sizes import Sizes, sizes
+from train.streamed import StreamedData, check_batch
 
 UNKNOWN = "known once the model is fetched"
+Row = Callable[[str, Any], None]
 
 
-def plan_table(model: Finetune, data: LatentData, trainer: Any) -> Table:
-    """Steps, images seen, exposures, memory and disk; what is not on this machine is named, not guessed."""
-    table = Table(title="plan", show_header=False)
-    per_device = data.batch_size * trainer.accumulate_grad_batches
-    batch = per_device * trainer.world_size
+def plan_table(model: Finetune, data: LatentData | StreamedData, trainer: Any) -> tuple[Table, list[str]]:
+    """Steps, images seen, exposures, memory and disk; and what is missing here for a fit to start.
+
+    What is not on this machine is named, not guessed. Raises ValueError for what the fit would refuse.
+    """
+    table, missing = Table(title="plan", show_header=False), []
+    batch = data.batch_size * trainer.accumulate_grad_batches * trainer.world_size
     draws = batch * trainer.max_steps
 
     def row(name: str, value: Any) -> None:
@@ -32,19 +40,18 @@ def plan_table(model: Finetune, data: LatentData, trainer: Any) -> Table:
     row("model", model.source + (f" @ {model.revision}" if model.revision else ""))
     known = None
     try:
-        check_pipeline(model.source)
-        known = sizes(model.source, model.revision)
-        row("model folder", "found, or a Hub id: fetched when the fit starts")
+        known, where = found(model)
+        row("model folder", where)
     except FileNotFoundError as error:
         row("model folder", f"missing: {error}")
+        missing.append(str(error))
+    if known:
+        known.check_resolution(data.resolution)
     row("trained", what_is_trained(model, known) if known else UNKNOWN)
     row("optimizer steps", f"{trainer.max_steps:,}")
     accumulated = trainer.accumulate_grad_batches
     devices = f"{trainer.world_size} device{'s' * (trainer.world_size > 1)}"
-    row(
-        "batch",
-        f"{data.batch_size} per device, {batch:,} in all ({devices}, {accumulated} accumulated)",
-    )
+    row("batch", f"{data.batch_size} per device, {batch:,} in all ({devices}, {accumulated} accumulated)")
     row("learning rate", f"{model.lr:g}, {model.warmup_steps:,} warm-up steps, then {model.decay}")
     row("precision", trainer.precision)
     gamma = "none" if model.min_snr_gamma is None else f"min-SNR, gamma {model.min_snr_gamma:g}"
@@ -55,52 +62,88 @@ def plan_table(model: Finetune, data: LatentData, trainer: Any) -> Table:
         kept = averaged(trainer)
         shards = trainer.world_size if isinstance(trainer.strategy, Sharded) else 1
         written = checkpoint_bytes(model, known, kept)
-        needed = human(memory_bytes(model, data, known, kept, shards))
-        row("memory per device", f"at least {needed}, without activations")
-        row("checkpoint", f"{human(written)}")
+        live_images = isinstance(data, StreamedData) or data.cache_folder is None
+        live_captions = live_images or data.captioning.edits
+        needed = memory_bytes(model, known, kept, shards, live_images, live_captions)
+        row("memory per device", f"at least {human(needed)}, without activations")
+        row("checkpoint", human(written))
         row("exported folder", human(export_bytes(model, known)))
         # a new checkpoint is whole before the old one goes
         needs[Path(trainer.default_root_dir)] = 2 * written + export_bytes(model, known)
     try:
-        data.load()
+        if isinstance(data, StreamedData):
+            stream_rows(row, data, trainer, batch)
+        else:
+            needs |= planned_rows(row, model, data, known, batch, draws)
     except FileNotFoundError as error:
         row("data", f"missing: {error}; exposures per image are the draws over their number")
-        disk(row, needs)
-        return table
+        missing.append(str(error))
+    disk(row, needs)
+    return table, missing
+
+
+def found(model: Finetune) -> tuple[Sizes | None, str]:
+    """How large the model is, and where it is; FileNotFoundError for a folder or id that is not there."""
+    check_pipeline(model.source)
+    known = sizes(model.source, model.revision)
+    if known is None and model.source in MIRRORS:
+        raise FileNotFoundError(
+            f"{model.source!r} left the Hub: --model.pipeline {MIRRORS[model.source]} is a mirror"
+        )
+    if not is_hub_id(model.source):
+        return known, "found"
+    return known, "of the Hub, fetched before" if known else "of the Hub: fetched when the fit starts"
+
+
+def planned_rows(
+    row: Row, model: Finetune, data: LatentData, known: Sizes | None, batch: int, draws: int
+) -> dict[Path, int]:
+    """Exposures, captions and cache; the bytes of the last by their folder."""
+    data.load()
     data.check_batch(batch)
-    images, ordinary = len(data.images), len(data.ordinary_images)
-    exposure = data.exposure
-    duplicated = (
-        len(exposure.duplicated(images, data.seed)) if exposure.copies > 1 or exposure.weight != 1 else 0
-    )
-    one_pass = len(exposure.one_pass(images, ordinary, data.seed, 0))
+    images, ordinary, exposure = len(data.images), len(data.ordinary_images), data.exposure
+    duplicated = len(exposure.duplicated(images, data.seed)) if exposure.duplicates else 0
+    one_pass = exposure.pass_length(images, data.seed)
     row("images", f"{data.images.report()}, {duplicated:,} of them duplicated")
     row("ordinary images", data.ordinary_images.report() if ordinary else "none")
     row("draws in a pass", f"{one_pass:,}; passes: {draws / one_pass:.2f}")
+    passes = draws / one_pass
     if exposure.weight == 1:
-        row("exposures of a duplicated image", f"{exposure.copies * draws / one_pass:.1f}")
-        others = draws / one_pass
+        duplicate, other = f"{exposure.copies * passes:.1f}", passes
     else:
-        others = draws * images / one_pass  # without the ordinary ones
-        others /= images - duplicated + exposure.weight * duplicated
-        row(
-            "exposures of a duplicated image",
-            f"{others * exposure.weight:.1f} expected (drawn with replacement)",
-        )
-    if 0 < duplicated < images:
-        row("exposures of another image", f"{others:.1f}")
+        other = passes * images / (images - duplicated + exposure.weight * duplicated)
+        duplicate = f"{other * exposure.weight:.1f} expected (drawn with replacement)"
+    if duplicated:
+        row("exposures of a duplicated image", duplicate)
+    if duplicated < images:
+        row("exposures of another image" if duplicated else "exposures of an image", f"{other:.1f}")
     row("captions", said(data))
     captions = captions_of(model, data)
     if data.cache_folder is None:
         row("cache", "off: each batch is encoded anew")
-    elif known:
-        cached = cache_bytes(data, known, images + ordinary, cached_captions(model, data, captions))
-        row("cache", f"{human(cached)} in {data.cache_folder}, less what is there")
-        needs[data.cache_folder] = cached
-    else:
+        return {}
+    if not known:
         row("cache", UNKNOWN)
-    disk(row, needs)
-    return table
+        return {}
+    cached = cache_bytes(data, known, images + ordinary, cached_captions(model, data, captions))
+    row("cache", f"{human(cached)} in {data.cache_folder}, less what is there")
+    return {data.cache_folder: cached}
+
+
+def stream_rows(row: Row, data: StreamedData, trainer: Any, batch: int) -> None:
+    """Shards, and what img2dataset says is in them: nothing is read."""
+    paths = data.find(trainer.world_size)
+    check_batch(paths, batch)
+    counts = [read_stats(path) for path in paths]
+    row("shards", f"{len(paths):,}, streamed; {data.workers} readers per device")
+    if all(count is not None for count in counts):
+        images = sum(count["successes"] for count in counts)
+        row("images", f"{images:,}, as img2dataset counted")
+        row("passes", f"{batch * trainer.max_steps / max(1, images):.2f}")
+    else:
+        row("images", "known once they are read: not every shard has its _stats.json")
+    row("exposures", "counted while it trains, and not planned")
+    row("cache", "off: each batch is encoded anew")
 
 
 def said(data: LatentData) -> str:
@@ -128,33 +171,6 @@ def averaged(trainer: Any) -> bool:
     return any(type(callback).__name__ == "EMA" and callback.decay for callback in trainer.callbacks)
 
 
-def checkpoint_bytes(model: Finetune, known: Sizes, average: bool) -> int:
-    """Trained weights, their average if one is kept (float32 each) and the optimizer's moments."""
-    tensors = known.trained(model.text_encoder, model.lora_rank)
-    return FLOAT * (1 + average) * sum(tensors) + moments(tensors, model.optimizer)
-
-
-def memory_bytes(model: Finetune, data: LatentData, known: Sizes, average: bool, shards: int) -> int:
-    """A checkpoint's content, gradients, and the frozen weights that each step needs.
-
-    A lower bound: activations, copies in 16 bits and DDP's buckets come on top. An encoder whose outputs are
-    cached waits in main memory.
-    """
-    frozen = 0 if model.lora_rank is None else sum(known.trained(model.text_encoder, None))
-    if not model.text_encoder and (data.cache_folder is None or data.captioning.edits):
-        frozen += sum(known.text_encoder)
-    if data.cache_folder is None:
-        frozen += sum(known.vae)
-    gradients = sum(known.trained(model.text_encoder, model.lora_rank))
-    return (checkpoint_bytes(model, known, average) + FLOAT * gradients) // shards + FLOAT * frozen
-
-
-def export_bytes(model: Finetune, known: Sizes) -> int:
-    """The whole pipeline in float32; and a LoRA, which is fused into it, alone too."""
-    lora = 0 if model.lora_rank is None else sum(known.trained(model.text_encoder, model.lora_rank))
-    return FLOAT * (sum(known.unet) + sum(known.text_encoder) + sum(known.vae) + lora)
-
-
 def captions_of(model: Finetune, data: LatentData) -> Captions | None:
     """Captions as the fit will have them; None where they need a tokenizer that is not on this machine."""
     try:
@@ -166,21 +182,6 @@ def captions_of(model: Finetune, data: LatentData) -> Captions | None:
         if data.captioning.level == "random" or data.captioning.edits:
             return None
     return data.captions_with(tokenizer)
-
-
-def cached_captions(model: Finetune, data: LatentData, captions: Captions | None) -> int:
-    """How many embeddings are cached: none where captions or their encoder change with each step."""
-    if data.captioning.edits or model.text_encoder:
-        return 0
-    # random tokens: one text an image
-    return len(captions.texts) if captions else len(data.everything)
-
-
-def cache_bytes(data: LatentData, known: Sizes, images: int, captions: int) -> int:
-    """Mean and deviation of each image's latents (and of its mirrored one's), an embedding a caption."""
-    channels, height, width = known.latent(data.resolution or known.native_resolution)
-    latents = images * (1 + data.flip) * 2 * channels * height * width
-    return data.cache_dtype.itemsize * (latents + captions * known.tokens * known.width)
 
 
 def disk(row: Any, needs: dict[Path, int]) -> None:
@@ -195,12 +196,3 @@ def disk(row: Any, needs: dict[Path, int]) -> None:
         value = f"{human(needed)} needed, {human(free)} free in {there}"
         short = Text(f"not enough: {value}", style="bold red")
         row("disk", short if needed > free else value)
-
-
-def human(size: float) -> str:
-    """Bytes in words: 1.5 GiB."""
-    for unit in ("B", "KiB", "MiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:,.1f} GiB"

@@ -27,6 +27,7 @@ class Sizes:
         unet_lora, text_encoder_lora: (in, out) of each attention projection.
         channels: of the latents.
         factor: pixels on the side of a latent's entry.
+        unit: pixels that a side must be a multiple of.
         native_resolution: side in pixels that the UNet was made for.
         tokens, width: shape of a caption's embedding.
     """
@@ -38,6 +39,7 @@ class Sizes:
     text_encoder_lora: tuple[tuple[int, int], ...]
     channels: int
     factor: int
+    unit: int
     native_resolution: int
     tokens: int
     width: int
@@ -45,6 +47,13 @@ class Sizes:
     def latent(self, resolution: int) -> tuple[int, int, int]:
         """Shape (C, h, w) of an image's latent."""
         return self.channels, resolution // self.factor, resolution // self.factor
+
+    def check_resolution(self, resolution: int | None) -> None:
+        """ValueError for a side that the UNet cannot halve as often as it does."""
+        if resolution is not None and resolution % self.unit:
+            raise ValueError(
+                f"data.resolution must be a multiple of {self.unit} for this model, not {resolution}"
+            )
 
     def trained(self, text_encoder: bool, rank: int | None) -> tuple[int, ...]:
         """Entries of each trained tensor. A LoRA has two a projection: A (rank, in) and B (out, rank)."""
@@ -112,6 +121,7 @@ def of_configs(unet: dict, vae: dict, text_encoder: dict, tokenizer: dict[str, A
         *(projections(part) for part in parts[:2]),
         channels=parts[2].config.latent_channels,
         factor=factor,
+        unit=factor * 2 ** (len(parts[0].config.block_out_channels) - 1),
         native_resolution=parts[0].config.sample_size * factor,
         tokens=int(length) if length < UNSET_LENGTH else about.max_position_embeddings,
         width=about.hidden_size,

@@ -10,8 +10,8 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from data.captioned import Sample
-from data.layouts_shards import shard_paths
-from data.stream import ShardStream, pixels_of, usable
+from data.layouts_shards import read_stats
+from data.stream import ShardStream, pixels_of, stream_paths, usable
 from train.cache import key_of
 
 
@@ -21,7 +21,7 @@ class StreamedData(pl.LightningDataModule):
     How often an image is shown is counted, and not planned: what is exact needs `python -m train fit`.
 
     Args:
-        sources: shards: patterns such as laion/{00000..00999}.tar.
+        sources: shards: patterns such as laion/{00000..00999}.tar, or folders of them.
         resolution: side in pixels; null: the UNet's own.
         batch_size: images per step and device.
         flip: mirror half of the images.
@@ -43,28 +43,32 @@ class StreamedData(pl.LightningDataModule):
         super().__init__()
         self.sources, self.resolution, self.batch_size, self.flip = sources, resolution, batch_size, flip
         self.shuffle, self.workers, self.seed = shuffle, workers, seed
-        if workers < 0:
-            raise ValueError(f"data.workers must be at least 0, not {workers}")
+        at_least = {"resolution": 1, "batch_size": 1, "shuffle": 1, "workers": 0, "seed": 0}
+        for name, least in at_least.items():
+            if (value := getattr(self, name)) is not None and value < least:
+                raise ValueError(f"data.{name} must be at least {least}, not {value}")
         for source in sources:
             if "?" in source:
                 raise ValueError(f"shards are streamed as they are: leave the options of {source!r} out")
         self.skipped: Counter[str] = Counter()
 
-    def setup(self, stage: str) -> None:
-        trainer = self.trainer
-        self.paths = [path for source in self.sources for path in shard_paths(source)]
-        readers = trainer.world_size * max(1, self.workers)
-        if len(self.paths) < readers:
+    def find(self, world_size: int) -> list[str]:
+        """The shards; ValueError where they are too few for so many processes."""
+        paths = [path for source in self.sources for path in stream_paths(source)]
+        readers = world_size * max(1, self.workers)
+        if len(paths) < readers:
             raise ValueError(
-                f"{readers} processes read shards (devices x data.workers), and there are {len(self.paths)}: "
+                f"{readers} processes read shards (devices x data.workers), and there are {len(paths)}: "
                 "lower data.workers, or write smaller shards"
             )
-        if trainer.limit_train_batches != 1:  # else each such epoch would begin the stream anew
-            raise ValueError(
-                "a stream has no epochs: give trainer.max_steps, not trainer.limit_train_batches"
-            )
+        return paths
+
+    def setup(self, stage: str) -> None:
+        trainer = self.trainer
+        self.paths = self.find(trainer.world_size)
+        check_batch(self.paths, self.batch_size * trainer.world_size * trainer.accumulate_grad_batches)
         module = trainer.lightning_module
-        self.side = self.resolution or module.native_resolution
+        self.side = module.native_resolution if self.resolution is None else self.resolution
         module.check_resolution(self.side)
 
     def shown_first(self, count: int) -> list[tuple[Sample, str]]:
@@ -109,7 +113,7 @@ class StreamedData(pl.LightningDataModule):
         ]
         if changed:
             raise ValueError(
-                "a stream goes on in its order only with the same devices, accumulation and shards "
+                "a stream goes on in its order only with the same devices, workers, accumulation and shards "
                 f"({'; '.join(changed)})"
             )
 
@@ -117,6 +121,7 @@ class StreamedData(pl.LightningDataModule):
         """For `provenance.json`."""
         return {
             "sources": self.sources,
+            "ordinary": [],
             "shards": len(self.paths),
             "streamed": True,
             # names and sizes: a moved folder is the same, and to read all that it holds would take hours
@@ -124,6 +129,21 @@ class StreamedData(pl.LightningDataModule):
                 *((Path(path).name, Path(path).stat().st_size) for path in self.paths)
             ),
         }
+
+
+def check_batch(paths: list[str], global_batch: int) -> None:
+    """ValueError when one step would show more than there is, where img2dataset counted all shards."""
+    images = 0
+    for path in paths:
+        if (stats := read_stats(path)) is None:
+            return
+        images += stats["successes"]
+        if images >= global_batch:  # files of statistics are opened until it is clear, and no more
+            return
+    raise ValueError(
+        f"a step takes {global_batch} images (batch, devices and accumulation) and the shards have {images}: "
+        "lower data.batch_size, or give more shards"
+    )
 
 
 class Prepared(IterableDataset):
