@@ -54,6 +54,11 @@ def check_pipeline(name: str, config: str | None = None) -> None:
         )
     if not is_hub_id(name):
         check_folder(name)
+        for part in ("unet", "vae", "text_encoder"):
+            if not any(Path(name, part).glob("*.safetensors")):
+                raise FileNotFoundError(
+                    f"{name!r} is not a whole diffusers pipeline: {part} has no .safetensors"
+                )
 
 
 def check_folder(name: str) -> None:
@@ -69,9 +74,6 @@ def check_folder(name: str) -> None:
         raise FileNotFoundError(
             f"{name!r} is not a whole diffusers pipeline: it lacks {', '.join(missing) or 'model_index.json'}"
         )
-    for part in ("unet", "vae", "text_encoder"):
-        if not any((folder / part).glob("*.safetensors")):
-            raise FileNotFoundError(f"{name!r} is not a whole diffusers pipeline: {part} has no .safetensors")
 
 
 def fingerprint(name: str) -> str | None:

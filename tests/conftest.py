@@ -18,7 +18,8 @@ pytest.register_assert_rewrite("tests.continuing", "tests.curves", "tests.model_
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("WANDB_CONSOLE", "off")  # else it goes on listening to stderr after a run
-torch.set_num_threads(2)
+# `make test` runs two files at a time, which share the cores
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 ROOT = Path(__file__).parent.parent
 BASE = ROOT / "data/emoji/base"

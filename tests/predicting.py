@@ -13,8 +13,8 @@ import torch
 
 from infer.__main__ import main
 from tests.conftest import CAPTIONS
+from tests.predicted import pixels
 from tests.prompt_files import lines, write
-from tests.test_predict import pixels
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from tests.detours import SCALE, STEPS, SWITCH, made_by
 from tests.loops import requests
 from tests.model_files import edit, failure
 from tests.predicting import command, summary_of, write_prompts
-from tests.test_predict import refused
+from tests.test_predict_refusals import refused
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 pipe, predict = detours.pipe, predicting.predict  # fixtures

@@ -112,7 +112,7 @@ def test_ids_that_repeat(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> No
 
 def test_captions_that_are_numbers(tmp_path: Path) -> None:
     table(text=[1.5, float("nan"), None]).to_parquet(tmp_path / "a.parquet")
-    with pytest.raises(ValueError, match="'captions that are no text': 2, 'without caption': 1"):
+    with pytest.raises(ValueError, match="2 captions that are no text, 1 without caption"):
         load_captioned(str(tmp_path))
 
 
@@ -171,7 +171,7 @@ def test_image_files_on_the_hub(hub: Path, monkeypatch: pytest.MonkeyPatch) -> N
     for path in hub.rglob("*.parquet"):
         path.unlink()
     write_folder(hub, {"data/a.png": noise(0), "data/metadata.jsonl": '{"file_name": "a.png", "text": "a"}'})
-    with pytest.raises(ValueError, match="'without image': 1"):
+    with pytest.raises(ValueError, match="1 without image"):
         load_captioned("hf:owner/cats")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(hub))
     images = load_captioned("hf:owner/cats")

@@ -21,8 +21,8 @@ from infer.similarity import pixel_descriptor
 from infer.summary import summarize
 from tests import predicting
 from tests.conftest import CAPTIONS
+from tests.predicted import pixels
 from tests.predicting import captions, rows_of, summary_of
-from tests.test_predict import pixels
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 predict, told = predicting.predict, predicting.told  # fixtures

@@ -13,8 +13,9 @@ from infer.generate import PromptData
 from infer.seeds import sample_seed
 from tests import predicting
 from tests.conftest import CAPTIONS
+from tests.predicted import pixels
 from tests.predicting import assert_stock, command, rows_of, stock, summary_of, write_prompts
-from tests.test_predict import pixels, refused
+from tests.test_predict_refusals import refused
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 predict, told = predicting.predict, predicting.told  # fixtures

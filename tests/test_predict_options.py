@@ -13,9 +13,10 @@ from diffusers import DDIMScheduler, EulerDiscreteScheduler
 from data.pipeline import load_pipeline
 from tests import predicting
 from tests.lora_files import kohya_lora
+from tests.predicted import pixels
 from tests.predicting import assert_stock, captions, command, rows_of, summary_of
 from tests.single_file import write_single_file
-from tests.test_predict import pixels, refused
+from tests.test_predict_refusals import refused
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 predict = predicting.predict  # a fixture

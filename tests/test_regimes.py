@@ -217,7 +217,7 @@ def test_what_is_skipped_is_counted(
     """Without learning, so that the first weights decide each time."""
     indices = torch.cat([batch["index"] for batch in plain[1]]).numpy()
     threshold = between(plain_magnitudes, 5)
-    run, _ = fit(model__skip_rms=threshold, model__lr=0)
+    run, _ = fit(model__skip_rms=threshold, model__lr=1e-30)
     rows = pd.read_parquet(run / "exposures.parquet")
     skipped = indices[(plain_magnitudes > threshold).numpy()]
     assert len(skipped) == 7
@@ -305,7 +305,7 @@ def test_a_run_of_two_processes_goes_on_as_one(
         "data__exposure": WEIGHTED,
         "data__batch_size": 3,
         "data__cache_dtype": "float32",
-        "model__lr": 0,
+        "model__lr": 1e-30,
         "model__skip_rms": threshold,
         "trainer__max_steps": 6,
         "checkpoint_every": 2,

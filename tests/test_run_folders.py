@@ -17,7 +17,7 @@ from infer.similarity import pixel_descriptor
 from infer.summary import summarize
 from tests import predicting
 from tests.predicting import captions, command, rows_of, summary_of
-from tests.test_predict import refused
+from tests.test_predict_refusals import refused
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 predict = predicting.predict  # a fixture

@@ -17,7 +17,7 @@ from infer.measure_options import MeasureOptions
 from tests import fitting
 from tests.fitting import assert_same_run, short, spied, spy, start, stop, unet
 from tests.image_files import encoded, noise, write_shard, write_tar
-from tests.test_stream import damaged
+from tests.streams import damaged
 from train.__main__ import main
 from train.streamed import StreamedData, check_batch
 
