@@ -37,7 +37,7 @@ class StreamedExposures(pl.Callback):
         self.captions.update(zip(batch["id"], batch["caption"], strict=True))
 
     def state_dict(self) -> dict:
-        """Called on all ranks."""
+        """Called on all ranks; of the first, which writes it."""
         parts = gathered((dict(self.shown), dict(self.left_out), dict(self.skipped), self.captions))
         *counts, captions = zip(*parts, strict=True)
         names = ("shown", "left_out", "skipped")
@@ -66,11 +66,12 @@ class StreamedExposures(pl.Callback):
 
 
 def gathered(part: tuple) -> list[tuple]:
+    """Of all ranks, on the first; on the others their own."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return [part]
-    parts: list = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(parts, part)
-    return parts
+    parts = [None] * torch.distributed.get_world_size() if torch.distributed.get_rank() == 0 else None
+    torch.distributed.gather_object(part, parts)
+    return parts or [part]
 
 
 def summed(counts: Iterable[dict[str, int]]) -> dict[str, int]:

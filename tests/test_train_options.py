@@ -26,6 +26,11 @@ REFUSED = {
     "a checkpoint every 0 steps": ({"checkpoint_every": 0}, "checkpoint_every must be at least 1"),
     "a rate of no number": ({"model__lr": ".nan"}, "lr must be above 0"),
     "a rate below 0": ({"model__lr": -1}, "lr must be above 0"),
+    "double precision": ({"trainer__precision": 64}, "bf16-mixed"),
+    "a validation": ({"trainer__num_sanity_val_steps": 2}, "--grid"),
+    "a decay without room": ({"model__decay": "cosine", "model__warmup_steps": 1}, "max_steps (1)"),
+    "a LoRA of nothing": ({"model__lora_rank": 2, "model__lora_alpha": 0}, "lora_alpha must be above 0"),
+    "one to mix": ({"model__embedding_mixup": 9, "data__batch_size": 1}, "raise data.batch_size"),
     "betas above 1": ({"model__betas": [1.5, 0.9]}, "betas must be in [0, 1)"),
     "a decay below 0": ({"model__weight_decay": -1}, "weight_decay must be at least 0"),
     "a side of nothing": ({"data__resolution": 0}, "data.resolution must be at least 1"),
@@ -59,6 +64,7 @@ def test_one_source_needs_no_brackets() -> None:
     ]
     assert as_lists(["--data.sources=it's.tar"], names) == ["--data.sources=['it''s.tar']"]
     assert as_lists(["--data.sources", "[a, b]"], names) == ["--data.sources", "[a, b]"]
+    assert as_lists(["--data.sources", "null"], names) == ["--data.sources", "null"]
     assert as_lists(["--data.sources", "{0..3}.tar"], names) == ["--data.sources", "['{0..3}.tar']"]
 
 
@@ -71,3 +77,17 @@ def test_a_parse_error_is_one_line(world: Path, tmp_path: Path, capsys: pytest.C
         assert main(short(world, tmp_path / "run", **settings)) == 2
         (line,) = capsys.readouterr().err.strip().splitlines()
         assert words in line
+
+
+def test_usual_values_may_be_said(world: Path, tmp_path: Path) -> None:
+    """And a callback alone, as Lightning takes it."""
+    spy = {"class_path": "lightning.pytorch.callbacks.LearningRateMonitor"}
+    settings = {
+        "trainer__limit_train_batches": 1.0,
+        "trainer__overfit_batches": 0,
+        "trainer__callbacks": [spy],
+    }
+    assert main(short(world, tmp_path / "run", **settings)) == 0
+    config = tmp_path / "one.yaml"
+    config.write_text("trainer: {callbacks: {class_path: lightning.pytorch.callbacks.LearningRateMonitor}}")
+    assert main([*short(world, tmp_path / "other"), "--config", str(config)]) == 0

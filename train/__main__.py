@@ -104,7 +104,7 @@ def build(kind: str, args: list[str]):
 
         def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:
             self.config = parse(parser, as_lists(args, LISTS))
-            check_trainer(self.config.trainer)
+            check_trainer(self.config.trainer, validates=not counting)
             if self.config.checkpoint_every < 1:
                 raise ValueError(f"checkpoint_every must be at least 1, not {self.config.checkpoint_every}")
 
@@ -112,7 +112,10 @@ def build(kind: str, args: list[str]):
             root = Path(self.config.out)
             counted = [counting(), Provenance()] if counting else []
             checkpoints = Checkpoints(root / "checkpoints", self.config.checkpoint_every)
-            own = self.config_init.trainer.callbacks or []
+            own, plugins = (
+                each if isinstance(each, list) else [each] if each else []
+                for each in (self.config_init.trainer.callbacks, self.config_init.trainer.plugins)
+            )
             bar = self.config.trainer.enable_progress_bar is not False
             bars = [TQDMProgressBar(refresh_rate=10)] if bar else []
             # Finite comes first: nothing is made of broken weights.
@@ -120,9 +123,12 @@ def build(kind: str, args: list[str]):
             loggers = [CSVLogger(root, name="", version="")]
             if self.config.wandb != "off":
                 loggers.append(wandb_logger(root, offline=self.config.wandb == "offline"))
-            plugins = [*(self.config_init.trainer.plugins or []), WholeFile()]
             trainer = super().instantiate_trainer(
-                default_root_dir=str(root), logger=loggers, callbacks=callbacks, plugins=plugins, **kwargs
+                default_root_dir=str(root),
+                logger=loggers,
+                callbacks=callbacks,
+                plugins=[*plugins, WholeFile()],
+                **kwargs,
             )
             # An exported model says that the run is finished: only the last checkpoint comes later.
             trainer.callbacks.insert(len(trainer.callbacks) - 1, Export(card=kind in FINETUNES))
@@ -151,6 +157,8 @@ def build(kind: str, args: list[str]):
     check_slurm(cli.trainer)
     if isinstance(cli.trainer.strategy, Sharded):
         check(cli.model, cli.trainer)
+    if counting:
+        cli.model.check(cli.trainer.max_steps, cli.datamodule.batch_size)
     return cli
 
 
@@ -174,6 +182,9 @@ def fit(kind: str, args: list[str]) -> None:
         if checkpoint and trainer.is_global_zero:
             print(f"going on from {checkpoint}")
             keep_metrics(folder)
+        hub = next((each for each in trainer.callbacks if isinstance(each, PushToHub)), None)
+        if hub and hub.repo and trainer.is_global_zero:
+            hub.prepare()  # before anything is encoded
         trainer.fit(cli.model, cli.datamodule, ckpt_path=checkpoint, weights_only=True)
     if trainer.is_global_zero:
         join_metrics(folder)

@@ -43,7 +43,7 @@ def shard_path(folder: Path, number: int) -> Path:
 
 
 def missing_shards(folder: Path, rows: int) -> list[int]:
-    """Numbers of those that are still to be written. All processes look before any of them writes."""
+    """Numbers of those that are still to be written; one process looks for all."""
     return [number for number in range(-(-rows // SHARD)) if not shard_path(folder, number).exists()]
 
 

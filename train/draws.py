@@ -22,10 +22,10 @@ class PlannedDraws(DistributedSampler):
     counts on from the batch where a run was cut.
 
     Args:
-        stream: of image indices, from draw `first` on.
+        stream: of image indices, from draw `first` on; it is used up, once.
         first: number of its first draw in the run.
         batches: of this rank in the whole run.
-        done: so many of them.
+        done: of these, before this start.
         batch_size: images of a batch and rank.
         num_replicas: ranks.
         rank: this one.

@@ -17,8 +17,8 @@ from train.embedding_noise import with_gaussian, with_mixup
 from train.encoders import encode_images, encode_prompts
 from train.lora import add_lora, has_lora, save_lora
 from train.objective import SharedDraws, epsilon_rms, min_snr_weight, offset_noise, target
-from train.optimizers import make_optimizer
-from train.schedule import warmup_constant, warmup_cosine
+from train.optimizers import adamw8bit, make_optimizer
+from train.schedule import check_cosine, warmup_constant, warmup_cosine
 from train.sharded import Sharded, shard, whole
 
 NOISE, TEXT_NOISE = 0, 1  # streams of random numbers: an option of the text leaves all other noise as it is
@@ -108,6 +108,8 @@ class Finetune(pl.LightningModule):
             raise ValueError(f"skip_rms must be above 0, not {skip_rms}; null skips none")
         if lora_rank is not None and lora_rank < 1:
             raise ValueError(f"lora_rank must be at least 1, not {lora_rank}; null trains all weights")
+        if lora_alpha is not None and not 0 < lora_alpha < math.inf:
+            raise ValueError(f"lora_alpha must be above 0, not {lora_alpha}; null is lora_rank")
         if lora_alpha is not None and lora_rank is None:
             raise ValueError("lora_alpha has no effect without lora_rank: leave it out, or give both")
         super().__init__()
@@ -119,6 +121,15 @@ class Finetune(pl.LightningModule):
         self.skip_rms = skip_rms
         self.gradient_checkpointing, self.channels_last = gradient_checkpointing, channels_last
         self.seed, self.min_snr_gamma, self.noise_offset = seed, min_snr_gamma, noise_offset
+
+    def check(self, max_steps: int, batch_size: int) -> None:
+        """ValueError for what could not be trained so: said before anything is loaded or encoded."""
+        if self.decay == "cosine":
+            check_cosine(self.warmup_steps, max_steps)
+        if self.optimizer == "adamw8bit":
+            adamw8bit()
+        if self.embedding_mixup and batch_size == 1:
+            raise ValueError("model.embedding_mixup mixes the captions of a batch: raise data.batch_size")
 
     @cached_property
     def pipe(self) -> Any:
@@ -248,7 +259,7 @@ class Finetune(pl.LightningModule):
 
     @torch.no_grad()
     def kept(self, noisy: Tensor, timesteps: Tensor, prediction: Tensor, empty: Tensor) -> Tensor:
-        """Samples below the threshold, (B,): Wen et al., ICLR 2024, section 4.4, at the timestep drawn."""
+        """Samples below the threshold at the timestep drawn, (B,): Wen et al., ICLR 2024, on training."""
         unconditional = self.trained(noisy, timesteps, empty.expand(len(noisy), -1, -1)).sample
         difference = prediction.float() - unconditional.float()
         return epsilon_rms(self.noise_schedule, difference, timesteps) < self.skip_rms

@@ -115,8 +115,6 @@ class LatentData(pl.LightningDataModule):
         module: Finetune = trainer.lightning_module
         resolution = self.resolution or module.native_resolution
         module.check_resolution(resolution)
-        if module.embedding_mixup and self.batch_size == 1:
-            raise ValueError("model.embedding_mixup mixes the captions of a batch: raise data.batch_size")
         self.captions = self.captions_with(module.pipe.tokenizer)
         if trainer.is_global_zero and (long := too_long(module.pipe, self.captions.texts)):
             log.warning(
@@ -160,11 +158,22 @@ class LatentData(pl.LightningDataModule):
     def cached(self, folder: Path, rows: int, encode, name: str) -> Shards:
         """The folder's rows; what is missing is made by all processes together."""
         strategy = self.trainer.strategy
-        # one look for all processes: another run may be writing
-        missing = strategy.broadcast(missing_shards(folder, rows))
+        missing, error = [], None
+        # one process looks for all: another run may be writing, and a network's disk be slow to tell
+        if strategy.is_global_zero:
+            missing = missing_shards(folder, rows)
+            try:
+                if missing:
+                    size = sum(value[0].nbytes for value in encode(range(1)).values())
+                    check_room(folder, len(missing) * min(rows, SHARD), size, name)
+            except ValueError as caught:
+                error = caught
+        missing, failed = strategy.broadcast((missing, error is not None))
+        if error is not None:
+            raise error
+        if failed:  # one process says it
+            raise SystemExit(1)
         if missing:
-            size = sum(value[0].nbytes for value in encode(range(1)).values())
-            check_room(folder, len(missing) * min(rows, SHARD), size, name)
             own = missing[strategy.global_rank :: strategy.world_size]
             fill(folder, rows, own, encode, name, bar=strategy.global_rank == 0)
         strategy.barrier()

@@ -37,12 +37,7 @@ def make_optimizer(
         return torch.optim.AdamW(parameters, lr, betas=betas, weight_decay=weight_decay, fused=fused)
     if name != "adamw8bit":
         raise ValueError(f"no optimizer {name!r}: give adamw or adamw8bit")
-    try:
-        from bitsandbytes.optim import AdamW8bit
-    except ImportError as error:
-        raise ValueError(
-            "optimizer adamw8bit needs bitsandbytes: pip install bitsandbytes, or give adamw"
-        ) from error
+    kind = adamw8bit()
     parameters = list(parameters)
     others = {parameter.device.type for parameter in parameters} - {*DEVICES_8BIT}
     if others:
@@ -55,4 +50,15 @@ def make_optimizer(
             "optimizer adamw8bit lays weights out anew, so channels_last would do nothing: "
             "leave channels_last out, or give adamw"
         )
-    return AdamW8bit(parameters, lr, betas=betas, weight_decay=weight_decay)
+    return kind(parameters, lr, betas=betas, weight_decay=weight_decay)
+
+
+def adamw8bit() -> type[Optimizer]:
+    """bitsandbytes' class; ValueError where it is not installed."""
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise ValueError(
+            "optimizer adamw8bit needs bitsandbytes: pip install bitsandbytes, or give adamw"
+        ) from error
+    return AdamW8bit

@@ -13,10 +13,7 @@ def warmup_constant(optimizer: Optimizer, warmup_steps: int) -> dict:
 
 def warmup_cosine(optimizer: Optimizer, warmup_steps: int, max_steps: int) -> dict:
     """Linear warm-up, then half a cosine down to zero at `max_steps`."""
-    if max_steps <= warmup_steps:
-        raise ValueError(
-            f"a cosine decay needs trainer.max_steps ({max_steps}) above warmup_steps ({warmup_steps})"
-        )
+    check_cosine(warmup_steps, max_steps)
 
     def factor(step: int) -> float:
         if step < warmup_steps:
@@ -32,3 +29,11 @@ def by_step(optimizer: Optimizer, factor) -> dict:
         "optimizer": optimizer,
         "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"},
     }
+
+
+def check_cosine(warmup_steps: int, max_steps: int) -> None:
+    """ValueError when nothing is left of the run after the warm-up."""
+    if max_steps <= warmup_steps:
+        raise ValueError(
+            f"a cosine decay needs trainer.max_steps ({max_steps}) above warmup_steps ({warmup_steps})"
+        )
