@@ -43,7 +43,15 @@ SD21 = {  # the public configs, as far as they matter here
     "tokenizer": {"model_max_length": 77},
 }
 
-DEMO = "plan --config configs/train/demo.yaml --trainer.devices 1 --trainer.accelerator cpu".split()
+DEMO = [
+    "plan",
+    "--config",
+    "configs/train/demo.yaml",
+    "--trainer.devices",
+    "1",
+    "--trainer.accelerator",
+    "cpu",
+]
 
 
 @pytest.fixture(autouse=True)
