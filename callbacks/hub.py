@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 from huggingface_hub.utils import validate_repo_id
 
 from callbacks.model_card import describe
-from data.weights import one_line
+from data.files import one_line
 
 SUFFIXES = (".safetensors", ".json", ".txt", ".md")  # tensors and text: no checkpoint, no image
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from callbacks.ema import averaged
 from callbacks.finite import Finite
 from callbacks.sample_grid import generate, sheet
-from infer.rules import Request
-from infer.seeds import sample_seed
-from infer.similarity import Descriptor, check_sscd, pixel_descriptor, sscd_descriptor
+from infer.denoising.hooks import Request
+from infer.denoising.noise import sample_seed
+from infer.metrics.similarity import Descriptor, check_sscd, pixel_descriptor, sscd_descriptor
 
 
 class Memorization(pl.Callback):

@@ -9,9 +9,9 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from data.layouts import with_options
-from data.lora import LORA_FILE
-from data.weights import is_hub_id
+from data.sources.layouts import with_options
+from infer.models.lora import LORA_FILE
+from infer.models.weights import is_hub_id
 
 HERE = "path/to/this/folder"
 PURPOSE = (

@@ -9,10 +9,10 @@ import lightning.pytorch as pl
 import pandas as pd
 from lightning.pytorch.callbacks import BasePredictionWriter
 
-from callbacks.mitigation import Mitigation
-from infer.generate import Generated
-from infer.rules import GuidanceRule
-from infer.runfolder import claim, merge, save_image, write_part, write_summary
+from callbacks.mitigations.base import Mitigation
+from infer.denoising.hooks import GuidanceRule
+from infer.predict.module import Generated
+from infer.predict.run_folder import claim, merge, save_image, write_part, write_summary
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from data.command_line import run
+from data.cli import run
 
 SHEET_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -37,7 +37,7 @@ def inspect(args: list[str]) -> None:
 
     from tqdm import tqdm
 
-    from data.inspect_sheet import MOST, write_sheet
+    from data.contact_sheet import MOST, write_sheet
     from data.inspection import Inspection
 
     found = Inspection(MOST if options.sheet else 0)

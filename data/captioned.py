@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from data.layouts import open_source, with_options
-from data.layouts_image import decoded, problem
-from data.layouts_rows import IMAGE_SUFFIXES, Row, clean
-from data.layouts_shards import SHARD_SUFFIXES, shard_paths
+from data.sources.image import decoded, problem
+from data.sources.layouts import open_source, with_options
+from data.sources.rows import IMAGE_SUFFIXES, Row, clean
+from data.sources.shards import SHARD_SUFFIXES, shard_paths
 
 __all__ = [
     "IMAGE_SUFFIXES",

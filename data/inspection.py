@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from statistics import fmean, median
 
 from data.captioned import Sample, checked
-from data.layouts import open_source
-from data.layouts_image import opened
-from data.layouts_rows import Row
+from data.sources.image import opened
+from data.sources.layouts import open_source
+from data.sources.rows import Row
 
 
 @dataclass

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data.captioned import SHARD_SUFFIXES, load_captioned, shard_paths
-from data.layouts import is_data, with_options
-from data.layouts_rows import files_below
+from data.sources.layouts import is_data, with_options
+from data.sources.rows import files_below
 
 log = logging.getLogger(__name__)
 # What each part of a prompt may be called in a file, in any case; the first that has a value counts.
@@ -235,3 +235,8 @@ def safe_id(key: str) -> str:
     if not key or "/" in key or "\\" in key or key.startswith(".") or "\0" in key:
         raise ValueError(f"prompt id {key!r} cannot name a file")
     return key
+
+
+def same(text: str) -> str:
+    """What two captions that say the same have in common: letters without case, single spaces."""
+    return " ".join(text.casefold().split())

@@ -27,11 +27,10 @@ from argparse import ArgumentError
 from pathlib import Path
 from typing import Any
 
-from infer.arguments import (
+from data.arguments import (
     check_trainer,
     options_of,
     parse,
-    predict_command,
     preset_names,
     preset_path,
     unknown,
@@ -39,11 +38,12 @@ from infer.arguments import (
     with_grid,
     with_prompts,
 )
+from infer.calibrate.calibration import predict_command
 from infer.commands import detect, report, score
 
 
 def class_names() -> list[str]:
-    from callbacks.all import MITIGATIONS
+    from callbacks.mitigations.presets import MITIGATIONS
 
     return [kind.__name__ for kind in MITIGATIONS]
 
@@ -58,8 +58,8 @@ def read_mitigation(name: str, options: dict[str, Any] | None = None):
     """A parser, and what it makes of the preset."""
     import jsonargparse
 
-    import callbacks.all  # noqa: F401  (class names without their module)
-    from callbacks.mitigation import Mitigation
+    import callbacks.mitigations.presets  # noqa: F401  (class names without their module)
+    from callbacks.mitigations.base import Mitigation
 
     path = preset_path(name)
     if path is None:
@@ -78,12 +78,12 @@ def predict(args: list[str]) -> None:
     """Run the predict loop into a run folder. What the folder holds already is not made again."""
     from lightning.pytorch.cli import LightningCLI
 
-    import callbacks.all  # noqa: F401
-    from callbacks.mitigation import Mitigation
+    import callbacks.mitigations.presets  # noqa: F401
+    from callbacks.mitigations.base import Mitigation
     from callbacks.writer import SampleWriter
-    from data.command_line import as_users
-    from infer.generate import Generate, PromptData
-    from infer.runfolder import told
+    from data.cli import as_users
+    from infer.predict.module import Generate, PromptData
+    from infer.predict.run_folder import told
 
     calm_lightning()
     args = with_files(args, "--mitigation", class_names(), other="NoMitigation")
@@ -103,7 +103,7 @@ def predict(args: list[str]) -> None:
                 Mitigation,
                 "mitigation",
                 required=False,
-                default={"class_path": "callbacks.mitigation.NoMitigation"},
+                default={"class_path": "callbacks.mitigations.base.NoMitigation"},
                 help=f"a preset of configs/mitigation by its name ({preset_names()}), a YAML file, or a "
                 "class, whose options then follow as --mitigation.OPTION; --mitigation.help CLASS has them",
             )
@@ -187,14 +187,14 @@ def compare(args: list[str]) -> None:
     from rich.console import Console
 
     from callbacks.writer import SampleWriter
-    from data.command_line import as_users
-    from infer.compare import Comparison
-    from infer.images import side_of
-    from infer.measure import Measures, finish
-    from infer.model_options import device_of
-    from infer.report import write_report
-    from infer.runfolder import told
-    from infer.terminal import terminal_table
+    from data.cli import as_users
+    from infer.compare.measure import Measures, finish
+    from infer.compare.options import Comparison
+    from infer.denoising.sampling import side_of
+    from infer.options import device_of
+    from infer.predict.run_folder import told
+    from infer.report.page import write_report
+    from infer.report.terminal import terminal_table
 
     calm_lightning()
     args = with_grid(args)
@@ -232,7 +232,7 @@ def compare(args: list[str]) -> None:
 def log_comparison(folder: Path, mode: str) -> None:
     """Table, plots and images to W&B, as one run, also when it is compared again."""
     from callbacks.wandb_run import wandb_logger
-    from infer.report_wandb import log_to_wandb
+    from infer.report.wandb_log import log_to_wandb
 
     run = wandb_logger(folder, offline=mode == "offline").experiment
     log_to_wandb(folder, run)
@@ -243,9 +243,9 @@ def calibrate(args: list[str]) -> None:
     """Find a model's static transition, or a gate at a stated false-positive rate; write a preset."""
     import yaml
 
-    from infer import calibrate_plots
-    from infer.calibrate import Calibration
-    from infer.runfolder import write_atomically
+    from data.files import write_atomically
+    from infer.calibrate.calibration import Calibration
+    from infer.calibrate.calibration import plots as calibrate_plots
 
     calibration = options_of(Calibration, calibrate, args)
     mitigation, out = load_mitigation(calibration.mitigation), Path(calibration.out)
@@ -266,12 +266,13 @@ def basin(args: list[str]) -> None:
     """Draw where a model's attraction basin ends: curves, and images for full guidance on [t, 0]."""
     from rich.console import Console
 
-    from callbacks.dynamic_transition import DynamicTransition
-    from callbacks.static_transition import StaticTransition
-    from infer import basin_numbers, basin_plots
-    from infer.basin import Basin
-    from infer.basin_runs import explore
-    from infer.curves import SPACES
+    from callbacks.mitigations.dynamic_transition import DynamicTransition
+    from callbacks.mitigations.static_transition import StaticTransition
+    from infer.basin.explore import explore
+    from infer.basin.options import Basin
+    from infer.basin.options import numbers as basin_numbers
+    from infer.basin.options import plots as basin_plots
+    from infer.denoising.curves import SPACES
 
     options = options_of(Basin, basin, args, lists=("--points", "--training"))
     found = explore(options, StaticTransition, {space: DynamicTransition(watch=space) for space in SPACES})
@@ -287,7 +288,7 @@ COMMANDS = {
 
 
 def main(args: list[str]) -> int:
-    from data.command_line import run
+    from data.cli import run
 
     return run("python -m infer", __doc__, COMMANDS, args)
 

@@ -2,16 +2,16 @@
 
 from pathlib import Path
 
-from infer.arguments import options_of
+from data.arguments import options_of
 
 
 def score(args: list[str]) -> None:
     """Score predict runs that are there already: similarity, alignment and quality, with intervals."""
     from rich.console import Console
 
-    from infer.measure import Measures, measure
-    from infer.scoring import Scoring
-    from infer.terminal import terminal_table
+    from infer.compare.measure import Measures, measure
+    from infer.report.terminal import terminal_table
+    from infer.score.options import Scoring
 
     scoring = options_of(Scoring, score, args, lists=("--runs", "--training"))
     measures, images = Measures.load(scoring, scoring.device), scoring.training_images()
@@ -26,8 +26,8 @@ def detect(args: list[str]) -> None:
     """Score prompts by published detectors of memorization; tell how well each tells two groups apart."""
     from rich.console import Console
 
-    from infer import detect_plots
-    from infer.detect import Detection
+    from infer.detect.detection import Detection
+    from infer.detect.detection import plots as detect_plots
 
     found = options_of(Detection, detect, args).measure()
     paths = [*found.write(), *detect_plots.save(found)]
@@ -38,7 +38,7 @@ def detect(args: list[str]) -> None:
 
 def report(args: list[str]) -> None:
     """Write the page of a comparison folder again."""
-    from infer.report import write_report
+    from infer.report.page import write_report
 
     usage = "usage: python -m infer report COMPARISON_FOLDER"
     if args in (["-h"], ["--help"]):

@@ -14,7 +14,11 @@ import webdataset as wds
 from PIL import Image
 
 # whose assertions say what differs, as those of tests do
-pytest.register_assert_rewrite("tests.continuing", "tests.curves", "tests.model_files")
+pytest.register_assert_rewrite(
+    "tests.infer.denoising.continuations",
+    "tests.callbacks.mitigations.curves",
+    "tests.infer.models.model_files",
+)
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("WANDB_CONSOLE", "off")  # else it goes on listening to stderr after a run
@@ -40,7 +44,7 @@ def random_pipeline(prediction_type: str = "v_prediction"):
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    from train.clip import train_tokenizer
+    from train.base_model.clip import train_tokenizer
 
     torch.manual_seed(0)
     tokenizer = train_tokenizer(CAPTIONS, 600, 8)
@@ -117,7 +121,7 @@ def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a random pipeline no two weights of which are alike."""
-    from tests.model_files import disturbed
+    from tests.infer.models.model_files import disturbed
 
     path = tmp_path_factory.mktemp("folder")
     disturbed(random_pipeline()).save_pretrained(path)
@@ -127,8 +131,8 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def model_file(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same as a single file."""
-    from data.pipeline import load_pipeline
-    from tests.single_file import write_single_file
+    from infer.models.pipeline import load_pipeline
+    from tests.infer.models.single_file import write_single_file
 
     path = tmp_path_factory.mktemp("single") / "tiny.safetensors"
     return write_single_file(load_pipeline(str(model_folder)), path)
@@ -167,7 +171,7 @@ def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from transformers import CLIPConfig, CLIPModel
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-    from train.clip import train_tokenizer
+    from train.base_model.clip import train_tokenizer
 
     torch.manual_seed(1)
     folder, tokenizer = tmp_path_factory.mktemp("clip"), train_tokenizer(CAPTIONS, 600, 8)
@@ -187,21 +191,21 @@ def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def stock_pipelines() -> dict[str, Any]:
-    from tests.families import classic_sdxl
-    from tests.family import quiet
+    from tests.callbacks.adapters.families import classic_sdxl
+    from tests.callbacks.adapters.family import quiet
 
     return {"sd": quiet(random_pipeline()), "sdxl": classic_sdxl()}
 
 
 @pytest.fixture
 def sd(stock_pipelines: dict[str, Any]) -> Any:
-    from tests.stock import with_scheduler
+    from tests.callbacks.adapters.stock_runs import with_scheduler
 
     return with_scheduler(stock_pipelines["sd"], "ddim")
 
 
 @pytest.fixture
 def sdxl(stock_pipelines: dict[str, Any]) -> Any:
-    from tests.stock import with_scheduler
+    from tests.callbacks.adapters.stock_runs import with_scheduler
 
     return with_scheduler(stock_pipelines["sdxl"], "ddim")

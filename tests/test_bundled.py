@@ -10,8 +10,8 @@ import infer.__main__
 import train.__main__
 from data.captioned import load_captioned
 from data.emoji import BASE, HELD_OUT, SHARDS, STYLES
-from tests.reporting import Page
-from train.autoencoder import psnr
+from tests.infer.report.folders import Page
+from train.base_model.autoencoder import psnr
 
 CLIP = BASE.with_name("clip")
 

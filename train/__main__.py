@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any
 
 KINDS = {
-    "fit": ("train.finetune.Finetune", "train.latents.LatentData"),
-    "stream": ("train.finetune.Finetune", "train.streamed.StreamedData"),
-    "base": ("train.base.BaseTraining", "train.latents.LatentData"),
-    "autoencoder": ("train.autoencoder.AutoencoderTraining", "train.images.ImageData"),
-    "clip": ("train.clip.ClipTraining", "train.images.ImageData"),
+    "fit": ("train.finetune.Finetune", "train.dataset.planned.LatentData"),
+    "stream": ("train.finetune.Finetune", "train.dataset.streamed.StreamedData"),
+    "base": ("train.base_model.unet.BaseTraining", "train.dataset.planned.LatentData"),
+    "autoencoder": ("train.base_model.autoencoder.AutoencoderTraining", "train.base_model.images.ImageData"),
+    "clip": ("train.base_model.clip.ClipTraining", "train.base_model.images.ImageData"),
 }
 ABOUT = {
     "fit": "Finetune on planned exposures until it memorizes. Options are in groups: data (which images, how "
@@ -72,11 +72,11 @@ def build(kind: str, args: list[str]):
     from callbacks.provenance import Provenance
     from callbacks.streamed_exposures import StreamedExposures
     from callbacks.wandb_run import wandb_logger
-    from infer.arguments import parse
+    from data.arguments import parse
     from train.checkpoint_file import WholeFile
-    from train.options import as_lists, check_trainer
-    from train.run import check_slurm
+    from train.run_folder import check_slurm
     from train.sharded import Sharded, check
+    from train.trainer_options import as_lists, check_trainer
 
     warnings.filterwarnings("ignore", module="lightning")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # of kernels for inference in 4 bits
@@ -165,7 +165,7 @@ def build(kind: str, args: list[str]):
 def fit(kind: str, args: list[str]) -> None:
     """Train, or go on where the last start stopped; do nothing when the run is finished."""
     from callbacks.hub import PushToHub
-    from train.run import claim, finished, join_metrics, keep_metrics, last_checkpoint, memorized
+    from train.run_folder import claim, finished, join_metrics, keep_metrics, last_checkpoint, memorized
 
     cli = build(kind, args)
     folder, trainer = Path(cli.config.out), cli.trainer
@@ -198,7 +198,7 @@ def plan(args: list[str]) -> None:
     """Print what the fit, or stream, of this config would do; ValueError when something for it is missing."""
     from rich.console import Console
 
-    from train.plan import plan_table
+    from train.plan.table import plan_table
 
     kind = "stream" if args[:1] == ["stream"] else "fit"
     cli = build(kind, args[kind == "stream" :])
@@ -209,7 +209,7 @@ def plan(args: list[str]) -> None:
 
 
 def main(args: list[str]) -> int:
-    from data.command_line import run
+    from data.cli import run
 
     commands = {kind: partial(fit, kind) for kind in KINDS} | {"plan": plan}
     return run("python -m train", __doc__, commands, args)

@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data.pipeline import load_pipeline
-from data.weights import no_warnings
+from infer.models.pipeline import load_pipeline
+from infer.models.weights import no_warnings
+from train.dataset.encoders import encode_images, encode_prompts
 from train.embedding_noise import with_gaussian, with_mixup
-from train.encoders import encode_images, encode_prompts
-from train.lora import add_lora, has_lora, save_lora
+from train.lora_layers import add_lora, has_lora, save_lora
 from train.objective import SharedDraws, epsilon_rms, min_snr_weight, offset_noise, target
 from train.optimizers import adamw8bit, make_optimizer
 from train.schedule import check_cosine, warmup_constant, warmup_cosine

@@ -58,7 +58,8 @@ class SharedDraws:
     """Random numbers of one step's global batch, of which each rank has its rows.
 
     Row n of W processes' batches is drawn alike whatever W is, and belongs to rank n mod W, as
-    `train.draws.PlannedDraws` deals the images: W processes see what one with a batch W times as large sees.
+    `train.dataset.draws.PlannedDraws` deals the images: W processes see what one with a batch W times as
+    large sees.
     """
 
     def __init__(self, device: torch.device, rows: int, rank: int, world_size: int, *key: int):

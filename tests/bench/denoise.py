@@ -19,12 +19,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from callbacks.dynamic_transition import DynamicTransition
-from callbacks.static_transition import StaticTransition
-from data.pipeline import load_pipeline
-from infer.images import make_images
-from infer.rules import GuidanceRule, Request
-from infer.stock import mitigate
+from callbacks.adapters.stock import mitigate
+from callbacks.mitigations.dynamic_transition import DynamicTransition
+from callbacks.mitigations.static_transition import StaticTransition
+from infer.denoising.hooks import GuidanceRule, Request
+from infer.denoising.sampling import make_images
+from infer.models.pipeline import load_pipeline
 
 PROMPTS = ["a red car", "a blue dog", "an old map", "a cup of tea"]
 RULES: dict[str, GuidanceRule] = {

@@ -1,0 +1,30 @@
+"""Base class of the mitigations: a Lightning callback that is also a guidance rule of the denoising loop."""
+
+import inspect
+from typing import Any
+
+import lightning.pytorch as pl
+
+from infer.denoising.hooks import GuidanceRule
+
+
+class Mitigation(pl.Callback, GuidanceRule):
+    """Put one among the trainer's callbacks and `predict_step` hands it to the loop.
+
+    Each argument of the constructor is kept as the attribute of the same name.
+    """
+
+    def identity(self) -> dict[str, Any]:
+        """Class and settings, as the run folder records them."""
+        arguments = inspect.signature(type(self)).parameters
+        settings = {name: getattr(self, name) for name in arguments if name not in ("args", "kwargs")}
+        settings = {k: v.identity() if isinstance(v, Mitigation) else v for k, v in settings.items()}
+        return {"class_path": f"{type(self).__module__}.{type(self).__name__}", "init_args": settings}
+
+    def contents(self) -> dict[str, str | None]:
+        """Fingerprints of the files that it reads, by argument: they may change under their names."""
+        return {}
+
+
+class NoMitigation(Mitigation):
+    """Ordinary classifier-free guidance."""

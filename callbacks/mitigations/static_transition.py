@@ -1,0 +1,61 @@
+"""Static transition point (STP), and with a negative scale opposite guidance up to it (OG+STP)."""
+
+from collections.abc import Sequence
+
+import torch
+
+from callbacks.mitigations.transition import Transition
+
+
+class StaticTransition(Transition):
+    """`guidance_before` while t > timestep, the full guidance scale when t <= timestep.
+
+    Jain et al., CVPR 2025, static transition point: eps = eps_u + s(t) (eps_c - eps_u). Opposite guidance is
+    `guidance_before < 0` (the paper: -2 until 650 on SD 2.1). No prediction is watched: a step at scale 0
+    costs one UNet evaluation.
+
+    Args:
+        timestep: the transition, in timesteps of the trained schedule, 0..999.
+        guidance_before: scale before it: 0 none, 1 conditional, negative opposite.
+        gate: ordinary guidance for samples whose first RMS(eps_c - eps_u) is below it; see Transition.
+        gate_timestep: the first timestep of the schedules that the gate is for.
+        ramp_timesteps: reach the full scale within so many timesteps; 0: at once.
+        steps_after: take the steps after the transition from a denser grid of so many.
+        restart_solver: forget a multistep solver's history at the transition.
+    """
+
+    def __init__(
+        self,
+        timestep: float = 500,
+        guidance_before: float = 0.0,
+        gate: float | None = None,
+        gate_timestep: float | None = None,
+        ramp_timesteps: float = 0.0,
+        steps_after: int | None = None,
+        restart_solver: bool = False,
+    ):
+        super().__init__(guidance_before, gate, gate_timestep, ramp_timesteps, steps_after, restart_solver)
+        if not timestep >= 0:
+            raise ValueError(f"a transition timestep must not be negative, as {timestep} is")
+        if ramp_timesteps > timestep:
+            raise ValueError(
+                f"a ramp of {ramp_timesteps:g} timesteps from {timestep:g} on never reaches the full scale: "
+                f"ramp_timesteps can be at most {timestep:g}"
+            )
+        self.timestep = timestep
+
+    def check(
+        self, timesteps: Sequence[float], guidance_scale: float, num_train_timesteps: int = 1000
+    ) -> None:
+        super().check(timesteps, guidance_scale, num_train_timesteps)
+        first, last = timesteps[0], timesteps[-1]
+        if not last <= self.timestep < first:
+            what = "never hold guidance back" if self.timestep >= first else "never give guidance"
+            raise ValueError(
+                f"a transition at {self.timestep:g} would {what}: the {len(timesteps)} timesteps of this "
+                f"schedule run from {first:g} to {last:g} (of 0..{num_train_timesteps - 1})"
+            )
+
+    def begin(self, batch_size: int, device: torch.device) -> None:
+        super().begin(batch_size, torch.device("cpu"))  # decisions wait for no device
+        self._since.fill_(self.timestep)

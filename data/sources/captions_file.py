@@ -1,0 +1,162 @@
+"""One file with the captions of many images, by path or by key.
+
+{path on another's disk: [captions]} beside images is DCR's form of LAION-10k; {key: [captions]} gives shards
+and tables other captions than their own, such as 20 of BLIP's for each image.
+"""
+
+import json
+import logging
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from data.sources.rows import IMAGE_SUFFIXES, Row, Source, file_id, images_below, path_ids
+
+log = logging.getLogger(__name__)
+Place = TypeVar("Place", str, Path)
+
+
+def parts(path: str) -> tuple[str, ...]:
+    return tuple(part for part in re.split(r"[/\\]+", path) if part not in ("", "."))
+
+
+def are_captions(value: Any) -> bool:
+    return isinstance(value, str | list)
+
+
+def captions_by_key(path: Path) -> dict[str, Any]:
+    """What the file holds for each key: texts and lists, and it may be some that `checked` will count out.
+
+    ValueError for a file that is no JSON, with the place, or for another kind of JSON.
+    """
+    try:
+        found = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
+    if not isinstance(found, dict) or not any(map(are_captions, found.values())):
+        raise ValueError(f"{path} is no captions file: it must hold {{path or key of an image: [captions]}}")
+    return found
+
+
+def is_captions(path: Path) -> bool:
+    """Whether a file that nobody named is one: all keys are paths of images, all values texts or lists."""
+    try:
+        found = captions_by_key(path)
+    except ValueError:
+        return False
+    suffixes = tuple(f".{suffix}" for suffix in IMAGE_SUFFIXES)
+    return all(key.lower().endswith(suffixes) and are_captions(value) for key, value in found.items())
+
+
+def captions_file(name: str, folder: Path) -> Path:
+    """By its path, or by its name in a folder of data; FileNotFoundError if it is in neither place."""
+    if Path(name).is_file():
+        return Path(name)
+    if not (folder / name).is_file():
+        where = f"here or in {folder}" if folder.is_dir() else "here: give its path"
+        raise FileNotFoundError(f"no captions file {name!r}, {where}")
+    return folder / name
+
+
+def find_captions(folder: Path) -> Path | None:
+    """The one captions file in a folder; ValueError if there are two or more."""
+    files = [path for path in sorted(folder.glob("*.json")) if not path.name.endswith("_stats.json")]
+    # beside an image of the same name it is that image's own; do not read thousands of them
+    stems = {path.stem for path in folder.iterdir() if path.suffix[1:].lower() in IMAGE_SUFFIXES}
+    found = [path for path in files if path.stem not in stems and is_captions(path)]
+    if len(found) > 1:
+        raise ValueError(
+            f"{folder} has {len(found)} captions files, {', '.join(path.name for path in found)}: "
+            f"name one, as '{folder}?captions={found[0].name}'"
+        )
+    return found[0] if found else None
+
+
+def open_captions(folder: Path, file: Path, skipped: Counter) -> Source:
+    """Match the file's paths to the images below the folder; ValueError where it fits none."""
+    captions = captions_by_key(file)
+    images = images_below(folder)
+    pairs = dict(matched({path: parts(str(path)) for path in images}, {key: parts(key) for key in captions}))
+    if not pairs:
+        raise ValueError(
+            f"{file}: none of its {len(captions)} paths, such as {next(iter(captions))!r}, ends like one of "
+            f"the {len(images)} images in {folder}"
+        )
+    log.info("%s: %d of %d captions match the %d images", file, len(pairs), len(captions), len(images))
+    for reason, count in (("without caption", len(images)), ("captions without image", len(captions))):
+        if lost := count - len(pairs):
+            skipped[reason] += lost
+    layout = f"images with a captions file ({file.name}: {len(pairs):,} of {len(captions):,} match)"
+    return Source(layout, rows_of(images, folder, pairs, captions), len(pairs))
+
+
+def with_captions(source: Source, file: Path, skipped: Counter) -> Source:
+    """Captions of a file, {id: [captions]}, in place of those of the rows; a row that it lacks keeps its own.
+
+    Ids are those of the rows: keys in shards, ids or row numbers in tables. How many of them match stands in
+    the notes once the rows have been read, and it is a ValueError if none does. So is, at once, a file of
+    another kind.
+    """
+    captions = captions_by_key(file)
+    by_id = {file_id(key): each for key, each in captions.items()}
+    if len(by_id) < len(captions):
+        raise ValueError(
+            f"{file}: {len(captions) - len(by_id)} of its keys are the same as others, as file names"
+        )
+    notes = list(source.notes)
+    return source._replace(rows=replaced(source.rows, by_id, file, skipped, notes), notes=notes)
+
+
+def replaced(
+    rows: Iterator[Row], captions: dict[str, Any], file: Path, skipped: Counter, notes: list[str]
+) -> Iterator[Row]:
+    count, first, unused = 0, "", set(captions)
+    for row in rows:
+        count, first = count + 1, first or row.id
+        unused.discard(row.id)
+        yield row._replace(captions=captions[row.id]) if row.id in captions else row
+    if len(unused) == len(captions):
+        raise ValueError(
+            f"{file}: none of its {len(captions)} keys, such as {next(iter(captions))!r}, is the id of one "
+            f"of the {count} images, such as {first!r}"
+        )
+    if unused:
+        skipped["captions without image"] += len(unused)
+    used = len(captions) - len(unused)
+    notes.append(f"captions of {file.name}: {used:,} of {len(captions):,} match")
+    log.info("%s: %d of %d captions match the %d images", file, used, len(captions), count)
+
+
+def rows_of(
+    images: list[Path], folder: Path, pairs: dict[Path, str], captions: dict[str, Any]
+) -> Iterator[Row]:
+    ids = path_ids(images, folder)
+    for path in images:
+        if path in pairs:
+            yield Row(ids[path], path.read_bytes(), captions[pairs[path]])
+
+
+def matched(
+    images: dict[Path, tuple[str, ...]], keys: dict[str, tuple[str, ...]], length: int = 1
+) -> Iterator[tuple[Path, str]]:
+    """Pairs that end alike in their last `length` parts, or in more where several do; others stay apart."""
+    image_tails, key_tails = by_tail(images, length), by_tail(keys, length)
+    for tail in image_tails.keys() & key_tails.keys():
+        some_images, some_keys = image_tails[tail], key_tails[tail]
+        if len(some_images) == 1 and len(some_keys) == 1:
+            yield some_images[0], some_keys[0]
+        elif len(tail) == length:  # else the paths have no more parts to tell them apart
+            yield from matched(
+                {path: images[path] for path in some_images},
+                {key: keys[key] for key in some_keys},
+                length + 1,
+            )
+
+
+def by_tail(paths: dict[Place, tuple[str, ...]], length: int) -> dict[tuple[str, ...], list[Place]]:
+    tails = defaultdict(list)
+    for path, split in paths.items():
+        tails[split[-length:]].append(path)
+    return tails

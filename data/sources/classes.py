@@ -1,0 +1,63 @@
+"""Classes of images: their names, and the captions made from these where there are no others."""
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from data.sources.rows import clean
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+CLASS_PROMPT = "An image of {}"
+IMAGENETTE = {
+    "n01440764": "tench",
+    "n02102040": "English springer",
+    "n02979186": "cassette player",
+    "n03000684": "chain saw",
+    "n03028079": "church",
+    "n03394916": "French horn",
+    "n03417042": "garbage truck",
+    "n03425413": "gas pump",
+    "n03445777": "golf ball",
+    "n03888257": "parachute",
+}
+
+
+def readable(name: str) -> str:
+    """A class in words: Imagenette's WordNet ids by name, and no underscores."""
+    return clean(IMAGENETTE.get(name, name.replace("_", " ")))
+
+
+def class_names(schema: "pa.Schema") -> dict[str, list[str]]:
+    """Names of the classes, by their numbers, of each column that is a `datasets.ClassLabel`.
+
+    Hugging Face writes its types as JSON into the metadata of a schema, in parquet files too. What is not
+    understood there counts for nothing: no column is a class because of it.
+    """
+    try:
+        found = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        features = found.get("info", {}).get("features", {}).items()
+    except (ValueError, AttributeError, RecursionError):
+        return {}
+    return {
+        column: names
+        for column, kind in features
+        if column in schema.names
+        and isinstance(kind, dict)
+        and kind.get("_type") == "ClassLabel"
+        and isinstance(names := kind.get("names"), list)
+        and all(isinstance(name, str) for name in names)
+    }
+
+
+def named(cell: Any, names: list[str] | None) -> Any:
+    """The class of that number, in words; None for what numbers none, such as -1. Without names the cell."""
+    if names is None:
+        return cell
+    return readable(names[cell]) if isinstance(cell, int) and 0 <= cell < len(names) else None
+
+
+def label_of(cell: Any, names: list[str] | None) -> str | None:
+    """A cell's class: of that number, or without names its text."""
+    label = named(cell, names)
+    return clean(label).strip() or None if isinstance(label, str) else None

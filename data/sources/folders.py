@@ -1,0 +1,140 @@
+"""Folders of images: captions beside them, in a metadata table, or in the names of class folders."""
+
+import csv
+import json
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from data.sources.classes import CLASS_PROMPT, IMAGENETTE, readable
+from data.sources.rows import Row, Source, caption_in_json, files_below, images_below, path_ids
+
+log = logging.getLogger(__name__)
+METADATA = ("metadata.jsonl", "metadata.csv")
+
+
+def beside(path: Path) -> Any:
+    """The caption next to an image: its `.txt`, else the `caption` in its `.json`."""
+    if (text := path.with_suffix(".txt")).is_file():
+        return text.read_bytes()
+    described = path.with_suffix(".json")
+    return caption_in_json(described.read_bytes()) if described.is_file() else None
+
+
+def open_captions_beside(folder: Path, skipped: Counter) -> Source:
+    """Images directly in the folder; what lies deeper belongs to another layout, and is counted."""
+    images = images_below(folder)
+    paths = [path for path in images if path.parent == folder]
+    if deeper := len(images) - len(paths):
+        skipped["in a subfolder"] += deeper
+    count_lone(paths, (path for path in folder.glob("*.txt") if path.name[0] != "."), skipped)
+    return Source("images with captions beside them", rows_beside(paths, folder), len(paths))
+
+
+def count_lone(images: list[Path], captions: Iterable[Path], skipped: Counter) -> None:
+    """Count the `.txt` files that stand beside no image of their name."""
+    names = {path.with_suffix("") for path in images}
+    if lone := sum(path.with_suffix("") not in names for path in captions):
+        skipped["captions without image"] += lone
+
+
+def rows_beside(paths: list[Path], root: Path) -> Iterator[Row]:
+    ids = path_ids(paths, root)
+    for path in paths:
+        yield Row(ids[path], path.read_bytes(), beside(path))
+
+
+def open_nested(folder: Path, paths: list[Path], skipped: Counter) -> Source:
+    """Images in subfolders: with captions beside them (img2dataset's `files` output), else class folders.
+
+    ValueError where a single subfolder would have to be the class of everything.
+    """
+    if any(beside(path) is not None for path in paths):
+        count_lone(paths, files_below(folder, lambda path: path.suffix == ".txt"), skipped)
+        return Source("folders of images with captions beside them", rows_beside(paths, folder), len(paths))
+    classes = sorted({path.parent.name for path in paths})
+    if len(classes) == 1 and classes[0] not in IMAGENETTE:
+        raise ValueError(
+            f"{folder} has images in {classes[0]!r} and no captions: give their file as "
+            f"'{folder}?captions=FILE.json', or two or more class folders"
+        )
+    if unnamed := [name for name in classes if re.fullmatch(r"n\d{8}", name) and name not in IMAGENETTE]:
+        log.warning("%s: WordNet ids without a known name stand in prompts as they are: %s", folder, unnamed)
+    return Source(f"class folders ({len(classes)})", rows_by_class(paths, folder), len(paths))
+
+
+def rows_by_class(paths: list[Path], root: Path) -> Iterator[Row]:
+    ids = path_ids(paths, root)
+    for path in paths:
+        label = readable(path.parent.name)
+        yield Row(ids[path], path.read_bytes(), CLASS_PROMPT.format(label), label)
+
+
+def metadata_below(folder: Path) -> list[Path]:
+    """The tables, one of each folder, its own first."""
+    tables: dict[Path, Path] = {}
+    for path in files_below(folder, lambda path: path.name in METADATA):
+        tables[path.parent] = path  # .jsonl comes after .csv, and stays
+    return sorted(tables.values(), key=lambda path: (len(path.parts), path))
+
+
+def open_metadata(folder: Path, tables: list[Path], skipped: Counter) -> Source:
+    """An image folder as Hugging Face has it: tables of file_name, from theirs on, and text (or caption)."""
+    captions: dict[str, list[Any]] = {}
+    for table in tables:
+        rows = list(table_rows(table))
+        fields = sorted({name for row in rows for name in row})
+        caption = next((name for name in ("text", "caption") if name in fields), None)
+        if caption is None or "file_name" not in fields:
+            raise ValueError(f"{table} needs 'file_name', and 'text' or 'caption'; it has {fields}")
+        way = "".join(f"{part}/" for part in table.parent.relative_to(folder).parts)
+        for row in rows:
+            name = way + str(row.get("file_name")).replace("\\", "/").removeprefix("./")
+            captions.setdefault(name, []).append(row.get(caption))
+    where = tables[0].name if tables[0].parent == folder else f"{tables[0].name} in {len(tables)} subfolders"
+    return Source(f"image folder with {where}", rows_of_table(folder, captions, skipped), len(captions))
+
+
+def table_rows(table: Path) -> Iterator[dict[str, Any]]:
+    try:
+        with table.open(encoding="utf-8-sig", newline="" if table.suffix == ".csv" else None) as file:
+            if table.suffix == ".csv":
+                reader = csv.DictReader(file)
+                for row in reader:
+                    if None in row:
+                        raise ValueError(
+                            f"line {reader.line_num} has more fields than the header: a text with a comma in "
+                            "it needs quotes"
+                        )
+                    yield row
+                return
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    row = json.loads(line)
+                    if not isinstance(row, dict):
+                        raise ValueError(f"line {number} is no object")
+                    yield row
+    except (ValueError, csv.Error, RecursionError) as error:
+        raise ValueError(f"{table} cannot be read: {error}") from error
+
+
+def rows_of_table(folder: Path, captions: dict[str, list[Any]], skipped: Counter) -> Iterator[Row]:
+    """A file is one that lies in the folder: a name that leads elsewhere is as good as none."""
+    inside = {path.relative_to(folder).as_posix(): path for path in images_below(folder)}
+    ids = path_ids(inside.values(), folder)
+    for name, each in captions.items():
+        path = inside.get(name)
+        yield Row(ids[path] if path else name, path and path.read_bytes(), merged(each))
+    if unlisted := len(inside.keys() - captions.keys()):
+        skipped["without caption"] += unlisted
+
+
+def merged(captions: list[Any]) -> Any:
+    """What several rows say of one image, each caption once."""
+    if len(captions) == 1:
+        return captions[0]
+    each = [text for cell in captions for text in (cell if isinstance(cell, list) else [cell])]
+    return list({repr(text): text for text in each if text is not None}.values())

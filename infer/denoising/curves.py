@@ -1,0 +1,74 @@
+"""Curves of the watched difference over a run, without making its images."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from infer.denoising.hooks import DenoisingStep, GuidanceRule, Request
+from infer.denoising.loop import denoise, prepare
+from infer.denoising.sampling import encode
+from infer.metrics.similarity import in_batches
+
+SPACES = ("epsilon", "model_output")  # where the difference of the predictions is watched
+Rules = dict[str, GuidanceRule]  # by the space that they watch
+
+
+class Watch(GuidanceRule):
+    """Changes nothing: keeps each step's difference in both spaces, and asks `rules` when they would fire."""
+
+    def __init__(self, rules: Rules | None = None):
+        self.rules = rules or {}
+
+    def begin(self, batch_size: int, device: torch.device) -> None:
+        self.differences: dict[str, list[Tensor]] = {space: [] for space in SPACES}
+        for rule in self.rules.values():
+            rule.begin(batch_size, device)
+
+    def watches(self, step: DenoisingStep) -> bool:
+        return True
+
+    def observe(self, step: DenoisingStep) -> None:
+        self.differences["epsilon"].append(step.difference_rms)
+        self.differences["model_output"].append(step.output_difference_rms)
+        for rule in self.rules.values():
+            rule.observe(step)
+
+    def curves(self) -> dict[str, np.ndarray]:
+        return {space: torch.stack(steps, 1).cpu().numpy() for space, steps in self.differences.items()}
+
+    def fired(self) -> dict[str, np.ndarray]:
+        return {space: rule.transition_timestep().cpu().numpy() for space, rule in self.rules.items()}
+
+
+def watched_curves(
+    pipe: Any,
+    requests: Sequence[Request],
+    resolution: int,
+    guidance_scale: float,
+    num_inference_steps: int,
+    device: torch.device,
+    batch_size: int,
+    title: str = "denoise",
+) -> tuple[list[float], dict[str, np.ndarray]]:
+    """Timesteps, and RMS(eps_c - eps_u) at each under this scale throughout, (N, steps), by SPACES."""
+    watch, parts = Watch(), []
+    timesteps = prepare(pipe.scheduler, guidance_scale, num_inference_steps)
+    with tqdm(desc=title, total=-(-len(requests) // batch_size) * len(timesteps), unit="step") as bar:
+        for batch in in_batches(requests, batch_size):
+            noise, generators, *embeddings = encode(pipe, batch, resolution, device)
+            bar.total -= len(timesteps)  # the loop adds its own steps
+            denoise(
+                pipe.unet, pipe.scheduler, noise, *embeddings, guidance_scale, num_inference_steps, [watch],
+                generators, bar,
+            )  # fmt: skip
+            parts.append(watch.curves())
+    return timesteps, joined(parts)
+
+
+def joined(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The rows of all parts, by name."""
+    return {name: np.concatenate([part[name] for part in parts]) for name in (parts[0] if parts else ())}

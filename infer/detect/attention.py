@@ -1,0 +1,147 @@
+"""Where cross attention goes: kept while a batch is denoised, and the detectors that are read from it."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from infer.denoising.hooks import DenoisingStep, GuidanceRule
+
+LAYER = 4  # of attention E: `layer_id = 3`, counted from 0, in the authors' code
+
+
+def cross_attentions(unet: Any) -> dict[str, Any]:
+    """The UNet's cross attentions of diffusers' Attention class, by name; empty where there is none."""
+    from diffusers.models.attention_processor import Attention
+
+    return {
+        name: module
+        for name, module in unet.named_modules()
+        if isinstance(module, Attention) and module.is_cross_attention
+    }
+
+
+class CrossAttention(GuidanceRule):
+    """Changes nothing: keeps the share of attention that each token of the prompt gets.
+
+    Of the conditional prediction, averaged over heads and positions, at the first step and the last fifth of
+    them. `first` and each of `last`: mean of all layers, (B, tokens); `of_layer`: the first step's, of one
+    layer. Looks while `capturing` is in force.
+
+    Args:
+        steps: of the schedule.
+        layer: which one, counted from 1 in the order in which the UNet calls them; at most the last.
+    """
+
+    def __init__(self, steps: int, layer: int = LAYER):
+        self.late, self.layer = steps - max(1, steps // 5), layer
+
+    def begin(self, batch_size: int, device: torch.device) -> None:
+        self.count, self.index, self.layers = batch_size, 0, []
+        self.last: list[Tensor] = []
+
+    def watches(self, step: DenoisingStep) -> bool:
+        return True  # so that the conditional rows are the last `count` of each call
+
+    def look(self, attention: Any, hidden_states: Tensor, embeddings: Tensor) -> None:
+        """One layer's attention probabilities, made explicit for the conditional rows."""
+        if 0 < self.index < self.late:
+            return
+        hidden_states, embeddings = hidden_states[-self.count :], embeddings[-self.count :]
+        if attention.norm_cross:
+            embeddings = attention.norm_encoder_hidden_states(embeddings)
+        query = attention.head_to_batch_dim(attention.to_q(hidden_states))
+        key = attention.head_to_batch_dim(attention.to_k(embeddings))
+        query = query if attention.norm_q is None else attention.norm_q(query)
+        key = key if attention.norm_k is None else attention.norm_k(key)
+        shares = attention.get_attention_scores(query.float(), key.float())
+        self.layers.append(shares.unflatten(0, (self.count, attention.heads)).mean((1, 2)))
+
+    def observe(self, step: DenoisingStep) -> None:
+        if self.layers:
+            mean = torch.stack(self.layers).mean(0)
+            if self.index == 0:
+                self.first, self.of_layer = mean, self.layers[min(self.layer, len(self.layers)) - 1]
+            if self.index >= self.late:
+                self.last.append(mean)
+        self.index, self.layers = self.index + 1, []
+
+    def scores(self, ends: Sequence[int]) -> dict[str, np.ndarray]:
+        """Both detectors of the batch, (B,) each; `ends`: where each prompt's end-of-text token stands."""
+        first, of_layer = self.first.cpu().numpy(), self.of_layer.cpu().numpy()
+        last = torch.stack(self.last, 1).cpu().numpy()
+        return {"attention_d": attention_d(first, last, ends), "attention_e": attention_e(of_layer)}
+
+
+class Capturing:
+    """An attention processor: the former one's output, to the last bit, after the rule has looked."""
+
+    def __init__(self, former: Any, rule: CrossAttention):
+        self.former, self.rule = former, rule
+
+    def __call__(
+        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **options: Any
+    ) -> Tensor:
+        self.rule.look(attn, hidden_states, encoder_hidden_states)
+        return self.former(attn, hidden_states, encoder_hidden_states, **options)
+
+
+@contextmanager
+def capturing(unet: Any, rule: CrossAttention) -> Iterator[None]:
+    """The rule sees the UNet's cross attention; the processors are as before afterwards."""
+    attentions = cross_attentions(unet).values()
+    former = [attention.processor for attention in attentions]
+    try:
+        for attention in attentions:
+            attention.set_processor(Capturing(attention.processor, rule))
+        yield
+    finally:
+        for attention, processor in zip(attentions, former, strict=True):
+            attention.set_processor(processor)
+
+
+def ends_of_text(pipe: Any, texts: Sequence[str]) -> list[int]:
+    """The place of each prompt's end-of-text token, counted from 0: where its summary tokens begin."""
+    ids = pipe.tokenizer(list(texts), padding=False, truncation=True).input_ids
+    return [len(tokens) - 1 for tokens in ids]
+
+
+def entropy(shares: np.ndarray) -> np.ndarray:
+    """-sum a log a over the last axis, in nats; 0 log 0 is 0."""
+    shares = np.asarray(shares, float)
+    return -(shares * np.log(np.where(shares > 0, shares, 1))).sum(-1)
+
+
+def attention_d(first: np.ndarray, last: np.ndarray, ends: Sequence[int]) -> np.ndarray:
+    """Detector D of Ren et al. (ECCV 2024, arXiv:2403.11052), (N,); of the run with guidance, all steps.
+
+    D = 1/T_D sum_t E_t + 1/T_D sum_t |S_t - S_T|, over the last T_D = T/5 steps t, T being the first step.
+    E_t is the entropy of the attention that the tokens get, averaged over heads, positions and layers; S_t is
+    the same sum over the summary tokens only, from the end-of-text token to the end of the padding. The
+    formula is the paper's; the authors' code leaves the bars of the absolute value out.
+
+    Args:
+        first: shares of attention at the first step, (N, tokens).
+        last: at the last T_D steps, (N, T_D, tokens).
+        ends: where the end-of-text token stands, (N,).
+    """
+    first, last = np.asarray(first, float), np.asarray(last, float)
+    summary = np.arange(first.shape[-1]) >= np.asarray(ends)[:, None]
+    moved = entropy(last * summary[:, None]) - entropy(first * summary)[:, None]
+    return entropy(last).mean(1) + np.abs(moved).mean(1)
+
+
+def attention_e(of_layer: np.ndarray) -> np.ndarray:
+    """Detector E of Ren et al. (ECCV 2024, arXiv:2403.11052), (N,); of the first step only.
+
+    E = entropy of the attention that the tokens get in one layer, averaged over heads and positions: by the
+    authors' code the fourth cross attention that the UNet calls, chosen on Stable Diffusion 1.4. In the paper
+    memorized prompts have the higher entropy.
+
+    Args:
+        of_layer: shares of attention at the first step, (N, tokens).
+    """
+    return entropy(of_layer)

@@ -1,0 +1,89 @@
+"""LoRA weights in diffusers' or kohya's naming, fused into a pipeline."""
+
+from pathlib import Path
+from typing import Any
+
+from data.files import one_line
+from infer.models.weights import is_file_name, is_hub_id, no_warnings, tensor_names
+
+LORA_FILE = "pytorch_lora_weights.safetensors"  # as diffusers names it in a folder or a repository
+LORA_PREFIXES = ("unet.", "text_encoder.", "lora_unet_", "lora_te_", "lora_te1_")
+
+
+def check_lora(lora: str | None, lora_scale: float = 1.0) -> None:
+    """FileNotFoundError or ValueError when LoRA weights are missing or of no kind that can be loaded.
+
+    Only the file's header is read. Hub ids pass.
+    """
+    if lora is None:
+        if lora_scale != 1:
+            raise ValueError(f"lora_scale {lora_scale:g} does nothing without a LoRA: give lora too")
+    elif not is_hub_id(lora):
+        lora_layers(lora_file(lora), lora)
+
+
+def lora_file(lora: str) -> Path:
+    """The LoRA's file: itself, the one in the folder, or that of the Hub, which it fetches."""
+    if is_file_name(lora):
+        return Path(lora)
+    if not is_hub_id(lora):
+        if (Path(lora) / LORA_FILE).is_file():
+            return Path(lora) / LORA_FILE
+        raise FileNotFoundError(
+            f"no LoRA {lora!r}: give a .safetensors file, a folder with {LORA_FILE} or a Hub id (owner/name)"
+        )
+    import huggingface_hub as hub
+    from huggingface_hub.errors import RemoteEntryNotFoundError
+
+    try:
+        try:
+            return Path(hub.hf_hub_download(lora, LORA_FILE))
+        except RemoteEntryNotFoundError:
+            files = [file for file in hub.list_repo_files(lora) if file.endswith(".safetensors")]
+            if len(files) == 1:
+                return Path(hub.hf_hub_download(lora, files[0]))
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(
+            f"cannot load the LoRA {lora!r} from the Hub ({one_line(error)}): check the id, "
+            "log in with `hf auth login` if it is gated, or give a local file"
+        ) from error
+    raise ValueError(
+        f"{lora!r} on the Hub has no {LORA_FILE}, and {len(files)} other .safetensors files, not one: "
+        "download the LoRA and give its file"
+    )
+
+
+def lora_layers(path: Path, lora: str) -> int:
+    """How many layers the LoRA file changes; ValueError when it is no LoRA of a Stable Diffusion."""
+    names = tensor_names(str(path))
+    if any(other in key for key in names for other in ("dora_scale", "hada_", "lokr_")):
+        raise ValueError(f"{lora!r} is a DoRA, LoHa or LoKr: give a plain LoRA")
+    layers = [key for key in names if key.endswith((".lora_A.weight", "down.weight"))]
+    if not any(key.startswith(LORA_PREFIXES) for key in layers):
+        raise ValueError(
+            f"{lora!r} is no LoRA for Stable Diffusion: none of its layers is {'*, '.join(LORA_PREFIXES)}*"
+        )
+    return len(layers)
+
+
+def fuse_lora(pipe: Any, lora: str, scale: float) -> None:
+    """Add the LoRA to the weights: afterwards the parts are of the classes that they were."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    path = lora_file(lora)
+    layers = lora_layers(path, lora)
+    try:
+        with no_warnings():
+            pipe.load_lora_weights(
+                path.parent, weight_name=path.name, use_safetensors=True, unet_config=pipe.unet.config
+            )  # the config: to translate original names of blocks too
+            modules = [*pipe.unet.modules(), *pipe.text_encoder.modules()]
+            fitting = sum(isinstance(module, BaseTunerLayer) for module in modules)
+            if fitting < layers:
+                raise ValueError(f"{layers - fitting} of its {layers} layers have no counterpart")
+            pipe.fuse_lora(lora_scale=scale)
+            pipe.unload_lora_weights()
+    except Exception as error:  # of many kinds, where names or shapes are not those of the model
+        raise ValueError(
+            f"the LoRA {lora!r} does not fit this model ({one_line(error)}): give one of its architecture"
+        ) from error

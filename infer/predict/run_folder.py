@@ -1,0 +1,190 @@
+"""A predict run folder: images, one row per image, one trace row per image and step; written in atomic parts.
+
+A part (`parts/*.parquet`) is written after its images, by one rank. `merge` turns all parts into
+`samples.parquet` and `traces.parquet`. Whatever is in either is done and is not made again.
+"""
+
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pandas as pd
+import yaml
+from PIL import Image
+
+from data.files import write_atomically
+
+KEY = ["prompt_id", "sample"]
+NEUTRAL = {"gated": False, "peak_memory_gib": math.nan}  # of columns that older folders lack
+TEMPORARY = re.compile(r"\.[0-9a-f]{32}(\.\w+)?")
+
+
+def save_image(image: Image.Image, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda part: image.save(part))
+
+
+def claim(folder: Path, identity: dict[str, Any]) -> None:
+    """Make the folder this run's own (`config.yaml`).
+
+    ValueError if it is no predict run, or holds images of one with other settings, which the error names.
+    """
+    path = folder / "config.yaml"
+    if path.exists():
+        try:
+            before = yaml.safe_load(path.read_text())
+        except (yaml.YAMLError, UnicodeDecodeError):  # such as another program's Python objects
+            before = None
+        if not isinstance(before, dict) or not isinstance(before.get("mitigations"), list):
+            raise ValueError(f"{folder} holds something else than a predict run: choose another folder")
+        changed = differences(before, identity)
+        if changed and done(folder):
+            raise ValueError(
+                f"{folder} holds a different run ({'; '.join(changed)}): choose another folder, or delete it"
+            )
+        if changed:  # it never made an image
+            forget(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda part: part.write_text(yaml.safe_dump(identity, sort_keys=False)))
+
+
+def differences(before: Any, after: Any, name: str = "") -> list[str]:
+    """`dotted.name: before -> after` of each setting that differs; of another class the classes alone."""
+    if before == after or same_path(before, after):
+        return []
+    if isinstance(before, list) and isinstance(after, list):
+        before, after = dict(enumerate(before)), dict(enumerate(after))
+    nested = isinstance(before, dict) and isinstance(after, dict)
+    if not nested or before.get("class_path") != after.get("class_path"):
+        return [f"{name}: {in_words(before)} -> {in_words(after)}"]
+    if "class_path" in before:
+        before, after = before.get("init_args", {}), after.get("init_args", {})
+    keys, within = sorted(before.keys() | after.keys()), f"{name}." if name else ""
+    return [line for k in keys for line in differences(before.get(k), after.get(k), f"{within}{k}")]
+
+
+def same_path(one: Any, other: Any) -> bool:
+    """Two spellings of the path of one file or folder that is there."""
+    paths = isinstance(one, str) and isinstance(other, str) and os.path.exists(one) and os.path.exists(other)
+    return paths and os.path.samefile(one, other)
+
+
+def in_words(value: Any) -> str:
+    """A class by its name, without its settings."""
+    is_class = isinstance(value, dict) and "class_path" in value
+    return value["class_path"].rpartition(".")[2] if is_class else repr(value)
+
+
+def forget(folder: Path) -> None:
+    """Remove all tables."""
+    shutil.rmtree(folder / "parts", ignore_errors=True)
+    for kind in ("samples", "traces"):
+        (folder / f"{kind}.parquet").unlink(missing_ok=True)
+
+
+def write_part(folder: Path, samples: list[dict], traces: pd.DataFrame) -> None:
+    """One batch's rows, after its images. Traces first: a sample row means that all is there."""
+    parts = folder / "parts"
+    parts.mkdir(parents=True, exist_ok=True)
+    name = uuid4().hex
+    write_atomically(parts / f"{name}.traces.parquet", lambda part: traces.to_parquet(part, index=False))
+    rows = pd.DataFrame(samples)
+    write_atomically(parts / f"{name}.samples.parquet", lambda part: rows.to_parquet(part, index=False))
+
+
+def read_rows(folder: Path, kind: str) -> pd.DataFrame:
+    """All `samples` or `traces` rows, merged or not; samples whose image is gone are left out."""
+    paths = [folder / f"{kind}.parquet", *sorted((folder / "parts").glob(f"*.{kind}.parquet"))]
+    tables = [pd.read_parquet(path) for path in paths if path.exists()]
+    if not tables:
+        return pd.DataFrame()
+    key = KEY if kind == "samples" else [*KEY, "step"]
+    rows = pd.concat(tables, ignore_index=True).drop_duplicates(key, keep="last")
+    if kind == "samples":
+        rows = complete(rows[[(folder / image).exists() for image in rows["image"]]])
+    return rows
+
+
+def complete(samples: pd.DataFrame) -> pd.DataFrame:
+    """The rows with all columns, whichever part of them an older version wrote."""
+    return samples.assign(
+        **{
+            name: samples[name].fillna(value).astype(type(value)) if name in samples else value
+            for name, value in NEUTRAL.items()
+        }
+    )
+
+
+def done(folder: Path) -> set[tuple[str, int]]:
+    """(prompt id, sample) of every finished image."""
+    rows = read_rows(folder, "samples")
+    return set() if rows.empty else set(zip(rows["prompt_id"], rows["sample"], strict=True))
+
+
+def merge(folder: Path, order: Iterable[tuple[str, int]]) -> pd.DataFrame:
+    """Write `samples.parquet` and `traces.parquet` in the given order, drop the parts; returns samples."""
+    place = {key: number for number, key in enumerate(order)}
+    samples, traces = read_rows(folder, "samples"), read_rows(folder, "traces")
+    if samples.empty:
+        return samples
+
+    def put_in_order(rows: pd.DataFrame) -> pd.DataFrame:
+        asked = rows.assign(place=pd.MultiIndex.from_frame(rows[KEY]).map(place)).dropna(subset="place")
+        by = ["place", "step"] if "step" in rows else ["place"]
+        return asked.sort_values(by).drop(columns="place").reset_index(drop=True)
+
+    samples, traces = put_in_order(samples), put_in_order(traces)
+    write_atomically(folder / "traces.parquet", lambda part: traces.to_parquet(part, index=False))
+    write_atomically(folder / "samples.parquet", lambda part: samples.to_parquet(part, index=False))
+    shutil.rmtree(folder / "parts", ignore_errors=True)
+    for stray in (folder / "images").glob(".*"):
+        if TEMPORARY.fullmatch(stray.name):  # of a run that was killed
+            stray.unlink()
+    return samples
+
+
+def write_summary(folder: Path, rows: pd.DataFrame, has_transition: bool, has_alternative: bool) -> None:
+    """`summary.json`: counts, cost, when the transition fired, and what did not go as asked."""
+    transition = rows["transition_timestep"].astype(float)
+    fired, gated = int(transition.notna().sum()), int(rows["gated"].sum())
+    alternatives = int(rows["alternative_prompt"].notna().sum())
+    summary = {
+        "mitigation": rows["mitigation"].iloc[0],
+        "images": len(rows),
+        "nfe_mean": rows["nfe"].mean(),
+        "seconds_per_image": rows["seconds"].mean(),
+        "peak_memory_gib": None if pd.isna(peak := rows["peak_memory_gib"].max()) else peak,
+        "watched": rows["watched"].iloc[0],
+        "fired": fired,
+        "gated": gated if has_transition else None,
+        "never_fired": len(rows) - gated - fired if has_transition else None,
+        "transition_timestep_median": transition.median() if fired else None,
+        "without_alternative": len(rows) - alternatives if has_alternative else None,
+        "failed": int(rows["failed_step"].notna().sum()),
+    }
+    write_atomically(folder / "summary.json", lambda part: part.write_text(json.dumps(summary, indent=2)))
+
+
+def told(folder: Path) -> str:
+    """The summary in a line."""
+    summary = json.loads((folder / "summary.json").read_text())
+    line = f"{summary['images']} images, {summary['nfe_mean']:.1f} UNet evaluations each"
+    if summary["never_fired"] is not None:
+        line += f"; the transition came for {summary['fired']}"
+        if summary["fired"]:
+            line += f", median t = {summary['transition_timestep_median']:g}"
+        if summary["never_fired"]:
+            line += f", and NEVER for {summary['never_fired']}: they kept the scale before it to the end"
+        if summary["gated"]:
+            line += f"; {summary['gated']} were below the gate and had ordinary guidance"
+    if summary["without_alternative"]:
+        line += f"; {summary['without_alternative']} had no alternative and took the plain rule"
+    if summary["failed"]:
+        line += f"; {summary['failed']} FAILED (latents not finite): black images, left out of scores"
+    return line

@@ -1,0 +1,117 @@
+"""The table and the plots of a comparison as files, for papers and spreadsheets."""
+
+import re
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from data.files import write_atomically
+from infer.report.figures import plots_of
+from infer.report.plots import Plot, drawn, save
+from infer.report.study import Study, read_study
+from infer.report.table import Cell, Column, cell, columns_of
+
+ARROWS = {"↓": r"$\downarrow$", "↑": r"$\uparrow$", "": ""}
+LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+         "<": r"\textless{}", ">": r"\textgreater{}", "–": "--"}  # fmt: skip
+TABLES = (".csv", ".parquet", ".md", ".tex")
+PLOT_FILE = re.compile(r"(frontier_memorized|sweep\d+|memorized_pull|pull|distributions)\.(svg|png)")
+LATEX |= {sign: f"\\{sign}" for sign in "&%$#_{}"}
+
+
+def write_exports(folder: Path) -> list[Path]:
+    """Write table.csv, .parquet, .md, .tex, the same of the memorized prompts, and plots/*.svg and .png."""
+    study = read_study(Path(folder))
+    return export(study, [(plot, drawn(plot)) for plot in plots_of(study)])
+
+
+def export(study: Study, plots: Iterable[tuple[Plot, Figure]]) -> list[Path]:
+    paths = []
+    for population, table in study.tables.items():
+        stem = study.folder / ("table" if population == "all" else f"table_{population}")
+        texts = {".md": markdown(table), ".tex": latex(table, study.populations[population])}
+        texts[".csv"] = table.to_csv(index=False)
+        for suffix, text in texts.items():
+            paths.append(stem.with_suffix(suffix))
+            write_atomically(paths[-1], partial(Path.write_text, data=text, encoding="utf-8"))
+        paths.append(stem.with_suffix(".parquet"))
+        write_atomically(paths[-1], partial(table.to_parquet, index=False))
+    folder = study.folder / "plots"
+    folder.mkdir(exist_ok=True)
+    paths += [path for plot, figure in plots for path in save(plot, figure, folder)]
+    for path in stale(study.folder, paths):
+        path.unlink()
+    return paths
+
+
+def stale(folder: Path, written: list[Path]) -> list[Path]:
+    """Exports of a former comparison that had a subset, a sweep or traces which this one has not."""
+    found = [path for path in folder.glob("table_memorized.*") if path.suffix in TABLES]
+    plots = [path for path in (folder / "plots").iterdir() if PLOT_FILE.fullmatch(path.name)]
+    return [path for path in found + plots if path not in written]
+
+
+def shown(table: pd.DataFrame) -> dict[str, Column]:
+    """What a printed table has room for; the rest is in the CSV."""
+    return {name: column for name, column in columns_of(table).items() if not column.minor}
+
+
+def printed(found: Cell, minus: str = "−") -> list[str]:
+    """A cell's parts: `0.523 [0.411, 0.601]`, `Δ −0.412 [−0.477, −0.346]`, `published 0.286`."""
+    interval, change = (f" [{ends.replace(' to ', ', ')}]" if ends else ""
+                        for ends in (found.interval, found.delta_interval))  # fmt: skip
+    parts = [f"{found.value}{interval}"]
+    if found.delta:
+        parts.append(f"Δ {found.delta}{change}")
+    if found.published:
+        parts.append(f"published {found.published}")
+    return [part.replace("-", minus) for part in parts]
+
+
+def rows_of(table: pd.DataFrame, columns: dict[str, Column]) -> list[tuple[str, list[Cell]]]:
+    records: list[dict[str, Any]] = table.to_dict("records")
+    return [(row["mitigation"], [cell(row, *column) for column in columns.items()]) for row in records]
+
+
+def markdown(table: pd.DataFrame) -> str:
+    columns = shown(table)
+    heads = [f"{column.group} {column.label} {column.better}".strip() for column in columns.values()]
+    lines = [["mitigation", *heads], ["---", *["---:"] * len(heads)]]
+    for name, cells in rows_of(table, columns):
+        lines.append([escape_markdown(name), *("; ".join(printed(found)) for found in cells)])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def escape_markdown(text: str) -> str:
+    return "".join(f"\\{sign}" if sign in "\\`*_[]<>|" else sign for sign in text)
+
+
+def latex(table: pd.DataFrame, caption: str) -> str:
+    """A booktabs table: values with intervals in brackets, published figures in a row of their own below."""
+    columns, lines = shown(table), []
+    for name, cells in rows_of(table, columns):
+        values = [printed(found._replace(delta="", published=""), "-")[0] for found in cells]
+        lines.append([escape_latex(name), *map(latex_numbers, values)])
+        if any(found.published for found in cells):
+            lines.append([r"\quad published", *(latex_numbers(found.published) for found in cells)])
+    heads = [
+        (escape_latex(column.group), f"{escape_latex(column.label)} {ARROWS[column.better]}".strip())
+        for column in columns.values()
+    ]
+    frame = pd.DataFrame(lines, columns=pd.MultiIndex.from_tuples([("", "mitigation"), *heads]))
+    align = "l" + "r" * len(columns)
+    text = frame.style.hide(axis="index").to_latex(hrules=True, multicol_align="c", column_format=align)
+    return rf"% {caption}; in brackets: 95 \% intervals. Needs \usepackage{{booktabs}}." + f"\n{text}"
+
+
+def escape_latex(text: str) -> str:
+    return "".join(LATEX.get(sign, sign) for sign in text)
+
+
+def latex_numbers(text: str) -> str:
+    """Minus signs are math, in numbers."""
+    return "--" if text == "–" else escape_latex(text).replace("-", "$-$")

@@ -1,0 +1,197 @@
+"""The figures of the report: what each draws, from a comparison's tables, samples and traces."""
+
+from functools import partial
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from infer.report.plots import INK, Plot, place_labels
+from infer.report.study import Study, Sweep, finite, is_number
+
+OWN, CLIP = "similarity_own_mean", "clip_score_mean"
+COPIED, OTHER = "#e5534b", "#8b909a"
+MARKERS = {"none": "s", "base_model": "D"}
+PULL = "RMS(cond. − uncond.)"
+
+
+def plots_of(study: Study) -> list[Plot]:
+    """All figures for which the comparison has the numbers."""
+    plots = [
+        Plot(
+            "frontier" if name == "all" else f"frontier_{name}", "Similarity against alignment",
+            "Better is up and to the left; lines: 95 % intervals.", partial(draw_frontier, study, table),
+            population=name,
+        )
+        for name, table in study.tables.items()
+    ]  # fmt: skip
+    for sweep in study.sweeps:
+        if all(map(is_number, sweep.points.values())):
+            place = study.sweeps.index(sweep) + 1
+            plots.append(
+                Plot(
+                    f"sweep{place}", f"Sweep of {sweep.name}", "With 95 % intervals.",
+                    partial(draw_sweep, study, sweep), 3.4,
+                )
+            )  # fmt: skip
+    single = {name: study.samples[name] for name in study.single}
+    with_trace = [name for name in study.single if name in study.traces]
+    if "none" in study.traces and study.memorized is not None:
+        waits = sum(bool(frame["transition_timestep"].notna().any()) for frame in single.values())
+        plots.append(
+            Plot(
+                "memorized_pull", "Pull of the prompt without mitigation",
+                "Mean and 10–90 %; below, transitions: median and 10–90 %.",
+                partial(draw_memorized, study), 2.9 + 0.17 * waits,
+            )
+        )  # fmt: skip
+    if with_trace:
+        legend = {name: study.colors[name] for name in with_trace}
+        plots.append(
+            Plot(
+                "pull", "Pull of the prompt under each mitigation",
+                "Mean over images; dot: median transition.", partial(draw_pull, study, with_trace),
+                legend=legend,
+            )
+        )  # fmt: skip
+    if any(frame["similarity_own"].notna().any() for frame in single.values()):
+        plots.append(
+            Plot(
+                "distributions", "Similarity of every image", "Line: mean; dotted: 0.5.",
+                partial(draw_distributions, study), max(3.1, 0.7 + 0.3 * len(single)),
+            )
+        )  # fmt: skip
+    return plots
+
+
+def draw_frontier(study: Study, table: pd.DataFrame, figure: Figure) -> None:
+    ax, labels = figure.subplots(), []
+    columns = [*dict.fromkeys([*table, OWN, CLIP])]
+    points = finite(table).reindex(columns=columns).dropna(subset=[OWN, CLIP]).set_index("mitigation")
+    for sweep in study.sweeps:
+        line = points.reindex(sweep.points).dropna(subset=[OWN, CLIP])
+        ax.plot(line[OWN], line[CLIP], color=study.colors[sweep.name], linewidth=1, alpha=0.8)
+        for name in [*line.index[:1], *line.index[1:][-1:]]:
+            text = f"{sweep.option} {sweep.points[name]}"
+            labels.append({"text": text, "x": line[OWN][name], "y": line[CLIP][name], "needed": False})
+    for name, row in points.iterrows():
+        color, single = study.colors[name], name in study.single
+        if single:
+            labels.append({"text": name, "x": row[OWN], "y": row[CLIP], "needed": True})
+        ax.hlines(row[CLIP], *ends(row, OWN), color=color, alpha=0.6 if single else 0.2)
+        ax.vlines(row[OWN], *ends(row, CLIP), color=color, alpha=0.6 if single else 0.2)
+        marker = MARKERS.get(name, "o")
+        ax.plot(row[OWN], row[CLIP], marker, color=color, markersize=6 if single else 3.5, markeredgewidth=0)
+    ax.set(xlabel="similarity to own training image", ylabel="CLIP score")
+    ax.margins(0.16)
+    ax.grid(True)
+    if labels:
+        in_turn = pd.DataFrame(labels).sort_values("needed", ascending=False, kind="stable")
+        place_labels(ax, in_turn, points[[OWN, CLIP]])
+
+
+def ends(row: pd.Series, column: str) -> tuple[float, float]:
+    return row.get(f"{column}_low", row[column]), row.get(f"{column}_high", row[column])
+
+
+def draw_sweep(study: Study, sweep: Sweep, figure: Figure) -> None:
+    """Similarity and alignment over the option, with what `none` has as a dotted line."""
+    table = finite(study.tables["all"]).set_index("mitigation")
+    shown = [
+        (column, label)
+        for column, label in ((OWN, "similarity to own"), (CLIP, "CLIP score"))
+        if column in table
+    ]
+    axes = np.atleast_1d(figure.subplots(max(1, len(shown)), sharex=True))
+    for ax, (column, label) in zip(axes, shown, strict=True):
+        line = table.reindex(sweep.points)
+        low, high = (line.get(f"{column}_{end}", line[column]) for end in ("low", "high"))
+        x = [*sweep.points.values()]
+        ax.fill_between(x, low, high, color=study.colors[sweep.name], alpha=0.2, linewidth=0)
+        ax.plot(x, line[column], "o-", color=study.colors[sweep.name], markersize=4, markeredgewidth=0)
+        if "none" in table.index:
+            ax.axhline(table[column]["none"], color=study.colors["none"], linewidth=1, linestyle=(0, (2, 2)))
+            ax.annotate(
+                "none", (0, table[column]["none"]), (4, 2), xycoords=("axes fraction", "data"),
+                textcoords="offset points", va="bottom", color=study.colors["none"],
+            )  # fmt: skip
+        ax.set_ylabel(label)
+        ax.margins(y=0.25)
+        ax.grid(True)
+    axes[-1].set_xlabel(f"{sweep.option} of {sweep.preset}")
+
+
+def draw_memorized(study: Study, figure: Figure) -> None:
+    """The curves that tell memorized prompts from others, and where each mitigation has its transitions."""
+    moves = [name for name in study.single if study.samples[name]["transition_timestep"].notna().any()]
+    ratios = [7, max(1, len(moves))]
+    axes = figure.subplots(2, sharex=True, height_ratios=ratios) if moves else [figure.subplots()]
+    trace, memorized = study.traces["none"], study.memorized
+    of = {
+        "memorized": trace["prompt_id"].isin(memorized),
+        "not memorized": ~trace["prompt_id"].isin(memorized),
+    }
+    for (label, chosen), color in zip(of.items(), (COPIED, OTHER), strict=True):
+        steps = trace[chosen].groupby("timestep")["difference_rms"]
+        if steps.ngroups:
+            low, high = steps.quantile(0.1), steps.quantile(0.9)
+            axes[0].fill_between(low.index, low, high, color=color, alpha=0.15, linewidth=0)
+            count = trace[chosen]["prompt_id"].nunique()
+            axes[0].plot(low.index, steps.mean(), color=color, label=f"{label}, n = {count}")
+    style_pull(axes[0])
+    axes[0].margins(y=0.2)
+    axes[0].legend(frameon=False, fontsize=8, loc="upper left")
+    if not moves:
+        return
+    axes[0].set_xlabel("")
+    for place, name in enumerate(moves):
+        rows, color = study.samples[name], study.colors[name]
+        copied = rows["prompt_id"].isin(memorized)
+        for group, shift, face in ((rows[copied], -0.15, color), (rows[~copied], 0.15, "none")):
+            low, middle, high = group["transition_timestep"].astype(float).quantile([0.1, 0.5, 0.9])
+            axes[1].plot([low, high], [place + shift] * 2, color=color, alpha=0.6, linewidth=1)
+            axes[1].plot(middle, place + shift, "o", color=color, markerfacecolor=face, markersize=4)
+    axes[1].set(xlabel="timestep (open dots: not memorized)", ylim=(len(moves) - 0.4, -0.6))
+    axes[1].set_yticks(range(len(moves)), moves, fontsize=8)
+    axes[1].tick_params(axis="y", length=0)
+    axes[1].grid(True, axis="x")
+
+
+def draw_pull(study: Study, names: list[str], figure: Figure) -> None:
+    ax = figure.subplots()
+    for name in names:
+        steps = study.traces[name].groupby("timestep")["difference_rms"]
+        measured = steps.count() * 2 >= len(
+            study.samples[name]
+        )  # over few images it would be a mean of others
+        mean = steps.mean().where(measured)
+        ax.plot(mean.index, mean, color=study.colors[name])
+        transition, curve = study.samples[name]["transition_timestep"].median(), mean.dropna()
+        if pd.notna(transition) and len(curve):
+            height = np.interp(transition, curve.index, curve)
+            ax.plot(transition, height, "o", color=study.colors[name], markersize=7, markeredgewidth=0)
+    style_pull(ax)
+
+
+def style_pull(ax: Axes) -> None:
+    ax.set(xlabel="timestep", ylabel=PULL, xlim=(1000, 0))
+    ax.set_ylim(bottom=0)
+    ax.grid(True)
+
+
+def draw_distributions(study: Study, figure: Figure) -> None:
+    ax = figure.subplots()
+    similarities = {name: study.samples[name]["similarity_own"].dropna() for name in study.single}
+    everything = pd.concat(similarities)
+    edges = np.linspace(min(0, everything.min()), max(1, everything.max()), 41)
+    ax.axvline(0.5, color=INK, alpha=0.5, linewidth=0.8, linestyle=(0, (2, 3)))
+    for row, (name, values) in enumerate(similarities.items()):
+        counts, _ = np.histogram(values, edges)
+        tops = row - 0.8 * counts / max(1, counts.max())
+        ax.stairs(tops, edges, baseline=row, fill=True, color=study.colors[name])
+        ax.vlines(values.mean(), row - 0.9, row, color=INK, linewidth=1.2)
+    ax.set(xlabel="similarity to own training image", ylim=(len(similarities) - 0.8, -1))
+    ax.set_yticks(np.arange(len(similarities)) - 0.3, list(similarities))
+    ax.tick_params(axis="y", length=0)
+    ax.spines["left"].set_visible(False)

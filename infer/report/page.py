@@ -1,0 +1,88 @@
+"""The page to look at after a comparison: headline, table, plots and a gallery in one HTML file."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from infer.report.export import export
+from infer.report.figures import plots_of
+from infer.report.gallery import Gallery, make_gallery
+from infer.report.plots import drawn, inline
+from infer.report.study import Study, read_study
+from infer.report.table import best_of, cell, columns_of, headline
+
+
+def write_report(folder: Path) -> Path:
+    """Write `<folder>/report.html` from a comparison folder: one page, complete in itself; and exports."""
+    study = read_study(Path(folder))
+    plots = [(plot, drawn(plot)) for plot in plots_of(study)]
+    gallery = make_gallery(study)
+    page = (
+        templates()
+        .get_template("page.html.j2")
+        .render(
+            about=study.about,
+            headline=headline(study.tables["all"].query("mitigation in @study.single")),
+            populations=study.populations,
+            hints=study.hints,
+            remarks=study.remarks,
+            tables={name: layout(study, name) for name in study.tables},
+            plots=[(plot, inline(plot, figure)) for plot, figure in plots],
+            colors=study.colors,
+            legend=[*study.single, *(sweep.name for sweep in study.sweeps)],
+            deltas=any(name.endswith("_delta") for name in study.tables["all"]),
+            shown=gallery.names[0],
+            gallery=gallery,
+            data=embedded(gallery),
+            strips="\n".join(gallery.strips),
+        )
+    )
+    part, target = study.folder / "report.html.part", study.folder / "report.html"
+    part.write_text(page, encoding="utf-8")
+    os.replace(part, target)
+    export(study, plots)
+    return target
+
+
+def templates() -> Environment:
+    return Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+
+
+def layout(study: Study, population: str) -> dict[str, Any]:
+    """A table by blocks of rows: the mitigations, then each sweep."""
+    table = study.tables[population]
+    columns, by_name = columns_of(table), {row["mitigation"]: row for row in table.to_dict("records")}
+    best = best_of(table.query("mitigation in @study.single"), columns)
+
+    def cells(name: str) -> dict[str, tuple[Any, bool]]:
+        found = {column: cell(by_name[name], column, about) for column, about in columns.items()}
+        marked = name in study.single and name != "base_model"
+        return {column: (made, marked and made.value == best.get(column)) for column, made in found.items()}
+
+    order = [name for name in by_name if name in study.single]
+    blocks = [("", {name: (name, cells(name)) for name in order})]
+    for sweep in study.sweeps:
+        points = {name: (f"{sweep.option} {value}", cells(name)) for name, value in sweep.points.items()}
+        blocks.append((sweep.name, points))
+    groups: list[list[Any]] = []
+    for column in columns.values():
+        if not groups or groups[-1][::2] != [column.group, column.minor]:
+            groups.append([column.group, 0, column.minor])
+        groups[-1][1] += 1
+    return {"columns": columns, "groups": groups, "blocks": blocks}
+
+
+def embedded(gallery: Gallery) -> Markup:
+    """The gallery's numbers and captions as JSON that no caption can break out of."""
+    data = {
+        "names": gallery.names, "columns": gallery.columns, "facts": gallery.facts,
+        "timesteps": gallery.timesteps, "rows": gallery.rows,
+    }  # fmt: skip
+    return Markup(json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"))

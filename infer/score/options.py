@@ -1,0 +1,78 @@
+"""What `python -m infer score` measures: predict runs that are there already."""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import yaml
+from PIL import Image
+
+from infer.metrics.options import MeasureOptions
+from infer.options import device_of
+from infer.predict.run_folder import differences
+
+# What must be the same for a difference to be the mitigation's.
+SAMPLING = ("scheduler", "timestep_spacing", "num_inference_steps", "guidance_scale", "negative_prompt",
+            "resolution")  # fmt: skip
+
+
+@dataclass(kw_only=True)
+class Scoring(MeasureOptions):
+    """What to score.
+
+    Args:
+        runs: predict run folders, of the same prompts and seeds. Scores are put into their samples.parquet.
+        out: file for the table of all, .csv or .parquet; null: it is only shown.
+        device: such as cpu or cuda:1; null: a GPU where there is one.
+    """
+
+    runs: list[str]
+    out: str | None = None
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.device = str(device_of(self.device))
+        if self.out and not self.out.endswith((".csv", ".parquet")):
+            raise ValueError(f"out is a .csv or .parquet file, not {self.out!r}")
+        for folder in self.runs:
+            if not (Path(folder) / "samples.parquet").is_file():
+                raise FileNotFoundError(f"{folder!r} is no finished predict run: it has no samples.parquet")
+        if not self.runs:
+            raise ValueError("give --runs, predict run folders")
+        if len(set(self.runs)) < len(self.runs):
+            raise ValueError(f"a run is named twice: {', '.join(self.runs)}")
+        self.configs = {run: yaml.safe_load((Path(run) / "config.yaml").read_text()) for run in self.runs}
+        made = {run: {key: config.get(key) for key in SAMPLING} for run, config in self.configs.items()}
+        for run in self.runs[1:]:
+            if changed := differences(made[self.runs[0]], made[run]):
+                raise ValueError(f"{self.runs[0]} and {run} were made differently ({'; '.join(changed)})")
+
+    def folders(self) -> dict[str, Path]:
+        """The runs by their mitigation; those of one mitigation by their folders' names."""
+        mitigations = {run: config["mitigation"] for run, config in self.configs.items()}
+        often = Counter(mitigations.values())
+        return {name if often[name] == 1 else Path(run).name: Path(run) for run, name in mitigations.items()}
+
+    def notes(self) -> list[str]:
+        """What the runs do not share."""
+        models = sorted({config["pipeline"] for config in self.configs.values()})
+        return [f"The runs are of different models: {', '.join(models)}"] if len(models) > 1 else []
+
+    def side(self) -> int:
+        """Of the first image that can be read, in pixels."""
+        for run in self.runs:
+            for path in pd.read_parquet(Path(run) / "samples.parquet", columns=["image"])["image"]:
+                try:
+                    with Image.open(Path(run) / path) as image:
+                        return image.width
+                except OSError:
+                    continue
+        raise ValueError(f"no image of {', '.join(self.runs)} can be read")
+
+    def write(self, table: pd.DataFrame) -> None:
+        if self.out:
+            Path(self.out).parent.mkdir(parents=True, exist_ok=True)
+            write = table.to_csv if self.out.endswith(".csv") else table.to_parquet
+            write(self.out, index=False)

@@ -1,0 +1,159 @@
+"""The detour over the nearest caption: which it is, in how much memory, and how long it is kept."""
+
+import gc
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from callbacks.mitigations import caption_bank as neighbours
+from callbacks.mitigations.caption_bank import CaptionBank
+from callbacks.mitigations.detour import Detour
+from callbacks.mitigations.static_transition import StaticTransition
+from tests.callbacks.mitigations import detour_batches as detours
+from tests.callbacks.mitigations.detour_batches import CPU
+from tests.infer.denoising.loops import requests
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+pipe = detours.pipe  # a fixture
+
+
+@torch.no_grad()
+def test_the_nearest_caption(pipe, tmp_path: Path) -> None:
+    """By the cosine of pooled embeddings, in numpy; excluded by text, and by nearness to what is excluded."""
+    ordinary = [
+        "Red  SQUARE",
+        "green square",
+        "red circle",
+        "cat",
+        "map",
+        "saucer",
+        "cup of tea",
+        "blue",
+        "leaf",
+    ]
+    memorized = ["red square", "blue circle"]
+    (tmp_path / "ordinary.txt").write_text("\n".join(ordinary))
+    (tmp_path / "memorized.txt").write_text("\n".join(memorized))
+
+    def unit(texts: list[str]) -> np.ndarray:
+        tokens = pipe.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        pooled = pipe.text_encoder(tokens).pooler_output.double().numpy()
+        return pooled / np.linalg.norm(pooled, axis=1, keepdims=True)
+
+    cosines = unit(ordinary[1:]) @ unit(memorized).T
+    most = float(np.sort(cosines.max(1))[-2:].mean())  # between the nearest and the next: one is too near
+    allowed = [t for t, nearest in zip(ordinary[1:], cosines.max(1), strict=True) if nearest <= most]
+    assert len(allowed) == len(ordinary) - 2
+    bank = CaptionBank.embed(
+        pipe, CPU, str(tmp_path / "ordinary.txt"), str(tmp_path / "memorized.txt"), max_cosine=most
+    )
+    assert bank.texts == allowed
+    expected = [allowed[i] for i in (unit(memorized) @ unit(allowed).T).argmax(1)]
+    assert bank.nearest(memorized, 0.0, most) == expected
+    assert bank.nearest(memorized, 0.999999, 1.0) == [None, None]
+    others = [text for text in allowed if text != "cat"]  # itself is no alternative, the next one may be
+    following = others[(unit(["cat"]) @ unit(others).T).argmax()]
+    assert bank.nearest(["CAT ", "cat"], -1.0, 1.0) == [following] * 2
+    assert CaptionBank(pipe, CPU, ["cat"], bank.embeddings[:1]).nearest(["CAT "], -1.0, 1.0) == [None]
+    with pytest.raises(ValueError, match="no caption that .* does not exclude"):
+        CaptionBank.embed(pipe, CPU, str(tmp_path / "memorized.txt"), str(tmp_path / "memorized.txt"), 1.0)
+
+
+def test_a_caption_that_differs_in_case_only_does_not_hide_the_next(pipe, tmp_path: Path) -> None:
+    """Nor do several of them."""
+    (tmp_path / "captions.txt").write_text("Red Square\nRED  square\nold map")
+    bank = CaptionBank.embed(pipe, CPU, str(tmp_path / "captions.txt"), None, 1.0)
+    assert bank.texts == ["Red Square", "old map"]
+    assert bank.nearest(["red square", "sun"], -1.0, 1.0)[0] == "old map"
+
+
+class Products(TorchFunctionMode):
+    """Notes the sizes of matrix products."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        if function in (Tensor.matmul, Tensor.__matmul__, torch.matmul):
+            self.sizes.append(out.numel())
+        return out
+
+
+def test_no_table_of_cosines_outgrows_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of captions and excluded prompts, and of prompts and captions; in blocks as in one."""
+    vectors = F.normalize(torch.randn(70, 8, generator=torch.Generator().manual_seed(0)))
+    monkeypatch.setattr(neighbours, "pooled", lambda pipe, texts, device: vectors[[int(t) for t in texts]])
+    monkeypatch.setattr(neighbours, "too_long", lambda pipe, texts: [])
+    for name, numbers in (("captions", range(40)), ("memorized", range(40, 50))):
+        (tmp_path / f"{name}.txt").write_text("\n".join(map(str, numbers)))
+    sources, prompts = [str(tmp_path / f"{name}.txt") for name in ("captions", "memorized")], range(50, 70)
+
+    def found() -> tuple[list[str], list[str | None]]:
+        bank = CaptionBank.embed(None, CPU, *sources, max_cosine=0.7)
+        return bank.texts, bank.nearest([*map(str, prompts), "3"], 0.5, 0.8)
+
+    whole = found()
+    assert 0 < len(whole[0]) < 40 and None in whole[1] and set(whole[1]) - {None}
+    for most in (64, 5):  # 5: not even a row
+        monkeypatch.setattr(neighbours, "COSINES", most)
+        with Products() as products:
+            assert found() == whole
+        assert max(products.sizes) <= max(most, 40) and len(products.sizes) > 20
+
+
+def test_cosines_are_for_captions_and_have_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    """0 and 0.99; the run folder records what was given."""
+    asked = []
+
+    class Bank:
+        @classmethod
+        def embed(cls, *given):
+            asked.append(given[2:])
+            return cls()
+
+        def nearest(self, prompts, *within):
+            asked.append(within)
+            return ["sun"] * len(prompts)
+
+    monkeypatch.setattr("callbacks.mitigations.detour.CaptionBank", Bank)
+    monkeypatch.setattr("callbacks.mitigations.detour.embed", lambda *given: None)
+    for given, low, high in (
+        ({}, 0.0, 0.99),
+        ({"min_cosine": 0.2}, 0.2, 0.99),
+        ({"max_cosine": 0.0, "min_cosine": -1.0}, -1.0, 0.0),
+    ):
+        rule = Detour(StaticTransition(), captions="a.txt", **given)
+        rule.prepare(detours.random_pipeline(), requests(2), CPU)
+        assert asked[-2:] == [("a.txt", None, high), (low, high)]
+        settings = rule.identity()["init_args"]
+        assert (settings["min_cosine"], settings["max_cosine"]) == (
+            given.get("min_cosine"),
+            given.get("max_cosine"),
+        )
+
+
+def test_captions_are_kept_until_teardown(pipe, tmp_path: Path) -> None:
+    (tmp_path / "captions.txt").write_text("sun")
+    rule = Detour(StaticTransition(), captions=str(tmp_path / "captions.txt"), min_cosine=-1.0)
+
+    def alternative() -> str:
+        rule.prepare(pipe, requests(1), CPU)
+        return rule.alternatives[0]
+
+    def banks() -> int:
+        gc.collect()
+        return sum(type(each) is CaptionBank for each in gc.get_objects())
+
+    before = banks()
+    assert alternative() == "sun"
+    (tmp_path / "captions.txt").write_text("old map")
+    assert alternative() == "sun" and banks() == before + 1
+    rule.teardown(None, None, "predict")
+    assert banks() == before
+    assert alternative() == "old map"

@@ -1,0 +1,145 @@
+"""Detours that cannot take effect: each is one clear error before an image is made."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from diffusers import PNDMScheduler
+
+from callbacks.mitigations.detour import Detour
+from callbacks.mitigations.static_transition import StaticTransition
+from infer.denoising.hooks import GuidanceRule
+from infer.denoising.loop import prepare
+from tests.callbacks.mitigations import detour_batches as detours
+from tests.callbacks.mitigations.detour_batches import SCALE, STEPS, SWITCH, made_by
+from tests.conftest import random_pipeline
+from tests.infer.denoising.loops import requests
+from tests.infer.models.model_files import edit, failure
+from tests.infer.predict import runs as predicting
+from tests.infer.predict.runs import command, summary_of, write_prompts
+from tests.infer.predict.test_predict_refusals import refused
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+pipe, predict = detours.pipe, predicting.predict  # fixtures
+OWN = ("--mitigation", "Detour", "--mitigation.transition", "StaticTransition")
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"captions": "a.txt", "prompt": "sun"}, "one of captions, prompt and base_pipeline"),
+        ({"exclude": "a.txt"}, "exclude is for captions"),
+        ({"repulsion": -1.0}, "repulsion must be at least 0"),
+        ({"captions": "a.txt", "min_cosine": 0.9, "max_cosine": 0.8}, "0.9 and max_cosine 0.8 must rise"),
+        ({"captions": "a.txt", "min_cosine": 0.995}, "0.995 and max_cosine 0.99 must rise"),
+        ({"min_cosine": 0.2}, "min_cosine is for captions: give captions, or leave min_cosine out"),
+        ({"max_cosine": 0.99, "prompt": "sun"}, "max_cosine is for captions"),
+        ({"prompt": ""}, "the detour's prompt is empty: give a text"),
+        ({"prompt": " \n"}, "the detour's prompt is empty"),
+        ({"base_pipeline": "/nowhere/x"}, "no model folder"),
+        ({"transition": StaticTransition(ramp_timesteps=100)}, "without a ramp"),
+    ],
+)
+def test_what_a_detour_refuses(options: dict, message: str) -> None:
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        Detour(**{"transition": StaticTransition()} | options)
+
+
+def test_a_missing_list_of_captions_is_found_before_anything_is_drawn() -> None:
+    with pytest.raises(FileNotFoundError, match="the detour's captions: no prompts '/nowhere.txt'"):
+        Detour(StaticTransition(), captions="/nowhere.txt").check([901, 401, 1], SCALE)
+
+
+def test_a_missing_shard_is_found_before_anything_is_drawn(tiny_shards: Path) -> None:
+    """Among others that are there."""
+    there = str(tiny_shards)
+    missing = str(tiny_shards.parent / "{00000..00001}.tar")
+    Detour(StaticTransition(), captions=there, exclude=there).check([901, 401, 1], SCALE)
+    for options in ({"captions": missing}, {"captions": there, "exclude": missing}):
+        rule = Detour(StaticTransition(), **options)
+        failure(FileNotFoundError, "no shard matches .*00001.tar", rule.check, [901, 401, 1], SCALE)
+
+
+def test_a_run_none_of_whose_prompts_has_an_alternative(
+    predict: Callable[..., Path], tiny_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """A batch without one is fine where another has one."""
+    rows = [{"text": "red square"}, {"text": "old map", "alternative_prompt": "sun"}]
+    mixed = write_prompts(tmp_path / "mixed.jsonl", *rows)
+    out = predict("--data.prompts", mixed, "--data.batch_size", "1", *OWN)
+    assert summary_of(out)["without_alternative"] == 1
+    none = write_prompts(tmp_path / "none.jsonl", rows[0], {"text": "sun", "alternative_prompt": " "})
+    capsys.readouterr()
+    error = refused(command(tiny_pipeline, tmp_path / "none", 4, "--data.prompts", none, *OWN), capsys)
+    assert "no prompt has an alternative_prompt: give the prompt file that column" in error
+    assert error.count("\n") == 1 and not (tmp_path / "none/images").exists()
+
+
+def test_a_detour_with_a_source_needs_no_column(pipe) -> None:
+    for options in ({"prompt": "sun"}, {"captions": "a.txt"}):
+        Detour(StaticTransition(), **options).check_requests(pipe, requests(2))
+    GuidanceRule().check_requests(pipe, requests(2))
+
+
+def test_two_detours(pipe) -> None:
+    """Beside a rule that has no alternative, one is fine."""
+    one, other = (Detour(StaticTransition(SWITCH), prompt=text) for text in ("sun", "old map"))
+    prepare(pipe.scheduler, SCALE, STEPS, [one, StaticTransition(SWITCH)])
+    failure(ValueError, "two mitigations guide towards an alternative", prepare,
+            pipe.scheduler, SCALE, STEPS, [one, StaticTransition(SWITCH), other])  # fmt: skip
+
+
+def five_channels(folder: Path) -> None:
+    unet = random_pipeline().unet
+    type(unet).from_config(unet.config, in_channels=5, out_channels=5).save_pretrained(folder / "unet")
+
+
+BASES = {
+    "prediction_type is epsilon, the finetuned model's v_prediction": {"prediction_type": "epsilon"},
+    r"noise schedule \(alphas_cumprod at timestep \d+\) is 0\.\d+, the finetuned model's 0\.\d+": {
+        "beta_end": 0.02
+    },
+    r"alphas_cumprod at timestep \d+": {"rescale_betas_zero_snr": True},
+    "number of timesteps is 500, the finetuned model's 1000": {"num_train_timesteps": 500},
+}
+
+
+@pytest.mark.parametrize("message, scheduler", BASES.items())
+def test_a_base_model_with_another_schedule(pipe, tmp_path: Path, message: str, scheduler: dict) -> None:
+    random_pipeline().save_pretrained(tmp_path)
+    edit(tmp_path / "scheduler/scheduler_config.json", scheduler)
+    refuse_base(pipe, tmp_path, message)
+
+
+def refuse_base(pipe, folder: Path, message: str) -> None:
+    """By the check of a run, and by a batch without one."""
+    rule = Detour(StaticTransition(SWITCH), base_pipeline=str(folder))
+    failure(ValueError, message, rule.check_requests, pipe, requests(1))
+    failure(ValueError, "give the model that it was finetuned from", made_by, pipe, rule, requests(1))
+
+
+def test_a_base_model_with_other_latents(pipe, tmp_path: Path) -> None:
+    for folder in (tmp_path / "scale", tmp_path / "channels"):
+        random_pipeline().save_pretrained(folder)
+    edit(tmp_path / "scale/vae/config.json", {"scaling_factor": 0.13025})
+    refuse_base(pipe, tmp_path / "scale", "VAE's scaling_factor is 0.13025, the finetuned model's 0.18215")
+    five_channels(tmp_path / "channels")
+    refuse_base(pipe, tmp_path / "channels", "UNet's in_channels is 5, the finetuned model's 4")
+
+
+def test_the_kind_of_scheduler_does_not_matter_to_a_base_model(tmp_path: Path) -> None:
+    """PNDM knows no zero terminal SNR: it leaves it out of both."""
+    pipe = random_pipeline()
+    pipe.save_pretrained(tmp_path)
+    edit(tmp_path / "scheduler/scheduler_config.json", {"rescale_betas_zero_snr": True})
+    pipe.scheduler = PNDMScheduler.from_config(pipe.scheduler.config)
+    Detour(StaticTransition(SWITCH), base_pipeline=str(tmp_path)).check_requests(pipe, requests(1))
+
+
+def test_a_base_model_that_does_not_fit_is_found_before_the_bar(
+    tiny_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    random_pipeline("epsilon").save_pretrained(tmp_path / "base")
+    options = ("--prompt", "sun", *OWN, "--mitigation.base_pipeline", str(tmp_path / "base"))
+    error = refused(command(tiny_pipeline, tmp_path / "run", 4, *options), capsys)
+    assert "prediction_type is epsilon" in error and not (tmp_path / "run/images").exists()

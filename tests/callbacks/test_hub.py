@@ -1,0 +1,198 @@
+"""The model card, and the upload to a Hub that a local server plays."""
+
+import base64
+import json
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from callbacks.hub import PushToHub
+from callbacks.model_card import model_card
+from tests.callbacks import run_files as exported
+from tests.callbacks.run_files import change
+
+run = exported.run  # fixtures
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Plays the few endpoints of the Hub's that an upload needs; `server.state` is what it knows."""
+
+    def answer(self, status: int, body: Any) -> None:
+        data = json.dumps({"error": body} if status >= 400 and status != 409 else body).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def do_GET(self) -> None:
+        state = self.server.state
+        name = self.path.removeprefix("/api/models/").split("/auth-check")[0]
+        if self.headers["Authorization"] != "Bearer hf_test":
+            self.answer(401, "no such token")
+        elif self.path == "/api/whoami-v2":
+            self.answer(200, {"name": "me"})
+        elif name not in state["repos"]:
+            self.answer(404, "no such repository")
+        elif self.path.endswith("/auth-check/write") and not state["writable"]:
+            self.answer(403, "no right to write")
+        else:
+            self.answer(200, {"id": name, "private": state["repos"][name]})
+
+    def do_POST(self) -> None:
+        state, data = self.server.state, self.rfile.read(int(self.headers["Content-Length"]))
+        if self.path == "/api/repos/create":
+            asked = json.loads(data)
+            name = f"{asked['organization']}/{asked['name']}"
+            if name not in state["repos"] and not state["writable"]:
+                return self.answer(403, "no right to create")
+            status = 409 if name in state["repos"] else 200
+            state["repos"].setdefault(name, asked["visibility"] == "private")
+            self.answer(status, {"url": f"{state['url']}/{name}"})
+        elif self.path == "/api/validate-yaml":
+            self.answer(200, {})
+        elif "/preupload/" in self.path:
+            regular = {"uploadMode": "regular", "shouldIgnore": False}
+            self.answer(200, {"files": [{"path": f["path"]} | regular for f in json.loads(data)["files"]]})
+        elif state["broken"]:
+            self.answer(500, "out of order")
+        else:
+            state["commits"].append([json.loads(line) for line in data.splitlines()])
+            self.answer(200, {"commitUrl": f"{state['url']}/me/x/commit/1", "commitOid": "1" * 40})
+
+    def log_message(self, *_: Any) -> None:
+        """Nothing on stderr."""
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    url = f"http://127.0.0.1:{server.server_port}"
+    server.state = {"url": url, "repos": {}, "writable": True, "broken": False, "commits": []}
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", url)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_TOKEN", "hf_test")
+    Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    yield server.state
+    server.shutdown()
+    server.server_close()
+
+
+def refused(push: PushToHub, *words: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        push.prepare()
+    text = str(caught.value)
+    assert [word for word in words if word not in text] == [], text
+    assert "\n" not in text and len(text) < 400
+
+
+def test_the_repository_is_private_and_there_before_the_training(hub: dict[str, Any]) -> None:
+    PushToHub("me/memorized").prepare()
+    PushToHub("me/memorized").prepare()  # again: it is there
+    PushToHub("me/shown", public=True).prepare()
+    assert hub["repos"] == {"me/memorized": True, "me/shown": False} and hub["commits"] == []
+
+
+def test_a_repository_as_private_as_it_should_not_be_is_refused(hub: dict[str, Any]) -> None:
+    hub["repos"] |= {"me/open": False, "me/closed": True}
+    refused(PushToHub("me/open"), "me/open is public", "--hub.public true")
+    refused(PushToHub("me/closed", public=True), "me/closed is private", "leave hub.public out")
+    assert hub["repos"] == {"me/open": False, "me/closed": True}
+
+
+def test_what_cannot_work_is_said(
+    hub: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    hub["repos"]["they/theirs"], hub["writable"] = True, False
+    for name in ("they/new", "they/theirs"):
+        refused(PushToHub(name), f"may not write to {name}", "hf auth login")
+    push = PushToHub("me/memorized")
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    refused(push, "token is not valid", "hf auth login")
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "none"))
+    refused(push, "needs a token", "hf auth login")
+    monkeypatch.setenv("HF_TOKEN", "hf_test")
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    refused(push, "cannot reach the Hub", "try again")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    refused(push, "HF_HUB_OFFLINE is set", "unset it")
+    assert list(hub["repos"]) == ["they/theirs"]
+
+
+def test_options_that_do_nothing_are_refused() -> None:
+    with pytest.raises(ValueError, match="give hub.repo too"):
+        PushToHub(public=True)
+    for name in ("memorized", "", "a/b/c", "me/two words"):
+        with pytest.raises(ValueError, match="^hub.repo"):
+            PushToHub(name)
+
+
+@pytest.mark.parametrize("rank, error", [(0, ValueError), (1, SystemExit)])
+def test_no_process_trains_when_the_hub_refuses(rank: int, error: type, hub: dict[str, Any]) -> None:
+    """The first asks and says why; the others ask nothing, and end."""
+    hub["repos"]["me/open"] = False
+    told: list[bool] = []
+
+    def broadcast(failed: bool) -> bool:
+        told.append(failed)
+        return True
+
+    trainer = SimpleNamespace(is_global_zero=rank == 0, strategy=SimpleNamespace(broadcast=broadcast))
+    with pytest.raises(error):
+        PushToHub("me/open").setup(trainer, None, "fit")
+    assert told == [rank == 0]
+
+
+def test_the_model_is_uploaded_once_in_one_commit(
+    run: Path, hub: dict[str, Any], capsys: pytest.CaptureFixture
+) -> None:
+    """Tensors and text of the model, with the card; and again once the model has changed."""
+    push = PushToHub("me/memorized")
+    for _ in range(2):
+        push.push(run)
+        assert f"{hub['url']}/me/memorized" in capsys.readouterr().out
+    ((header, *files),) = hub["commits"]
+    assert header["value"]["summary"] == "Model after 900 steps"
+    sent = {file["value"]["path"]: base64.b64decode(file["value"]["content"]) for file in files}
+    tensors = "unet/diffusion_pytorch_model.safetensors"
+    texts = {"README.md", "model_index.json", "training.json", "unet/config.json"}
+    assert sent.keys() == texts | {tensors} and sent[tensors] == b"tensors"
+    assert sent["README.md"].decode() == model_card(run, "me/memorized")
+    assert b"alice" not in b"".join(sent.values())
+    change(run / "pipeline/training.json", steps=1000)
+    push.push(run)
+    PushToHub("me/other").push(run)
+    assert len(hub["commits"]) == 3 and hub["repos"]["me/other"]
+
+
+def test_a_failed_upload_is_made_up_for(run: Path, hub: dict[str, Any]) -> None:
+    """The run is left complete, the error says what to do, and the next start uploads."""
+    hub["broken"], push = True, PushToHub("me/memorized")
+    with pytest.raises(ValueError) as caught:
+        push.push(run)
+    text, exported = str(caught.value), run / "pipeline"
+    assert f"{exported} is complete" in text and "\n" not in text
+    assert f"`hf upload me/memorized {exported} . --private`" in text
+    assert (exported / "README.md").exists() and not (run / "hub.json").exists()
+    hub["broken"], hub["repos"]["me/memorized"] = False, False  # somebody has made it public
+    with pytest.raises(ValueError, match="is complete, .* is public") as caught:
+        push.push(run)
+    assert "hf upload" not in str(caught.value) and hub["commits"] == []
+    hub["repos"]["me/memorized"] = True
+    push.push(run)
+    assert len(hub["commits"]) == 1 and json.loads((run / "hub.json").read_text())["commit"] == "1" * 40
+
+
+def test_nothing_is_uploaded_unless_asked_for(run: Path) -> None:
+    before = sorted(run.rglob("*"))
+    push = PushToHub()
+    push.setup(None, None, "fit")
+    push.push(run)
+    assert sorted(run.rglob("*")) == before

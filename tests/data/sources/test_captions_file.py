@@ -1,0 +1,155 @@
+"""One captions file for shards and tables: other captions than their own, by key."""
+
+import json
+import logging
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from data.captioned import load_captioned
+from data.prompts import load_prompts, source_fingerprint
+from tests.data.image_files import noise, write_folder, write_shard, write_tar
+
+BLIP = [f"blip {n}" for n in range(19)]
+
+
+def captions(source: str | Path) -> dict[str, tuple[str, ...]]:
+    return {sample.id: sample.captions for sample in load_captioned(str(source)).samples}
+
+
+def recaptioned(folder: Path, found: dict | list) -> Path:
+    write_folder(folder, {"blip.json": json.dumps(found)})
+    return folder / "blip.json"
+
+
+def test_recaptioned_shards(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A pattern or a folder. What the file lacks keeps its own caption, what the shards lack is counted."""
+    caplog.set_level(logging.INFO)
+    (tmp_path / "shards").mkdir()
+    for number, ids in enumerate(("ab", "cd")):
+        write_shard(tmp_path / f"shards/0000{number}.tar", ids)
+    file = recaptioned(tmp_path, {"a": ["alt a", *BLIP], "d": "one", "gone": ["x"]})
+    expected = {"a": ("alt a", *BLIP), "b": ("a b",), "c": ("a c",), "d": ("one",)}
+    images = load_captioned(f"{tmp_path}/shards/{{00000..00001}}.tar?captions={file}")
+    assert {sample.id: sample.captions for sample in images.samples} == expected
+    assert images[0].caption == "alt a" and images.skipped == {"captions without image": 1}
+    assert "blip.json: 2 of 3 captions match the 4 images" in caplog.text
+    assert captions(f"{tmp_path}/shards?captions={file}") == expected
+    file.rename(tmp_path / "shards/blip.json")
+    assert captions(f"{tmp_path}/shards?captions=blip.json") == expected
+
+
+def test_an_image_without_a_caption_of_its_own_gets_one(tmp_path: Path) -> None:
+    """An empty list in the file leaves an image without any."""
+    files = {"a.png": noise(0), "b.png": noise(1), "c.png": noise(2), "c.txt": b"own"}
+    shard = write_tar(tmp_path / "s.tar", files)
+    images = load_captioned(f"{shard}?captions={recaptioned(tmp_path, {'a': ['x'], 'c': []})}")
+    assert [sample.caption for sample in images.samples] == ["x"]
+    assert images.skipped == {"without caption": 2}
+
+
+@pytest.mark.parametrize("images", ["shard", "folder"])
+def test_values_that_are_no_captions_are_counted(tmp_path: Path, images: str) -> None:
+    """In a file that was named, beside others that are; null is no caption."""
+    if images == "shard":
+        source, key = write_shard(tmp_path / "s.tar", "abcd"), "{}"
+    else:
+        source, key = (
+            write_folder(tmp_path / "x", {f"{name}.png": noise(ord(name)) for name in "abcd"}),
+            "/y/{}.png",
+        )
+    found = {"a": None, "b": 3, "c": {"text": "x"}, "d": ["new"]}
+    file = recaptioned(tmp_path, {key.format(name): value for name, value in found.items()})
+    read = load_captioned(f"{source}?captions={file}")
+    assert [(sample.id, sample.caption) for sample in read.samples] == [("d", "new")]
+    assert read.skipped == {"without caption": 1, "captions that are no text": 2}
+
+
+def test_a_folder_does_not_take_such_a_file_by_itself(tmp_path: Path) -> None:
+    """It may be anything about the images."""
+    source = write_folder(tmp_path, {"a.png": noise(0), "b.png": noise(1), "b.txt": "own"})
+    recaptioned(tmp_path, {"a.png": ["new"], "b.png": 3})
+    assert captions(source) == {"b": ("own",)}
+
+
+def test_a_broken_captions_file_is_told_with_the_line(tmp_path: Path) -> None:
+    shard = write_shard(tmp_path / "s.tar", "x")
+    file = write_folder(tmp_path, {"blip.json": '{"x": ["a"],\n"y": ["b"'}) + "/blip.json"
+    with pytest.raises(ValueError, match=r"blip.json is no JSON: .* line 2 column"):
+        load_captioned(f"{shard}?captions={file}")
+
+
+def test_keys_are_compared_as_file_names(tmp_path: Path) -> None:
+    """As ids are, before a prefix; two that would be one id are refused."""
+    shard = write_tar(tmp_path / "s.tar", {"x/a.png": noise(0), "x/a.txt": b"own"})
+    source = f"{shard}?captions={recaptioned(tmp_path, {'x/a': ['new']})}"
+    assert captions(f"{source}&prefix=p_") == {"p_x_a": ("new",)}
+    recaptioned(tmp_path, {"x/a": ["new"], "x_a": ["old"]})
+    with pytest.raises(ValueError, match="1 of its keys are the same as others"):
+        load_captioned(source)
+
+
+@pytest.mark.parametrize(
+    "found, told",
+    [
+        (
+            {"y": ["a"], "z": ["b"]},
+            "none of its 2 keys, such as 'y', is the id of one of the 1 images, such as 'x'",
+        ),
+        ({"x": 3, "y": None}, "is no captions file"),
+        ([["x", "a"]], "is no captions file"),
+        ({}, "is no captions file"),
+    ],
+)
+def test_captions_of_something_else_are_refused(tmp_path: Path, found: dict | list, told: str) -> None:
+    shard = write_shard(tmp_path / "s.tar", "x")
+    with pytest.raises(ValueError, match=told):
+        load_captioned(f"{shard}?captions={recaptioned(tmp_path, found)}")
+
+
+def test_a_captions_file_that_is_not_there(tmp_path: Path) -> None:
+    shard = write_shard(tmp_path / "s.tar", "x")
+    with pytest.raises(FileNotFoundError, match="no captions file 'no.json', here: give its path"):
+        load_captioned(f"{shard}?captions=no.json")
+
+
+def test_recaptioned_tables(tmp_path: Path) -> None:
+    """By their column of ids; then no column of captions is needed."""
+    columns = {"image": [noise(0), noise(1)], "key": ["a", "b"]}
+    pq.write_table(pa.table(columns), tmp_path / "t.parquet")
+    file = recaptioned(tmp_path, {"a": ["alt", *BLIP]})
+    images = load_captioned(f"{tmp_path}/t.parquet?captions={file}")
+    assert [sample.captions for sample in images.samples] == [("alt", *BLIP)]
+    assert images.skipped == {"without caption": 1}
+    pq.write_table(pa.table(columns | {"text": ["own", "own"]}), tmp_path / "t.parquet")
+    for source in (f"{tmp_path}/t.parquet", str(tmp_path)):
+        assert captions(f"{source}?captions={file}&image=image") == {"a": ("alt", *BLIP), "b": ("own",)}
+
+
+def test_a_recaptioned_saved_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    rows = datasets.Dataset.from_dict({"image": [{"bytes": noise(0), "path": None}], "text": ["own"]})
+    rows.cast_column("image", datasets.Image()).save_to_disk(tmp_path / "cats")
+    file = recaptioned(tmp_path, {"cats_0000000": ["new"]})
+    assert captions(f"{tmp_path}/cats?captions={file}") == {"cats_0000000": ("new",)}
+
+
+def test_a_folder_of_images_with_an_archive_of_them_is_still_matched_by_path(tmp_path: Path) -> None:
+    write_folder(tmp_path, {"train/0.png": noise(0), "c.json": json.dumps({"/far/train/0.png": ["a"]})})
+    write_shard(tmp_path / "images.tar", "x")
+    assert captions(f"{tmp_path}?captions=c.json") == {"0": ("a",)}
+
+
+def test_prompts_are_the_new_captions(tmp_path: Path) -> None:
+    """And their fingerprint knows the file."""
+    source = (
+        f"{write_shard(tmp_path / 's.tar', 'x')}?captions={recaptioned(tmp_path, {'x': ['new', 'other']})}"
+    )
+    assert [(prompt.id, prompt.text) for prompt in load_prompts(source)] == [("x", "new")]
+    before = source_fingerprint(source)
+    recaptioned(tmp_path, {"x": ["newer"]})
+    assert source_fingerprint(source) != before

@@ -1,0 +1,171 @@
+"""`python -m data inspect`: what training data holds, told before anything is trained on it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from data.captioned import Sample
+from data.contact_sheet import contact_sheet, write_sheet
+from data.inspection import Inspection
+from tests.data.image_files import encoded, noise, write_folder, write_shard, write_tar
+
+
+def inspected(*sources: str | Path, keep: int = 0) -> Inspection:
+    found = Inspection(keep)
+    for source in sources:
+        found.read(str(source), lambda rows, total, name: rows)
+    return found
+
+
+def command(*args: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "data", *args], capture_output=True, text=True, env={"COLUMNS": "200"}
+    )
+
+
+def shards(folder: Path) -> Path:
+    """Two shards of img2dataset's, with its counts, and repeats in them."""
+    folder.mkdir(exist_ok=True)
+    large = encoded(Image.new("RGB", (40, 20), "blue"), "jpeg")
+    files = {"0.jpg": large, "0.txt": b"one two three", "1.png": noise(1), "1.txt": b"x"}
+    write_tar(folder / "00000.tar", files)
+    write_tar(folder / "00001.tar", {"2.png": noise(1), "2.txt": b"x", "3.png": b"none", "3.txt": b"x"})
+    for number, failed in enumerate((1, 0)):
+        stats = {"count": 2 + failed, "successes": 2, "failed_to_download": failed, "failed_to_resize": 0}
+        stats["status_dict"] = {"success": 2} | ({"HTTP Error 404: Not Found": 1} if failed else {})
+        (folder / f"0000{number}_stats.json").write_text(json.dumps(stats))
+    return folder
+
+
+def test_everything_is_counted(tmp_path: Path) -> None:
+    found = inspected(shards(tmp_path))
+    rows = dict(found.rows())
+    assert found.layouts == [(str(tmp_path), "webdataset shards (2)", 3)]
+    assert rows["usable images"] == "3"
+    assert rows["formats"] == "PNG RGB: 2, JPEG RGB: 1"
+    assert rows["width"].startswith("40 / 48 / 48 ") and rows["height"].startswith("20 / 48 / 48 ")
+    assert rows["words per caption"].startswith("1 / 1.667 / 3 ")
+    assert rows["characters per caption"].startswith("1 / 5 / 13 ")
+    assert rows["same image again"] == "1 in 1 groups; the largest, of 2: 1, 2"
+    assert rows["same (first) caption again"] == "1 in 1 groups; the largest, of 2: 1, 2"
+    assert found.skipped == {"unreadable images": 1}
+    shard_counts = {"count": 5, "successes": 4, "failed_to_download": 1, "HTTP Error 404: Not Found": 1}
+    assert found.shards == shard_counts
+
+
+def test_the_bar_knows_its_end_from_the_shards_counts(tmp_path: Path) -> None:
+    """And goes without where one has none, or nonsense."""
+    totals = []
+    shards(tmp_path)
+    for content in (None, "{}", "[" * 100_000):
+        if content:
+            (tmp_path / "00001_stats.json").write_text(content)
+        Inspection().read(str(tmp_path), lambda rows, total, name: totals.append(total) or rows)
+    assert totals == [4, None, None]
+
+
+def test_captions_per_image(tmp_path: Path) -> None:
+    text = {"/x/a.png": ["a", "b", "c"], "/x/b.png": ["a"]}
+    write_folder(tmp_path, {"a.png": noise(0), "b.png": noise(1), "captions.json": json.dumps(text)})
+    assert dict(inspected(tmp_path).rows())["captions per image"].startswith("1 / 2 / 3 ")
+
+
+def test_classes_are_counted(tmp_path: Path) -> None:
+    """And what has none, of a source without any; where no source has them, nothing is said."""
+    files = {"a_b/1.png": noise(0), "a_b/2.png": noise(1), "a_b/3.png": noise(2), "c/1.png": noise(3)}
+    write_folder(tmp_path / "classes", files)
+    shard = write_shard(tmp_path / "s.tar", "x")
+    told = dict(inspected(tmp_path / "classes", shard).rows())
+    assert told["classes"] == "2" and told["images per class"].startswith("1 / 2 / 3 ")
+    assert told["without a class"] == "1"
+    assert "without a class" not in dict(inspected(tmp_path / "classes").rows())
+    assert "classes" not in dict(inspected(shard).rows())
+
+
+def test_the_layout_says_how_many_captions_of_a_file_match(tmp_path: Path) -> None:
+    shard = write_shard(tmp_path / "s.tar", "xyz")
+    write_folder(tmp_path, {"blip.json": json.dumps({"x": ["one", "two"], "z": "three", "w": "four"})})
+    found = inspected(f"{shard}?captions={tmp_path / 'blip.json'}")
+    assert [layout for _, layout, _ in found.layouts] == [
+        "webdataset shards (1); captions of blip.json: 2 of 3 match"
+    ]
+    assert found.skipped == {"captions without image": 1}
+
+
+def test_ids_that_training_would_refuse_are_told(tmp_path: Path) -> None:
+    """Of two sources too."""
+    paths = [write_shard(tmp_path / name, "ab") for name in ("a.tar", "b.tar")]
+    told = dict(inspected(*paths).rows())
+    assert told["same id again: refused in training"] == "2 in 2 groups; the largest, of 2: a, a"
+    assert len(inspected(*paths).layouts) == 2
+
+
+def test_few_images_are_kept_from_all_over(tmp_path: Path) -> None:
+    """The same ones each time, in the order of the data."""
+    files = {f"{n:03d}.png": encoded() for n in range(200)} | {f"{n:03d}.txt": "a" for n in range(200)}
+    write_folder(tmp_path, files)
+    kept = [sample.id for sample in inspected(tmp_path, keep=20).samples()]
+    assert len(set(kept)) == 20 and kept == sorted(kept)
+    assert kept == [sample.id for sample in inspected(tmp_path, keep=20).samples()]
+    assert min(kept) < "050" and max(kept) >= "150"
+
+
+def test_the_sheet_shows_whole_images_and_captions(tmp_path: Path) -> None:
+    """Of 50 the first 48, eight in a row; one that cannot be decoded does not stop it."""
+    wide = encoded(Image.new("RGB", (200, 100), "red"))
+    samples = [Sample(f"s{n}", wide, "a long caption " * 20, ("a", "b")) for n in range(49)]
+    cut = Sample("cut", noise(0, "jpeg")[:600], "Löwe [red]")
+    write_sheet([samples[0], cut, *samples[1:]], tmp_path / "new/sheet.png")
+    sheet = Image.open(tmp_path / "new/sheet.png")
+    one = contact_sheet(samples[:1])
+    assert (sheet.width - 8, sheet.height - 8) == ((one.width - 8) * 8, (one.height - 8) * 6)
+    tile = one.crop((8, 8, one.width, 8 + 176))
+    red = [tile.getpixel((x, 88)) == (255, 0, 0) for x in range(176)]
+    assert all(red) and tile.getpixel((88, 30)) == (255, 255, 255)
+    below = one.crop((8, 8 + 176, one.width, one.height)).convert("L")
+    assert below.getextrema()[0] < 60  # something is written there
+
+
+def test_the_command(tmp_path: Path) -> None:
+    """Markup in the data stays text."""
+    source = shards(tmp_path / "data [bold]")
+    done = command("inspect", str(source), "--sheet", str(tmp_path / "sheet.png"))
+    assert done.returncode == 0, done.stderr
+    for told in ("data [bold]", "webdataset shards (2)", "unreadable images", "HTTP Error 404", "sheet.png"):
+        assert told in done.stdout
+    assert "skipped '3': unreadable images: cannot identify image file" in done.stderr
+    assert Image.open(tmp_path / "sheet.png").width > 176
+
+
+def test_no_picture_is_written_unasked(tmp_path: Path) -> None:
+    source = write_shard(tmp_path / "a.tar", "a")
+    assert command("inspect", str(source)).returncode == 0
+    assert list(tmp_path.iterdir()) == [source]
+
+
+@pytest.mark.parametrize(
+    "args, code, told",
+    [
+        (["--help"], 0, "python -m data inspect"),
+        (["inspect", "--help"], 0, "--sheet FILE.png"),
+        (["look"], 2, "no command 'look'; there are inspect"),
+        (["inspect", "nowhere"], 1, "error: data source 'nowhere' is neither"),
+        (["inspect", "nowhere", "--sheet", "sheet.doc"], 2, "'sheet.doc' is no picture"),
+    ],
+)
+def test_help_and_errors(args: list[str], code: int, told: str) -> None:
+    """An error is a line, not a traceback."""
+    done = command(*args)
+    assert done.returncode == code and told in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_data_without_a_usable_image_is_explained(tmp_path: Path) -> None:
+    """Then the command fails."""
+    done = command("inspect", write_folder(tmp_path, {"a.png": b"none", "a.txt": "a", "b.png": encoded()}))
+    assert done.returncode == 1 and "error: no captioned image in" in done.stderr
+    assert "unreadable images" in done.stdout and "without caption" in done.stdout

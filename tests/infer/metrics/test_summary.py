@@ -1,0 +1,47 @@
+"""What a predict run says of its mitigation: who passed the transition, whom the gate let through."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tests.infer.predict import runs as predicting
+from tests.infer.predict.runs import captions, rows_of, summary_of
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+predict = predicting.predict  # a fixture
+
+
+@pytest.mark.parametrize(
+    "rule", [["StaticTransition", "--mitigation.timestep", "300"], ["DynamicTransition"]]
+)
+def test_whom_the_gate_lets_through_passed_no_transition(
+    predict: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture, rule: list[str]
+) -> None:
+    """Counted as gated, in neither the fired nor the never fired, and not in the median timestep."""
+    prompts = ["--data.prompts", captions(tmp_path)]
+    first = pd.read_parquet(predict(*prompts, "--out", str(tmp_path / "none"), steps=8) / "traces.parquet")
+    first = first[first["step"] == 0].set_index("prompt_id")["difference_rms"]
+    gate = first.median()
+    out = predict(*prompts, "--mitigation", *rule, "--mitigation.gate", str(gate), steps=8)
+    rows, summary = rows_of(out).set_index("prompt_id"), summary_of(out)
+    below = first.index[first < gate]
+    assert 0 < len(below) < len(rows) and list(rows.index[rows["gated"]]) == list(below)
+    assert rows.loc[below, "transition_timestep"].isna().all()
+    came = rows["transition_timestep"].dropna()
+    assert summary["gated"] == len(below) and summary["fired"] == len(came)
+    assert summary["never_fired"] == len(rows) - len(below) - len(came)
+    assert json.dumps(summary["transition_timestep_median"]) == json.dumps(
+        came.median() if len(came) else None
+    )
+    told = capsys.readouterr().out
+    assert f"{len(below)} were below the gate and had ordinary guidance" in told
+    if rule[0] == "StaticTransition":
+        assert set(came) == {251} and summary["never_fired"] == 0
+
+
+def test_without_a_gate_nobody_is_let_through(predict: Callable[..., Path]) -> None:
+    out = predict("--prompt", "red square", "--mitigation", "stp")
+    assert not rows_of(out)["gated"].any() and summary_of(out)["gated"] == 0

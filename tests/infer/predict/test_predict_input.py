@@ -1,0 +1,162 @@
+"""Prompts that `python -m infer predict` is given: on the command line, negative, alternative, too long."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from data.prompts import text_id
+from infer.denoising.noise import sample_seed
+from infer.models.pipeline import load_pipeline
+from infer.predict.module import PromptData
+from tests.conftest import CAPTIONS
+from tests.infer.predict import runs as predicting
+from tests.infer.predict.finished_run import pixels
+from tests.infer.predict.runs import assert_stock, command, rows_of, stock, summary_of, write_prompts
+from tests.infer.predict.test_predict_refusals import refused
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+predict, told = predicting.predict, predicting.told  # fixtures
+LONG = "red square blue circle green leaf old map"  # the tokenizer takes 8 tokens, two of them its own
+
+
+# Prompts on the command line
+
+TEXTS = [
+    "red square",
+    'a "red" square, it\'s',
+    "red, square",
+    "[red, square]",
+    "{red}: square",
+    "café 日本 🚗",
+    "null",
+    "123",
+    "1e3",
+    "# red",
+    "~",
+    "red \\n square \\",
+    "a = b",
+    "stp",
+]
+
+
+def test_prompts_on_the_command_line(predict: Callable[..., Path], tiny_pipeline: Path) -> None:
+    """Each is taken as it is, to the letter, in either form, in order; the images are those of the texts."""
+    given = [f"--prompt={text}" if number % 2 else text for number, text in enumerate(TEXTS)]
+    options = [x for text in given for x in ([text] if text.startswith("--prompt=") else ["--prompt", text])]
+    out = predict(*options, "--data.samples_per_prompt", "2", steps=2)
+    rows = rows_of(out)
+    assert list(rows["prompt"]) == [text for text in TEXTS for _ in range(2)]
+    assert list(rows["prompt_id"][::2]) == [text_id(text) for text in TEXTS]
+    assert rows["seed"][3] == sample_seed(0, text_id(TEXTS[1]), 1)
+    assert_stock(out, load_pipeline(str(tiny_pipeline)), 2)
+
+
+@pytest.mark.parametrize("options", [["--prompt", "red square"], ["--prompt=red square"]])
+def test_one_prompt(predict: Callable[..., Path], tmp_path: Path, options: list[str]) -> None:
+    """It makes what a file with it makes."""
+    out = predict(*options)
+    assert list(rows_of(out)["prompt"]) == ["red square"]
+    (tmp_path / "prompts.txt").write_text("red square\n")
+    other = predict("--data.prompts", str(tmp_path / "prompts.txt"), "--out", str(tmp_path / "file"))
+    assert np.array_equal(*(next(iter(pixels(folder).values())) for folder in (out, other)))
+
+
+def test_a_prompt_may_start_with_a_dash(predict: Callable[..., Path]) -> None:
+    out = predict("--prompt=-5 red", "--prompt=--out", "--prompt=--prompt")
+    assert list(rows_of(out)["prompt"]) == ["-5 red", "--out", "--prompt"]
+
+
+def test_prompts_take_the_place_of_a_config_files(predict: Callable[..., Path], tmp_path: Path) -> None:
+    """Where its prompt file is switched off."""
+    (tmp_path / "mine.yaml").write_text("data: {prompts: nowhere.txt, batch_size: 3}\n")
+    out = predict("--config", str(tmp_path / "mine.yaml"), "--data.prompts=null", "--prompt", "red square")
+    assert list(rows_of(out)["prompt"]) == ["red square"]
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--data.prompts", "prompts.txt", "--prompt", "red square"], "give either a file of prompts"),
+        ([], "give either a file of prompts (--data.prompts FILE) or prompts (--prompt TEXT)"),
+        (["--prompt", ""], "an empty prompt"),
+        (["--prompt="], "an empty prompt"),
+        (["--prompt", " "], "an empty prompt"),
+        (["--prompt", "red square", "--prompt"], "an empty prompt"),
+    ],
+)
+def test_what_is_wrong_with_prompts_is_one_clear_error(
+    tiny_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture, options: list[str], message: str
+) -> None:
+    error = refused(command(tiny_pipeline, tmp_path / "run", 4, *options), capsys)
+    assert message in error and error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+# Negative and alternative prompts
+
+
+def test_each_row_has_its_own_negative_prompt(
+    predict: Callable[..., Path], tiny_pipeline: Path, tmp_path: Path
+) -> None:
+    """An empty one is the empty prompt; the run's stands in where there is none."""
+    rows = [{"negative_prompt": "old map"}, {"negative_prompt": ""}, {}, {"negative_prompt": None}]
+    rows = [{"text": CAPTIONS[number], **row} for number, row in enumerate(rows)]
+    prompts = write_prompts(tmp_path / "prompts.jsonl", *rows)
+    out = predict("--data.prompts", prompts, "--model.negative_prompt", "sun")
+    made, images, pipe = rows_of(out), pixels(out), load_pipeline(str(tiny_pipeline))
+    assert [text if isinstance(text, str) else None for text in made["negative_prompt"]] == [
+        "old map", "", None, None,
+    ]  # fmt: skip
+    for row, negative in zip(made.itertuples(), ["old map", "", "sun", "sun"], strict=True):
+        image = images[f"{row.prompt_id}-0.png"]
+        assert np.abs(image - stock(pipe, row, negative_prompt=negative)).max() <= 1
+        other = stock(pipe, row, negative_prompt="tea cup")
+        assert np.abs(image - other).max() > 3
+
+
+def test_alternative_prompts_reach_the_rule(predict: Callable[..., Path], tmp_path: Path) -> None:
+    """And the table."""
+    rows = [{"text": "red square", "alternative_prompt": "blue circle"}, {"text": "old map"}]
+    prompts = write_prompts(tmp_path / "prompts.jsonl", *rows)
+    requests = PromptData(prompts).requests
+    assert [request.alternative_prompt for request in requests] == ["blue circle", None]
+    transition = ("--mitigation.transition", "StaticTransition")
+    detour = predict("--data.prompts", prompts, "--mitigation", "Detour", *transition)
+    alternatives = rows_of(detour)["alternative_prompt"]
+    assert alternatives[0] == "blue circle" and pd.isna(alternatives[1])
+    assert summary_of(detour)["without_alternative"] == 1
+    waiting = predict("--data.prompts", prompts, "--mitigation", "stp", "--out", str(tmp_path / "stp"))
+    images, others = pixels(detour), pixels(waiting)
+    assert np.abs(images["s0-0.png"] - others["s0-0.png"]).max() > 3
+    assert np.abs(images["s1-0.png"] - others["s1-0.png"]).max() <= 1
+
+
+# Prompts that are too long
+
+
+def test_prompts_that_are_too_long_are_counted_once(
+    predict: Callable[..., Path], tmp_path: Path, told: Callable[[], list[str]]
+) -> None:
+    """One warning for the whole run, whatever its batches; a long prompt is its beginning."""
+    rows = [{"text": "red square"}, {"text": LONG}, {"text": LONG + " sun"}]
+    prompts = write_prompts(tmp_path / "prompts.jsonl", *rows)
+    out = predict("--data.prompts", prompts, "--data.batch_size", "1", "--data.samples_per_prompt", "2")
+    assert len(told()) == 1
+    assert told()[0].startswith("2 of 3 prompts are longer than the 8 tokens") and LONG in told()[0]
+    assert list(rows_of(out)["prompt"]) == [row["text"] for row in rows for _ in range(2)]
+    rows = [{"text": "red square"}, {"text": LONG + " tea"}, {"text": LONG + " sun"}]
+    other = predict(
+        "--data.prompts", write_prompts(tmp_path / "other.jsonl", *rows), "--data.samples_per_prompt", "2",
+        "--out", str(tmp_path / "other"),
+    )  # fmt: skip
+    assert np.abs(pixels(out)["s1-1.png"] - pixels(other)["s1-1.png"]).max() <= 1
+
+
+def test_nothing_is_said_of_prompts_that_fit(
+    predict: Callable[..., Path], told: Callable[[], list[str]]
+) -> None:
+    predict("--prompt", "red square", "--prompt", "old map")
+    assert told() == []

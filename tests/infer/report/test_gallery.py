@@ -1,0 +1,150 @@
+import base64
+import io
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from infer.report.gallery import side_of, thumbnail
+from infer.report.page import gallery as report_gallery
+from infer.report.page import write_report
+from tests.infer.report.folders import SIMILARITY, SWEEP, Page, build, swept, three
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return three(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_report(three(tmp_path_factory.mktemp("three")))
+
+
+def opened(strip: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(strip)))
+
+
+def test_rows_are_sorted_by_similarity_and_facts_go_with_each_image(written: Path):
+    page = Page(written)
+    assert page.data["names"] == [*SIMILARITY]
+    of_none = page.facts("none")
+    similarities = [float(facts["similarity to own"]) for facts in of_none]
+    assert similarities == sorted(similarities, reverse=True)
+    assert of_none[0]["seed"] == str(2**62)  # exact: a number in JavaScript would round it
+    assert of_none[0]["transition"] == "–" and page.facts("og<b>stp")[0]["transition"] == "timestep 640"
+
+
+def test_a_strip_holds_the_images_of_its_row_exactly_and_nothing_where_one_is_missing(written: Path):
+    page = Page(written)
+    for row, strip in zip(page.data["rows"], page.strips, strict=True):
+        image = opened(strip)
+        assert image.size == (8 * 4, 8)
+        for place, name in enumerate(SIMILARITY):
+            tile = image.crop((8 * place + 8, 0, 8 * place + 16, 8))
+            path = written.parent / name / "images" / f"{row['id']}-{row['sample']}.png"
+            if path.exists():
+                assert np.array_equal(np.asarray(tile.convert("RGB")), np.asarray(Image.open(path)))
+            else:
+                assert row["cells"][place] is None and tile.getextrema()[3] == (0, 0)
+        assert row["training"] == (row["id"] != "fox")
+
+
+def test_what_is_missing_is_counted(written: Path, folder: Path, monkeypatch: pytest.MonkeyPatch):
+    text = Page(written).text
+    assert "Missing training images in these rows: 1 of 3." in text
+    assert "Missing generated images in these rows: 1 of 18." in text
+    assert "rows are shown" not in text
+    (folder / "og<b>stp/images/cat-0.png").write_bytes(b"no image")
+    monkeypatch.setattr(report_gallery, "MAX_ROWS", 2)
+    page = Page(write_report(folder))
+    assert "2 of 6 rows are shown" in page.text and len(page.strips) == 2
+    assert "Missing generated images in these rows: 1 of 6." in page.text
+
+
+@pytest.mark.parametrize("column, value", [("image", "../../secret.png"), ("prompt_id", "../../secret")])
+def test_a_path_that_leaves_its_folder_is_refused(folder: Path, column: str, value: str):
+    path = folder / "none" / "samples.parquet"
+    samples = pd.read_parquet(path)
+    samples.loc[0, column] = value
+    samples.to_parquet(path)
+    with pytest.raises(ValueError, match="secret"):
+        write_report(folder)
+    assert not (folder / "report.html").exists()
+
+
+def test_a_sweep_is_one_column(tmp_path: Path):
+    columns = Page(write_report(swept(tmp_path))).data["columns"]
+    assert [column["title"] for column in columns] == ["none", "stp", "og_stp", "stp: timestep"]
+    assert columns[-1]["names"] == [*SWEEP] and columns[-1]["values"] == ["400", "500", "600"]
+
+
+def test_a_trace_comes_back_from_its_bytes(written: Path):
+    data = Page(written).data
+    assert data["timesteps"] == [[981.0 - 20 * step for step in range(50)]]
+    cell = data["rows"][0]["cells"][2]
+    shares = np.frombuffer(base64.b64decode(cell["trace"]["size"]), np.uint8)
+    assert (shares[:9] == 255).all()
+    assert np.allclose(shares[9:] / 254 * cell["trace"]["max"], 0.1 + np.arange(9, 50) / 1000, atol=0.001)
+    assert cell["trace"]["scale"] == [[0, -2.0], [17, 7.5]] and cell["moved"] == 640
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_a_number_that_is_not_finite_is_a_gap(folder: Path, value: float):
+    traces = pd.read_parquet(folder / "none" / "traces.parquet")
+    first = (traces["prompt_id"] == "cat") & (traces["sample"] == 0)
+    traces.loc[first & traces["step"].isin([20, 21]), ["difference_rms", "guidance_scale"]] = value
+    traces.loc[first & (traces["step"] == 3), "timestep"] = value
+    traces.to_parquet(folder / "none" / "traces.parquet")
+    samples = pd.read_parquet(folder / "none" / "samples.parquet")
+    samples.loc[1, ["similarity_own", "transition_timestep", "guidance_scale"]] = value
+    samples.to_parquet(folder / "none" / "samples.parquet")
+    data = Page(write_report(folder)).data
+    cell = next(row["cells"][0] for row in data["rows"] if (row["id"], row["sample"]) == ("cat", 0))
+    shares = np.frombuffer(base64.b64decode(cell["trace"]["size"]), np.uint8)
+    assert cell["trace"]["max"] == pytest.approx(0.149) and (shares[20:22] == 255).all() and shares[49] == 254
+    assert cell["trace"]["scale"] == [[0, 7.5], [20, None], [22, 7.5]]
+    assert data["timesteps"][cell["trace"]["times"]][2:5] == [941.0, None, 901.0]
+    other = next(row["cells"][0] for row in data["rows"] if (row["id"], row["sample"]) == ("cat", 1))
+    assert other["own"] is None and other["moved"] is None
+
+
+def test_the_nearest_image_by_sscd_is_told_beside_that_by_correlation(folder: Path):
+    assert "SSCD nearest image" not in Page(write_report(folder)).data["facts"]
+    path = folder / "none" / "samples.parquet"
+    pd.read_parquet(path).assign(sscd_top=0.8, sscd_top_id="fox").to_parquet(path)
+    facts = Page(write_report(folder)).facts("none")[0]
+    assert facts["nearest image"] == "cat" and facts["SSCD nearest image"] == "fox"
+
+
+def test_many_or_large_images_are_embedded_smaller(tmp_path: Path):
+    Image.new("RGB", (512, 384)).save(tmp_path / "large.png")
+    Image.new("RGB", (96, 96)).save(tmp_path / "small.png")
+    image, scaled = thumbnail(tmp_path / "large.png", 256)
+    assert image.size == (256, 192) and scaled
+    assert not thumbnail(tmp_path / "small.png", 256)[1]
+    assert thumbnail(tmp_path / "none.png", 256) is None
+    assert side_of(100, 9) == (256, True) and side_of(1000, 9) == (128, False)
+    assert side_of(1000, 60)[0] == 64 and side_of(1, 200)[0] * 200 <= 16383
+
+
+def test_files_with_odd_names_are_found_by_the_page(tmp_path: Path):
+    build(tmp_path, {"a#b ?%": "odd"}, {"none": 0.9}, samples=1)
+    row = Page(write_report(tmp_path)).data["rows"][0]
+    assert row["file"] == "training/a%23b%20%3F%25.png"
+    assert row["cells"][0]["file"] == "none/images/a%23b%20%3F%25-0.png"
+
+
+def test_a_thousand_rows_stay_light(tmp_path: Path):
+    prompts = {f"p{i:04}": f"a prompt with the number {i}" for i in range(1000)}
+    mitigations = {"none": 11.0, "stp": 10.8, "og_stp": 10.5, "og_dtp": 10.4}
+    build(tmp_path, prompts, mitigations, samples=1, side=64)
+    start = time.perf_counter()
+    target = write_report(tmp_path)
+    assert time.perf_counter() - start < 120
+    assert target.stat().st_size < 15e6
+    page = Page(target)
+    assert len(page.strips) == len(page.data["rows"]) == 1000 and opened(page.strips[-1]).size == (320, 64)

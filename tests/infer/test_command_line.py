@@ -1,0 +1,315 @@
+"""The command line of `python -m infer`: what is wrong is said in one line, and --help has what is needed."""
+
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from infer.__main__ import load_mitigation, main
+from infer.calibrate.calibration import Calibration, predict_command
+from tests.conftest import ROOT
+from tests.infer.predict import runs as predicting
+from tests.infer.predict.runs import command, rows_of
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+predict = predicting.predict  # a fixture
+OPTIONS = "timestep, guidance_before, "  # of a StaticTransition, the first
+
+
+def one_line(arguments: list[str], capsys: pytest.CaptureFixture) -> str:
+    """All that is on stderr."""
+    capsys.readouterr()
+    assert main(arguments) in (1, 2)
+    told = capsys.readouterr().err
+    assert told.startswith("error: ") and told.count("\n") == 1 and len(told) < 400
+    return told.removeprefix("error: ").rstrip("\n")
+
+
+# Files of mitigations
+
+WRONG_FILES = {
+    "class_path: StaticTransition\ninit_args: {timestp: 3}": (
+        f"FILE: Option 'timestp' is not accepted: StaticTransition has {OPTIONS}"
+    ),
+    "class_path: StaticTransition\ninit_args: {timestep: many}": "FILE: timestep: expected float, not many",
+    "class_path: StaticTransition\ninit_args: {gate: many}": "FILE: gate: expected float or null, not many",
+    "class_path: StaticTransition\ntimestep: 3": "FILE: beside class_path stand options within init_args",
+    "class_path: StaticTransitin": "FILE: no class 'StaticTransitin'; there are NoMitigation, StaticTran",
+    "class_path: Detour\ninit_args: {transition: {class_path: StaticTransition, init_args: {timestp: 3}}}": (
+        f"FILE: transition: Option 'timestp' is not accepted: StaticTransition has {OPTIONS}"
+    ),
+    "- StaticTransition": "FILE: it is no Mitigation: give a class_path",
+}
+
+
+@pytest.mark.parametrize("content", WRONG_FILES)
+def test_what_is_wrong_in_a_mitigations_file(
+    tiny_pipeline: Path, tiny_shards: Path, tiny_clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture,
+    content: str,
+) -> None:  # fmt: skip
+    """By predict and by compare alike, and where --config names the file."""
+    path, config, out = tmp_path / "own.yaml", tmp_path / "config.yaml", tmp_path / "out"
+    path.write_text(content)
+    config.write_text(f"mitigation: {path}\n")
+    expected = WRONG_FILES[content].replace("FILE", str(path))
+    asked = command(tiny_pipeline, out, 4, "--prompt", "red square")
+    assert one_line([*asked, "--mitigation", str(path)], capsys).startswith(expected)
+    assert one_line([*asked, "--config", str(config)], capsys).startswith(expected)
+    comparison = [
+        "compare", "--pipeline", str(tiny_pipeline), "--prompts", str(tiny_shards), "--training",
+        str(tiny_shards), "--clip", str(tiny_clip), "--mitigations", str(path), "--out", str(out),
+    ]  # fmt: skip
+    assert one_line(comparison, capsys).startswith(expected)
+    assert not out.exists()
+
+
+NULLS = {
+    "{class_path: StaticTransition, init_args: {timestep: }}": "timestep: expected float, not null",
+    "{class_path: DynamicTransition, init_args: {watch: }}": (
+        "watch: expected 'epsilon', 'model_output', not null"
+    ),
+    "{class_path: Detour, init_args: {transition: {class_path: DynamicTransition, init_args: {gate: null, "
+    "smoothing: null}}}}": "transition.smoothing: expected int, not null",
+}
+
+
+@pytest.mark.parametrize("content", NULLS)
+def test_nothing_in_the_place_of_a_number(
+    tiny_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture, content: str
+) -> None:
+    """In a file, in --config, and where compare reads it; what may be null still may."""
+    path, config = tmp_path / "own.yaml", tmp_path / "config.yaml"
+    path.write_text(content)
+    config.write_text(f"mitigation: {content}\n")
+    asked = command(tiny_pipeline, tmp_path / "out", 4, "--prompt", "red square")
+    assert one_line([*asked, "--mitigation", str(path)], capsys) == f"--mitigation.{NULLS[content]}"
+    assert one_line([*asked, "--config", str(config)], capsys) == f"--mitigation.{NULLS[content]}"
+    with pytest.raises(ValueError) as refused:
+        load_mitigation(str(path))
+    assert str(refused.value) == f"{path}: {NULLS[content]}"
+    path.write_text("{class_path: StaticTransition, init_args: {gate: , steps_after: null}}")
+    assert load_mitigation(str(path)).gate is None
+
+
+def test_a_mitigation_that_is_nothing(
+    tiny_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "config.yaml").write_text("mitigation: null\n")
+    asked = command(tiny_pipeline, tmp_path / "out", 4, "--prompt", "a", "--config")
+    told = one_line([*asked, str(tmp_path / "config.yaml")], capsys)
+    assert told == "--mitigation: expected Mitigation, not null"
+
+
+def test_a_file_that_is_no_yaml(tiny_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text("class_path: [\n")
+    asked = command(tiny_pipeline, tmp_path / "out", 4, "--prompt", "red square")
+    assert f"{path} is no YAML (line 2, column 1)" in one_line([*asked, "--mitigation", str(path)], capsys)
+    told = one_line([*asked, "--config", str(path)], capsys)
+    assert told == "a config file is no YAML (line 2, column 1)"
+
+
+def test_a_file_may_lack_what_an_option_gives(predict: Callable[..., Path], tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text("class_path: Detour\ninit_args: {prompt: old map}\n")
+    asked = ["--prompt", "red square", "--mitigation", str(tmp_path / "own.yaml")]
+    assert list(rows_of(predict(*asked, "--mitigation.transition", "stp"))["alternative_prompt"]) == [
+        "old map"
+    ]
+
+
+@pytest.mark.parametrize("name", ["emoji/detour_base", "emoji/detour_caption"])
+def test_a_presets_files_are_looked_for_from_here(
+    tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture,
+    name: str,
+) -> None:  # fmt: skip
+    """What is missing is the mitigation's, be it looked for when that is made or when it meets the model."""
+    monkeypatch.chdir(tmp_path)
+    asked = command(tiny_pipeline, tmp_path / "out", 4, "--prompt", "red square")
+    told = one_line([*asked, "--mitigation", name], capsys)
+    option = "base_pipeline" if name.endswith("base") else "captions"
+    assert told.startswith(f"the detour's {option}: no ") and "'data/emoji/" in told
+    assert told.endswith(f"(relative paths start from the current folder, {tmp_path})")
+    missing = ["--mitigation", "stp", "--model.pipeline", "/nowhere/model"]
+    assert one_line([*asked, *missing], capsys).startswith("no model folder '/nowhere/model'")
+
+
+# Options
+
+
+@pytest.mark.parametrize(
+    "options, told",
+    [
+        (
+            ["predict", "--model.num_inference_step", "3"],
+            "--model.num_inference_step is no option of predict: did you mean --model.num_inference_steps?",
+        ),
+        (["predict", "--mitigaton=stp"], "--mitigaton is no option of predict: did you mean --mitigation?"),
+        (["predict", "stp"], "'stp' belongs to no option (see python -m infer predict --help)"),
+        (["predict", "--model.resolution", "many"], "--model.resolution: expected int or null, not many"),
+        (
+            ["predict", "--model.dtype", "half"],
+            "--model.dtype: expected 'float32', 'float16', 'bfloat16', not h",
+        ),
+        (["predict", "--data.limit"], "--data.limit: expected one argument"),
+        (["predict", "--mitigation", "Detour"], "--mitigation: Detour needs transition"),
+        (
+            ["predict", "--mitigation", "stp", "--mitigation.timestp", "3"],
+            f"--mitigation: Option 'timestp' is not accepted: StaticTransition has {OPTIONS}",
+        ),
+        (
+            ["predict", "--mitigation", "nowhere/stp.yaml"],
+            "no mitigation preset 'nowhere/stp.yaml'; there are dtp",
+        ),
+        (["predict", "--mitigation.transition", "spt"], "no mitigation preset 'spt'; there are dtp"),
+        *(
+            (
+                ["predict", "--mitigation", name, f"--mitigation.{option}", "null"],
+                f"--mitigation.{option}: exp",
+            )
+            for name, option in (("stp", "timestep"), ("og_stp", "guidance_before"), ("dtp", "smoothing"))
+        ),
+        *(
+            (
+                ["predict", "--mitigation", "Detour", "--mitigation.transition", name],
+                f"--mitigation.transition: {kind} is no transition",
+            )
+            for name, kind in (
+                ("none", "NoMitigation"),
+                ("emoji/detour_base", "Detour"),
+                ("NoMitigation", "NoMitigation"),
+            )
+        ),
+        (
+            ["predict", "--mitigation.timestep", "400", "--mitigation", "stp"],
+            "--mitigation.timestep stands before --mitigation: options come after it",
+        ),
+        (["compare", "--samples", "3"], "--samples is no option of compare"),
+        (
+            ["compare", "--mitigations", "stp", "dtp"],
+            "'dtp' belongs to no option (see python -m infer compare",
+        ),
+        (["compare", "--seed", "many"], "--seed: expected int, not many"),
+        (
+            ["calibrate", "--false_positive_rte=3"],
+            "--false_positive_rte is no option of calibrate: did you mean",
+        ),
+        (["basin", "--points", "many"], "--points: expected float, not many"),
+    ],
+)
+def test_what_is_wrong_with_an_option(
+    tmp_path: Path, capsys: pytest.CaptureFixture, options: list[str], told: str
+) -> None:  # fmt: skip
+    """In one line, without a usage or a list of all that was tried."""
+    needed = {"predict": ["--model.pipeline", "x"], "calibrate": ["--mitigation", "stp", "--ordinary", "x"]}
+    asked = [*options[:1], *needed.get(options[0], []), "--out", str(tmp_path / "out"), *options[1:]]
+    assert one_line(asked, capsys).startswith(told)
+
+
+def test_what_is_missing_is_named(capsys: pytest.CaptureFixture) -> None:
+    """All at once; a wrong option is 2, as for other programs."""
+    assert one_line(["predict"], capsys).startswith("give --out and --model.pipeline (see ")
+    assert one_line(["compare"], capsys).startswith("give --out (see ")
+    assert main(["compare", "--nonsense", "1"]) == 2
+
+
+def test_a_key_of_a_config_that_is_near(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("model: {pipelin: x}\n")
+    told = one_line(["predict", "--config", str(config)], capsys)
+    assert told == "Option 'model.pipelin' is not accepted: did you mean --model.pipeline?"
+    config.write_text("num_inference_step: 3\n")
+    told = one_line(["compare", "--config", str(config)], capsys)
+    assert told == "Option 'num_inference_step' is not accepted: did you mean --num_inference_steps?"
+
+
+def test_a_detours_transition_may_be_a_preset(predict: Callable[..., Path], tmp_path: Path) -> None:
+    """And it is the preset's, whatever the detour's file held."""
+    (tmp_path / "own.yaml").write_text(
+        "class_path: Detour\ninit_args:\n  prompt: old map\n"
+        "  transition: {class_path: DynamicTransition, init_args: {smoothing: 3}}\n"
+    )
+    asked = ["--prompt", "red square", "--mitigation", str(tmp_path / "own.yaml")]
+    out = predict(*asked, "--mitigation.transition", "dtp")
+    about = yaml.safe_load((out / "config.yaml").read_text())
+    assert about["mitigation"] == "own"
+    transition = about["mitigations"][0]["init_args"]["transition"]
+    assert transition["class_path"].endswith("DynamicTransition")
+    assert transition["init_args"]["smoothing"] == 1
+    out = predict(*asked, "--mitigation.transition=og_stp", "--out", str(tmp_path / "other"))
+    about = yaml.safe_load((out / "config.yaml").read_text())
+    assert about["mitigations"][0]["init_args"]["transition"]["init_args"]["timestep"] == 650
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("form", [["--config", "FILE"], ["-c", "FILE"], ["--config=FILE"]])
+def test_prompts_win_over_the_file_of_a_config(
+    predict: Callable[..., Path], tmp_path: Path, form: list[str], first: bool
+) -> None:
+    """Wherever they stand; a file that is given beside them does not go unnoticed."""
+    (tmp_path / "mine.yaml").write_text("data: {prompts: nowhere.txt, batch_size: 3}\n")
+    config = [word.replace("FILE", str(tmp_path / "mine.yaml")) for word in form]
+    prompts = ["--prompt", "red square", "--prompt=old map"]
+    out = predict(*(config + prompts if first else prompts + config), steps=1)
+    assert list(rows_of(out)["prompt"]) == ["red square", "old map"]
+
+
+def test_of_two_mitigations_the_last_one_counts(predict: Callable[..., Path]) -> None:
+    """With the options after it: those of the first are not looked at."""
+    first = ["--mitigation", "stp", "--mitigation.timestep", "400"]
+    out = predict("--prompt", "red square", *first, "--mitigation", "og_stp")
+    settings = yaml.safe_load((out / "config.yaml").read_text())["mitigations"][0]["init_args"]
+    assert settings["timestep"] == 650
+
+
+# Help
+
+
+def test_the_help_of_predict_begins_with_what_is_needed_most(capsys: pytest.CaptureFixture) -> None:
+    """It names the presets, and --prompt."""
+    with pytest.raises(SystemExit) as stop:
+        main(["predict", "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    parts = ["--out OUT", "--prompt TEXT makes", "--mitigation CONFIG", "--model.pipeline", "--data.prompts"]
+    places = [text.index(part) for part in [*parts, "--trainer.accelerator"]]
+    assert places == sorted(places)
+    assert all(name in text for name in ("dtp_robust", "og_two_pass", "emoji/detour_caption_orthogonal"))
+
+
+def test_the_help_of_report(capsys: pytest.CaptureFixture) -> None:
+    assert main(["report", "--help"]) == main(["report", "-h"]) == 0
+    assert "usage: python -m infer report COMPARISON_FOLDER" in capsys.readouterr().out
+    assert one_line(["report"], capsys).startswith("usage: ")
+
+
+@pytest.mark.parametrize("name", ["predict", "compare", "calibrate", "basin"])
+def test_print_config(capsys: pytest.CaptureFixture, name: str) -> None:
+    """As the help says."""
+    with pytest.raises(SystemExit) as stop:
+        main([name, "--print_config"])
+    assert stop.value.code == 0
+    assert "out" in yaml.safe_load(capsys.readouterr().out)
+
+
+def test_the_command_for_a_calibrated_preset(tiny_pipeline: Path, tmp_path: Path) -> None:
+    """It has the model and the schedule of the calibration, and runs."""
+    prompts, folder = tmp_path / "memorized prompts.txt", tmp_path / "my folder"
+    prompts.write_text("red square\n")
+    folder.mkdir()
+    calibration = Calibration(
+        out=f"{folder}/gated.yaml", mitigation="stp", ordinary="ordinary.txt", memorized=str(prompts),
+        pipeline=str(tiny_pipeline), num_inference_steps=6, scheduler="euler", device="cpu",
+    )  # fmt: skip
+    text = predict_command(calibration)
+    assert text == (
+        f"python -m infer predict --mitigation '{folder}/gated.yaml' --model.pipeline {tiny_pipeline} "
+        f"--model.scheduler euler --model.num_inference_steps 6 --data.prompts '{prompts}' "
+        f"--out '{folder}/gated'"
+    )
+    Path(calibration.out).write_text((ROOT / "configs/mitigation/stp.yaml").read_text())
+    assert main([*shlex.split(text)[3:], "--trainer.accelerator", "cpu"]) == 0
+    assert list(rows_of(folder / "gated")["mitigation"]) == ["gated"]
+    calibration.memorized = None
+    assert "--data.prompts ordinary.txt" in predict_command(calibration)

@@ -1,0 +1,313 @@
+"""`python -m train stream` as a user starts it: shards read as they come, and what was shown of them."""
+
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from data.prompts import load_prompts
+from infer.basin.options import Basin
+from infer.metrics.options import MeasureOptions
+from tests.data.image_files import encoded, noise, write_shard, write_tar
+from tests.data.shards import damaged
+from tests.train import fits as fitting
+from tests.train.fits import assert_same_run, short, spied, spy, start, stop, unet
+from train.__main__ import main
+from train.dataset.streamed import StreamedData, check_batch
+
+world = fitting.world  # a fixture
+STEPS, BATCH, ACCUMULATED = 6, 4, 2
+EPOCHS = 3  # each of 15 images, and one that fails when it is decoded
+CAPTIONS = {f"s{number:02}": f"image {number}" for number in range(15)}
+FAULTS = {"unreadable images": EPOCHS, "without caption": EPOCHS, "undecodable images": EPOCHS}
+
+
+@pytest.fixture(scope="module")
+def shards(world: Path) -> Path:
+    """Folder of five tars with three good images each. The first image of all fails when it is decoded."""
+    folder = world / "streamed"
+    folder.mkdir()
+    for shard in range(5):
+        files: dict[str, bytes] = {}
+        if shard == 0:
+            files |= {"a.jpg": damaged(), "a.txt": b"damaged"}
+        for number in range(3 * shard, 3 * shard + 3):
+            files |= {f"s{number:02}.png": noise(number), f"s{number:02}.txt": f"image {number}".encode()}
+        if shard == 1:
+            files |= {"x.png": b"not an image", "x.txt": b"unreadable"}
+        if shard == 3:
+            files |= {"y.png": encoded()}
+        write_tar(folder / f"{shard}.tar", files)
+    return folder
+
+
+def stream(shards: Path, out: Path, **settings) -> list[str]:
+    """Arguments of a short run over them."""
+    chosen = {
+        "data__sources": [str(shards / "{0..4}.tar")],
+        "data__cache": None,
+        "data__batch_size": BATCH,
+        "data__workers": 0,
+        "data__flip": "true",
+        "model__lr": 1e-3,
+        "model__caption_dropout": 0.25,
+        "trainer__max_steps": STEPS,
+        "trainer__accumulate_grad_batches": ACCUMULATED,
+        "checkpoint_every": 2,
+        "grid__every_n_steps": 3,
+        "ema__decay": 0.45,
+    }
+    return ["stream", *short(shards.parent, out, **(chosen | settings))[1:]]
+
+
+def error_line(args: list[str], capsys: pytest.CaptureFixture) -> str:
+    """The one of a command that is refused."""
+    assert main(args) == 1
+    errors = capsys.readouterr().err
+    assert "Traceback" not in errors
+    line = errors.strip().splitlines()[-1]
+    assert line.startswith("error: ")
+    return line
+
+
+def shown(batches: list[dict]) -> dict[str, int]:
+    return dict(sorted(Counter(name for batch in batches for name in batch["id"]).items()))
+
+
+def counted(run: Path) -> dict[str, int]:
+    rows = pd.read_parquet(run / "exposures.parquet")
+    assert list(rows) == ["id", "caption", "times_shown", "times_skipped"]
+    assert rows["caption"].tolist() == [CAPTIONS[name] for name in rows["id"]]
+    return dict(zip(rows["id"], rows["times_shown"], strict=True))
+
+
+@pytest.fixture(scope="module")
+def streamed(shards: Path, world: Path) -> Path:
+    """Run folder, never interrupted; `world/stream_spied` is what the UNet saw."""
+    out = world / "stream"
+    assert main(stream(shards, out, trainer__callbacks=[spy(world / "stream_spied")])) == 0
+    return out
+
+
+def test_the_run_folder_is_complete(streamed: Path) -> None:
+    """And holds nothing else: a stream caches nothing."""
+    names = "checkpoints config.yaml exposures.parquet metrics.csv pipeline provenance.json samples"
+    assert sorted(path.name for path in streamed.iterdir()) == [*names.split(), "skipped.json"]
+    metrics = pd.read_csv(streamed / "metrics.csv")
+    assert metrics["step"].tolist() == list(range(STEPS)) and metrics["loss"].between(0, 10).all()
+    about = json.loads((streamed / "provenance.json").read_text())
+    assert (about["streamed"], about["shards"], about["devices"]) == (True, 5, 1)
+
+
+def test_the_run_can_be_measured(streamed: Path, shards: Path, tiny_clip: Path, tmp_path: Path) -> None:
+    """Its prompts are all that it showed, and its images are those that were shown."""
+    assert {prompt.id: prompt.text for prompt in load_prompts(str(streamed))} == CAPTIONS
+    sources = [str(shards / "{0..4}.tar")]
+    measured = MeasureOptions(run=str(streamed), clip=str(tiny_clip))
+    assert measured.training == sources
+    assert {sample.id for sample in measured.training_images().samples} == CAPTIONS.keys()  # "a" never was
+    basin = Basin(run=str(streamed), out=str(tmp_path), device="cpu")
+    assert (basin.training, basin.prompts) == (sources, str(streamed))
+
+
+def test_the_fingerprint_is_the_shards_wherever_they_lie(shards: Path, tmp_path: Path) -> None:
+    found = []
+    shutil.copytree(shards, tmp_path / "moved")
+    for folder, more in ((shards, b""), (tmp_path / "moved", b""), (tmp_path / "moved", b"more")):
+        data = StreamedData([])
+        data.paths = [str(folder / f"{shard}.tar") for shard in range(5)]
+        Path(data.paths[4]).write_bytes(Path(data.paths[4]).read_bytes() + more)
+        found.append(data.about()["data_fingerprint"])
+    assert found[0] == found[1] != found[2]
+
+
+def test_exposures_are_what_was_seen(streamed: Path, world: Path) -> None:
+    """Each image once an epoch; and another stands in, each time, for the one that cannot be decoded."""
+    batches = spied(world / "stream_spied")
+    assert len(batches) == STEPS * ACCUMULATED
+    assert counted(streamed) == shown(batches)
+    assert shown(batches).keys() == CAPTIONS.keys() and min(shown(batches).values()) == EPOCHS
+    assert sum(shown(batches).values()) == EPOCHS * 16
+    assert json.loads((streamed / "skipped.json").read_text()) == FAULTS
+
+
+def test_the_monitor_shows_the_first_images_that_can_be_decoded(streamed: Path) -> None:
+    rows = pd.read_parquet(streamed / "samples/similarity.parquet")
+    assert rows["id"].tolist() == ["s00", "s01"] * 2 and rows["step"].tolist() == [3, 3, 6, 6]
+    assert len(list((streamed / "samples").glob("step-*.png"))) == 2
+
+
+def test_the_loss_by_timestep_adds_up(streamed: Path, world: Path) -> None:
+    """Bins are empty where the spy saw no timestep, and only there."""
+    metrics = pd.read_csv(streamed / "metrics.csv")
+    bins = [f"loss_t{low}_{low + 250}" for low in range(0, 1000, 250)]
+    timesteps = torch.stack([batch["timesteps"] for batch in spied(world / "stream_spied")])
+    place = (timesteps // 250).reshape(STEPS, ACCUMULATED * BATCH)
+    counts = np.array([np.bincount(row, minlength=4) for row in place])
+    assert np.array_equal(metrics[bins].isna(), counts == 0)
+    # the loss is that of a step's last batch, the bins are of all of its batches
+    assert metrics[bins].to_numpy()[counts > 0].min() > 0
+
+
+def test_the_export_is_the_moving_average(streamed: Path, world: Path, tiny_pipeline: Path) -> None:
+    average = unet(tiny_pipeline)["conv_in.weight"]
+    weights = {batch["step"]: batch["weight"] for batch in spied(world / "stream_spied")}
+    for step in range(1, STEPS + 1):
+        keep = min(0.45, (1 + step) / (10 + step))
+        average = keep * average + (1 - keep) * weights[step]
+    exported = unet(streamed / "pipeline")["conv_in.weight"]
+    torch.testing.assert_close(exported, average, atol=2e-7, rtol=1e-5)
+    assert (exported - weights[STEPS]).abs().max() > 1e-5
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_interrupted_stream_ends_as_if_it_was_not(
+    workers: int, streamed: Path, shards: Path, world: Path, tmp_path: Path
+) -> None:
+    """Between two checkpoints: weights, losses, exposures and what was skipped are the same."""
+    whole, out, settings = streamed, tmp_path / "cut", {"data__workers": workers}
+    if workers:
+        whole = tmp_path / "whole"
+        assert main(stream(shards, whole, **settings)) == 0
+    with pytest.raises(RuntimeError, match="stopped by the test"):
+        main(stream(shards, out, trainer__callbacks=[stop(3)], **settings))
+    assert not (out / "exposures.parquet").exists()
+    assert main(stream(shards, out, trainer__callbacks=[spy(tmp_path / "spied")], **settings)) == 0
+    assert_same_run(whole, out)
+    assert (out / "skipped.json").read_text() == (whole / "skipped.json").read_text()
+    assert counted(whole) == counted(out) and sum(counted(out).values()) == STEPS * ACCUMULATED * BATCH
+    after = shown(spied(tmp_path / "spied"))  # from the checkpoint on
+    assert sum(after.values()) == (STEPS - 2) * ACCUMULATED * BATCH
+
+
+def test_two_processes_count_what_both_showed(shards: Path, tmp_path: Path) -> None:
+    """Each reads its own shards; across an interruption, too."""
+    out, seen = tmp_path / "run", tmp_path / "spied"
+    settings = {
+        "trainer__devices": 2,
+        "trainer__strategy": "ddp_fork",  # as ddp, in half the time: one process imports for both
+        "data__workers": 1,
+        "data__shuffle": 4,
+        "grid__every_n_steps": 100,
+    }
+    for callbacks, code in (([spy(seen), stop(3)], 1), ([spy(seen)], 0)):
+        process = start(stream(shards, out, trainer__callbacks=callbacks, **settings))
+        _, errors = process.communicate(timeout=200)
+        assert process.returncode == code, errors
+        assert code == 0 or "stopped by the test" in errors
+    ranks = [spied(seen, rank) for rank in range(2)]
+    assert [len(batches) for batches in ranks] == [STEPS * ACCUMULATED] * 2
+    assert counted(out) == shown(ranks[0] + ranks[1])
+    firsts = [{name for batch in batches[:1] for name in batch["id"]} for batches in ranks]
+    assert not firsts[0] & firsts[1]
+    for one, two in zip(*ranks, strict=True):
+        assert torch.equal(one["weight"], two["weight"])
+        assert not torch.equal(one["timesteps"], two["timesteps"])
+    lost = sum((Counter(batch["skipped"]) for batch in ranks[0] + ranks[1]), Counter())
+    assert json.loads((out / "skipped.json").read_text()) == dict(lost)
+
+
+REFUSED = {
+    "options of a source": ({"data__sources": ["a/{0..4}.tar?captions=b.json"]}, "leave the options of"),
+    "a folder of images": (
+        {"data__sources": ["ordinary"]},
+        "streams are of webdataset shards (.tar): 'ordinary' is neither",
+    ),
+    "more readers than shards": (
+        {"data__workers": 6},
+        "6 processes read shards (devices x data.workers), and there are 5: lower data.workers",
+    ),
+    "fewer workers than none": ({"data__workers": -1}, "data.workers must be at least 0, not -1"),
+    "no shards": ({"data__sources": ["no/such/{0..3}.tar"]}, "no shard matches 'no/such/0.tar'"),
+    "batches of none": ({"data__batch_size": 0}, "data.batch_size must be at least 1, not 0"),
+    "no pixels": ({"data__resolution": 0}, "data.resolution must be at least 1, not 0"),
+    "a seed below 0": ({"data__seed": -1}, "data.seed must be at least 0, not -1"),
+    "no buffer": ({"data__shuffle": 0}, "data.shuffle must be at least 1, not 0"),
+    "epochs": ({"trainer__limit_train_batches": 2}, "trainer.limit_train_batches"),
+    "epochs of one batch": ({"trainer__limit_train_batches": 1}, "trainer.limit_train_batches"),
+    "no steps": ({"trainer__max_steps": None}, "trainer.max_steps must be set"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_bad_input_gets_a_clear_line(
+    case: str,
+    shards: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(shards.parent)
+    settings, words = REFUSED[case]
+    assert words in error_line(stream(shards, tmp_path / "run", **settings), capsys)
+
+
+def test_a_shard_named_twice_is_refused(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    sources = [str(shards / "*.tar"), str(shards / "0.tar")]
+    line = error_line(stream(shards, tmp_path / "run", data__sources=sources), capsys)
+    assert "a shard is named more than once" in line
+
+
+def test_a_batch_larger_than_the_data_is_refused(tmp_path: Path) -> None:
+    """Where img2dataset counted all shards: a step would show images twice."""
+    paths = [str(write_shard(tmp_path / f"{shard}.tar", "abc")) for shard in range(2)]
+    for shard, successes in enumerate((3, 2)):
+        check_batch(paths, 6)  # not all are counted: nobody knows
+        stats = {"count": 9, "successes": successes, "failed_to_download": 4, "failed_to_resize": 0}
+        (tmp_path / f"{shard}_stats.json").write_text(json.dumps(stats))
+    check_batch(paths, 5)
+    with pytest.raises(
+        ValueError, match="a step takes 6 images .* and the shards have 5: lower data.batch_size"
+    ):
+        check_batch(paths, 6)
+
+
+def test_a_step_is_of_all_devices_and_accumulated(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    shutil.copy(shards / "1.tar", tmp_path)
+    stats = {"count": 3, "successes": 3, "failed_to_download": 0, "failed_to_resize": 0}
+    (tmp_path / "1_stats.json").write_text(json.dumps(stats))
+    settings = {
+        "data__sources": [str(tmp_path)],
+        "data__batch_size": 2,
+        "trainer__accumulate_grad_batches": 2,
+    }
+    line = error_line(stream(shards, tmp_path / "run", **settings), capsys)
+    assert "a step takes 4 images" in line and "the shards have 3" in line
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_shards_without_a_captioned_image_are_refused(
+    workers: int, world: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """In one line, also where a worker finds that out."""
+    path = write_tar(tmp_path / "0.tar", {"y.png": encoded()})
+    args = stream(shards, tmp_path / "run", data__sources=[str(path)], data__workers=workers)
+    assert error_line(args, capsys) == "error: no captioned image in 1 shards: 1 without caption"
+
+
+def test_a_stream_goes_on_in_its_order_only(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """With other workers, accumulation, devices or shards images would be left out."""
+    out = tmp_path / "run"
+    with pytest.raises(RuntimeError, match="stopped by the test"):
+        main(stream(shards, out, trainer__callbacks=[stop(3)]))
+    assert "(workers: 0 -> 2)" in error_line(stream(shards, out, data__workers=2), capsys)
+    line = error_line(stream(shards, out, trainer__accumulate_grad_batches=1), capsys)
+    assert "only with the same devices" in line and "(accumulate_grad_batches: 2 -> 1)" in line
+
+    data = StreamedData([])
+    data.paths, data.trainer = ["a.tar"], SimpleNamespace(world_size=2, accumulate_grad_batches=1)
+    before = data.state_dict()
+    data.load_state_dict(before)
+    data.paths, data.trainer.world_size = ["a.tar", "b.tar"], 3
+    with pytest.raises(ValueError, match="world_size: 2 -> 3; shards: 1 -> 2"):
+        data.load_state_dict(before)

@@ -1,0 +1,225 @@
+"""LoRA training: what is trained, what it adds, and files that stock diffusers and our loader read alike."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from diffusers import StableDiffusionPipeline
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from infer.models.lora import LORA_FILE
+from infer.models.pipeline import load_pipeline
+from tests.conftest import random_pipeline
+from tests.infer.models.model_files import assert_equal, failure, weights
+from train.lora_layers import add_lora, save_lora
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+RANK = 2
+TIMESTEPS = torch.tensor([10, 700])
+TOKENS = torch.tensor([[0, 5, 9, 1, 1, 1, 1, 1], [0, 40, 1, 1, 1, 1, 1, 1]])
+
+
+def noisy() -> Tensor:
+    return torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def outputs(pipe: Any) -> tuple[Tensor, Tensor]:
+    """The UNet's, from fixed embeddings, and the text encoder's."""
+    embedding = torch.randn(2, 8, 32, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        return pipe.unet(noisy(), TIMESTEPS, embedding).sample, pipe.text_encoder(TOKENS).last_hidden_state
+
+
+def prediction(pipe: Any, embedding: Tensor | None = None) -> Tensor:
+    """The UNet's, from given embeddings or from the text encoder's."""
+    if embedding is None:
+        embedding = pipe.text_encoder(TOKENS).last_hidden_state
+    return pipe.unet(noisy(), TIMESTEPS, embedding).sample
+
+
+def adapted(alpha: float | None = None, text: bool = True) -> Any:
+    """The random pipeline with a LoRA that changes its outputs."""
+    pipe = random_pipeline()
+    for part in (pipe.unet, pipe.text_encoder)[: 2 if text else 1]:
+        add_lora(part, RANK, alpha)
+        for weight in trainable(part).values():
+            weight.data.normal_(generator=torch.Generator().manual_seed(weight.numel()))
+    return pipe
+
+
+def trainable(part: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: weight for name, weight in part.named_parameters() if weight.requires_grad}
+
+
+def test_a_new_lora_changes_nothing():
+    plain, pipe = random_pipeline(), random_pipeline()
+    add_lora(pipe.unet, RANK, 8.0)
+    add_lora(pipe.text_encoder, RANK, None)
+    for ours, theirs in zip(outputs(pipe), outputs(plain), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_only_attention_projections_are_trained(dtype: torch.dtype):
+    """In float32; A of (rank, in), B of (out, rank)."""
+    pipe = random_pipeline().to(dtype)
+    projections = {
+        "unet": ("to_q", "to_k", "to_v", "to_out.0"),
+        "text_encoder": ("q_proj", "k_proj", "v_proj", "out_proj"),
+    }
+    for part, layers in projections.items():
+        module = getattr(pipe, part)
+        linear = {
+            name: (layer.in_features, layer.out_features)
+            for name, layer in module.named_modules()
+            if name.endswith(layers)
+        }
+        add_lora(module, RANK, None)
+        expected = {f"{name}.lora_A.default.weight": (RANK, into) for name, (into, _) in linear.items()}
+        expected |= {f"{name}.lora_B.default.weight": (out, RANK) for name, (_, out) in linear.items()}
+        found = trainable(module)
+        assert {name: tuple(weight.shape) for name, weight in found.items()} == expected
+        assert len(found) == {"unet": 4 * 2 * 4 * 2, "text_encoder": 4 * 2}[part]  # two of each transformer
+        assert {weight.dtype for weight in found.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("text", [True, False])
+@pytest.mark.parametrize("alpha", [None, 1.0, 6.5])
+def test_what_is_saved_is_what_was_trained(
+    tiny_pipeline: Path, tmp_path: Path, alpha: float | None, text: bool
+):
+    """In our loader, in its export, and in stock diffusers; by the formula, W + alpha / rank B A."""
+    trained = adapted(alpha, text)
+    save_lora(tmp_path / "lora", trained.unet, trained.text_encoder)
+    plain, fused = (
+        load_pipeline(str(tiny_pipeline)),
+        load_pipeline(str(tiny_pipeline), lora=str(tmp_path / "lora")),
+    )
+    fused.save_pretrained(tmp_path / "export")
+    stock = StableDiffusionPipeline.from_pretrained(tiny_pipeline)
+    stock.load_lora_weights(tmp_path / "lora")
+    exported = StableDiffusionPipeline.from_pretrained(tmp_path / "export")
+    for pipe in (fused, exported, stock):
+        for ours, theirs in zip(outputs(pipe), outputs(trained), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    changes = [(one - two).abs().max() for one, two in zip(outputs(trained), outputs(plain), strict=True)]
+    assert changes[0] > 0.1 and (changes[1] > 0.1) == text
+
+    expected = weights(plain)
+    for part in ("unet", "text_encoder")[: 2 if text else 1]:
+        layers = trainable(getattr(trained, part))
+        for name, down in layers.items():
+            if "lora_A" in name:
+                added = layers[name.replace("lora_A", "lora_B")].detach() @ down.detach()
+                key = f"{part}.{name.removesuffix('.lora_A.default.weight')}.weight"
+                expected[key] = expected[key] + (alpha or RANK) / RANK * added
+    assert_equal(weights(exported), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_same_lora_is_the_same_file(tmp_path: Path):
+    """Whatever the process's order of sets; and it does not tell where the model was."""
+    pipe = adapted(3.0)
+    pipe.text_encoder.name_or_path = "/home/someone/model"
+    files = []
+    for number in range(8):
+        save_lora(tmp_path / str(number), pipe.unet, pipe.text_encoder)
+        files.append((tmp_path / str(number) / LORA_FILE).read_bytes())
+    assert len(set(files)) == 1 and b"someone" not in files[0]
+    with safe_open(tmp_path / "0" / LORA_FILE, "pt") as file:
+        about, names = json.loads(file.metadata()["lora_adapter_metadata"]), set(file.keys())
+    for part in ("unet", "text_encoder"):
+        assert (about[f"{part}.r"], about[f"{part}.lora_alpha"]) == (RANK, 3.0)
+        assert about[f"{part}.target_modules"] == sorted(about[f"{part}.target_modules"])
+    assert "text_encoder.text_model.encoder.layers.0.self_attn.q_proj.lora_A.weight" in names
+    assert "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_out.0.lora_B.weight" in names
+
+
+def gradients(pipe: Any, text: bool, checkpointing: bool) -> tuple[dict[str, Tensor], list[int]]:
+    """Of all that is trained; and how often a layer of each trained part ran, there and back."""
+    embedding, parts = None, {"unet": pipe.unet.train()}
+    layers = [pipe.unet.mid_block.attentions[0].transformer_blocks[0].attn1.to_q]
+    if text:
+        parts["text_encoder"] = pipe.text_encoder.train()
+        layers.append(pipe.text_encoder.encoder.layers[0].self_attn.q_proj)
+    else:
+        embedding = outputs(pipe)[1]
+        assert not embedding.requires_grad
+    if checkpointing:
+        pipe.unet.enable_gradient_checkpointing()
+        if text:
+            pipe.text_encoder.activation_checkpointing_enable()
+    runs = [0] * len(layers)
+    for number, layer in enumerate(layers):
+        layer.register_forward_hook(lambda *_, number=number: runs.__setitem__(number, runs[number] + 1))
+    prediction(pipe, embedding).square().sum().backward()
+    weights = {f"{name}.{key}": w for name, part in parts.items() for key, w in part.named_parameters()}
+    found = {key: weight.grad for key, weight in weights.items() if weight.grad is not None}
+    assert found.keys() == {key for key, weight in weights.items() if weight.requires_grad}
+    return found, runs
+
+
+@pytest.mark.parametrize("text", [True, False])
+def test_checkpointing_gives_the_same_gradients(text: bool):
+    """Though no input needs any: latents, tokens and, with the text encoder frozen, embeddings."""
+    plain, once = gradients(adapted(3.0, text), text, checkpointing=False)
+    again, twice = gradients(adapted(3.0, text), text, checkpointing=True)
+    assert once == [1] * len(once) and twice == [2] * len(once)
+    assert len(once) == 1 + text and all("lora_" in key for key in plain)
+    assert all(gradient.abs().max() > 0 for gradient in plain.values())
+    assert_equal(again, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_training_changes_the_adapters_only():
+    pipe = random_pipeline()
+    for part in (pipe.unet, pipe.text_encoder):
+        add_lora(part, 4, None)
+    before = weights(pipe)
+    trained = [*trainable(pipe.unet).values(), *trainable(pipe.text_encoder).values()]
+    optimizer, losses = torch.optim.AdamW(trained, 2e-2), []
+    wanted = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+    for _ in range(20):
+        loss = F.mse_loss(prediction(pipe), wanted)
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert losses[-1] < 0.9 * losses[0]
+    changed = {key for key, weight in weights(pipe).items() if not torch.equal(weight, before[key])}
+    assert changed == {key for key in before if "lora_" in key}
+
+
+REFUSALS: dict[str, tuple[Callable[[], nn.Module], int, float | None, str]] = {
+    "rank 0": (lambda: random_pipeline().unet, 0, None, "rank must be at least 1, not 0"),
+    "alpha 0": (lambda: random_pipeline().unet, 2, 0.0, "alpha must be above 0, not 0.0; null makes it"),
+    "alpha -1": (lambda: random_pipeline().unet, 2, -1.0, "alpha must be above 0, not -1.0"),
+    "alpha nan": (lambda: random_pipeline().unet, 2, float("nan"), "alpha must be above 0, not nan"),
+    "no attention": (
+        lambda: nn.Sequential(nn.Conv2d(4, 4, 3)),
+        2,
+        None,
+        "Sequential has no attention projection .* train it whole",
+    ),
+    "a second LoRA": (lambda: adapted().unet, 2, None, "UNet2DConditionModel has a LoRA already"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_what_cannot_be_trained_is_refused(case: str):
+    """Before anything is frozen."""
+    make, rank, alpha, words = REFUSALS[case]
+    part = make()
+    before = trainable(part).keys()
+    failure(ValueError, words, add_lora, part, rank, alpha)
+    assert trainable(part).keys() == before
+
+
+def test_a_unet_without_lora_is_not_saved(tmp_path: Path):
+    pipe = random_pipeline()
+    add_lora(pipe.text_encoder, RANK, None)
+    failure(ValueError, "has no LoRA to save", save_lora, tmp_path / "lora", pipe.unet, pipe.text_encoder)
+    assert not (tmp_path / "lora").exists()

@@ -1,0 +1,336 @@
+"""`python -m train fit` of the text encoder and of LoRA layers: what is trained, kept and exported."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+
+from infer.denoising.noise import sample_seed
+from infer.models.lora import LORA_FILE
+from infer.models.pipeline import load_pipeline
+from tests.infer.models.model_files import assert_equal, failure, weights
+from tests.train import fits as fitting
+from tests.train.fits import (
+    ACCUMULATED,
+    BATCH,
+    STEPS,
+    assert_same_run,
+    full,
+    short,
+    spied,
+    spy,
+    start,
+    stop,
+    unet,
+)
+from train.__main__ import main
+from train.base_model.unet import BaseTraining
+
+world = fitting.world  # a fixture
+RANK, ALPHA = 2, 8
+TEXT = "trained_text."  # begins the text encoder's names in a checkpoint
+KINDS = {
+    "text": {"model__text_encoder": "true"},
+    "lora": {"model__lora_rank": RANK, "model__lora_alpha": ALPHA},
+    "both": {"model__text_encoder": "true", "model__lora_rank": RANK, "model__lora_alpha": ALPHA},
+    "8bit": {"model__optimizer": "adamw8bit"},
+}
+LORA, TRAINED_TEXT = {"lora", "both"}, {"text", "both"}
+Run = Callable[[str], Path]
+
+
+def parts(world: Path, out: Path, kind: str, **settings) -> list[str]:
+    return full(world, out, model__lr=2e-2, **(KINDS[kind] | settings))
+
+
+@pytest.fixture(scope="module")
+def run(world: Path) -> Run:
+    """Run folder of a kind's fit, never interrupted; `world/spied-<kind>` is what the UNet saw."""
+    done: dict[str, Path] = {}
+
+    def fitted(kind: str) -> Path:
+        if kind not in done:
+            done[kind] = world / kind
+            callbacks = [spy(world / f"spied-{kind}")]
+            assert main(parts(world, done[kind], kind, trainer__callbacks=callbacks)) == 0
+        return done[kind]
+
+    return fitted
+
+
+def checkpoint(run: Path) -> dict:
+    return torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+
+
+def stock(folder: Path) -> StableDiffusionPipeline:
+    pipe = StableDiffusionPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def text_encoder(folder: Path) -> dict[str, Tensor]:
+    return load_file(folder / "text_encoder/model.safetensors")
+
+
+def watched(run: Path) -> list[str]:
+    """Ids on the sheet, from left to right."""
+    rows = pd.read_parquet(run / "samples/similarity.parquet")
+    return rows["id"][rows["step"] == STEPS].tolist()
+
+
+def last_sheet(run: Path) -> list[np.ndarray]:
+    """The generations on it, each pixel once."""
+    sheet = np.asarray(Image.open(run / f"samples/step-{STEPS:06d}.png")).astype(int)
+    return [sheet[48:96:3, left : left + 48 : 3] for left in (0, 48)]
+
+
+def made(pipe: StableDiffusionPipeline, run: Path) -> list[np.ndarray]:
+    """What a pipeline makes of the watched captions, as the monitor asks for it."""
+    captions = pd.read_parquet(run / "exposures.parquet").set_index("id")["caption"]
+    options = {"guidance_scale": 3.0, "num_inference_steps": 2}
+    images = []
+    for name in watched(run):
+        generator = torch.Generator().manual_seed(sample_seed(0, name, 0))
+        images.append(np.asarray(pipe(captions[name], generator=generator, **options).images[0]).astype(int))
+    return images
+
+
+def apart(ours: list[np.ndarray], theirs: list[np.ndarray]) -> int:
+    """Largest difference of a pixel, of 255."""
+    return max(abs(one - other).max() for one, other in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["text", "lora", "both"])
+def test_stock_diffusers_makes_the_images_of_the_last_sheet(kind: str, run: Run, world: Path) -> None:
+    """From the export, which is what the training looked at, text encoder included; not from the base."""
+    sheet = last_sheet(run(kind))
+    assert apart(made(stock(run(kind) / "pipeline"), run(kind)), sheet) <= 1
+    assert apart(made(stock(world / "model"), run(kind)), sheet) > 3
+
+
+@pytest.mark.parametrize("kind", ["text", "both", "lora", "8bit"])
+def test_only_what_was_asked_for_has_changed(kind: str, run: Run, world: Path) -> None:
+    pipe, base = load_pipeline(str(run(kind) / "pipeline")), load_pipeline(str(world / "model"))
+    before, after = weights(base), weights(pipe)
+    assert before.keys() == after.keys()
+    changed = {key for key in before if not torch.equal(before[key], after[key])}
+    attention = ("to_q.weight", "to_k.weight", "to_v.weight", "to_out.0.weight")
+    text_attention = ("q_proj.weight", "k_proj.weight", "v_proj.weight", "out_proj.weight")
+    if kind in LORA:
+        ends = {"unet": attention, "text_encoder": text_attention if kind == "both" else ("none",)}
+        assert changed == {key for key in before if key.endswith(ends.get(key.split(".")[0], "none"))}
+    else:
+        trained = ("unet.", "text_encoder.") if kind == "text" else ("unet.",)
+        assert all(key.startswith(trained) for key in changed)
+        for part in trained:
+            share = np.mean([key in changed for key in before if key.startswith(part)])
+            assert share > 0.9, part
+
+
+@pytest.mark.parametrize("kind", ["text", "both"])
+def test_captions_are_encoded_by_the_encoder_in_training(kind: str, run: Run, world: Path) -> None:
+    """Though the latents come from the cache; a dropped caption is what the encoder makes of none by then."""
+    cut = world / f"cut-{kind}"
+    with pytest.raises(RuntimeError, match="stopped by the test"):
+        main(parts(world, cut, kind, trainer__callbacks=[stop(5)]))
+    about = checkpoint(cut)  # of step 4: these weights made the batches of the next
+    assert about["global_step"] == 4
+    batches = spied(run(kind) and world / f"spied-{kind}")
+    captions = pd.read_parquet(run(kind) / "exposures.parquet")["caption"]
+    state, pipe = about["state_dict"], stock(world / "model")
+    own = {key.removeprefix(TEXT): value for key, value in state.items() if key.startswith(TEXT)}
+    if kind == "text":
+        pipe.text_encoder.load_state_dict(own)
+    else:
+        with torch.no_grad():
+            for name, down in own.items():
+                if "lora_A" in name:
+                    layer = pipe.text_encoder.get_submodule(name.removesuffix(".lora_A.default.weight"))
+                    layer.weight += ALPHA / RANK * own[name.replace("lora_A", "lora_B")] @ down
+    dropped = 0
+    for batch in batches[4 * ACCUMULATED : 5 * ACCUMULATED]:
+        texts = captions[batch["index"].tolist()].tolist()
+        with torch.no_grad():
+            expected, none = (pipe.encode_prompt(each, "cpu", 1, False)[0] for each in (texts, ""))
+        for row, embedding in enumerate(batch["embedding"]):
+            if (embedding - none[0]).abs().max() < 1e-4:
+                dropped += 1
+            else:
+                torch.testing.assert_close(embedding, expected[row], atol=1e-4, rtol=1e-4)
+    assert 0 < dropped < ACCUMULATED * BATCH
+    before = stock(world / "model").encode_prompt("", "cpu", 1, False)[0]
+    assert (before - none).abs().max() > 1e-2
+
+
+def test_the_latents_are_cached_when_captions_cannot_be(world: Path, tmp_path: Path) -> None:
+    """And training cannot tell: the same losses without a cache."""
+    losses = []
+    for name, cache in (("cached", tmp_path / "cache"), ("live", "null")):
+        settings = {"data__cache": cache, "trainer__max_steps": 3, "grid__every_n_steps": 99}
+        if name == "cached":
+            settings |= {"data__cache_dtype": "float32"}
+        assert main(parts(world, tmp_path / name, "text", **settings)) == 0
+        losses.append(pd.read_csv(tmp_path / name / "metrics.csv")["loss"])
+    np.testing.assert_allclose(*losses, rtol=1e-4)
+    assert [path.name.split("-")[0] for path in (tmp_path / "cache").iterdir()] == ["latents"]
+
+
+def test_the_text_encoder_is_averaged(run: Run) -> None:
+    """The export holds the average, the checkpoint the weights as they are."""
+    about = checkpoint(run("text"))
+    exported, state = text_encoder(run("text") / "pipeline"), about["state_dict"]
+    average = dict(zip(state, about["callbacks"]["EMA"]["average"], strict=True))
+    assert {key for key in state if key.startswith(TEXT)} == {TEXT + key for key in exported}
+    for key, value in exported.items():
+        assert torch.equal(value, average[TEXT + key])
+    assert any(not torch.equal(value, state[TEXT + key]) for key, value in exported.items())
+
+
+@pytest.mark.parametrize("kind", ["lora", "both"])
+def test_a_checkpoint_holds_the_adapters_only(kind: str, run: Run) -> None:
+    """Weights, averages and moments of each; and is smaller than the UNet."""
+    path = run(kind) / "checkpoints/last.ckpt"
+    about = checkpoint(run(kind))
+    names = set(about["state_dict"])
+    assert all("lora_" in name for name in names)
+    assert any(name.startswith(TEXT) for name in names) == (kind in TRAINED_TEXT)
+    numbers = sum(value.numel() for value in about["state_dict"].values())
+    assert sum(value.numel() for value in about["callbacks"]["EMA"]["average"]) == numbers
+    assert len(about["optimizer_states"][0]["state"]) == len(names)
+    whole = sum(value.numel() for value in unet(run(kind) / "pipeline").values())
+    assert numbers < 0.05 * whole and path.stat().st_size < 4 * whole
+
+
+@pytest.mark.parametrize("kind", ["lora", "both"])
+def test_the_export_is_the_base_with_the_averaged_adapters(kind: str, run: Run, world: Path) -> None:
+    """W + alpha / rank B A by hand, from the average that the checkpoint keeps; and so is `pipeline/lora`."""
+    about = checkpoint(run(kind))
+    average = dict(zip(about["state_dict"], about["callbacks"]["EMA"]["average"], strict=True))
+    expected = weights(load_pipeline(str(world / "model")))
+    for name, down in average.items():
+        if "lora_A" in name:
+            up = average[name.replace("lora_A", "lora_B")]
+            assert up.abs().max() > 0
+            part = "text_encoder" if name.startswith(TEXT) else "unet"
+            key = f"{part}.{name.split('.', 1)[1].removesuffix('.lora_A.default.weight')}.weight"
+            expected[key] = expected[key] + ALPHA / RANK * up @ down
+    assert_equal(weights(load_pipeline(str(run(kind) / "pipeline"))), expected, rtol=1e-5, atol=1e-6)
+    raw = any(not torch.equal(value, average[name]) for name, value in about["state_dict"].items())
+    assert raw
+
+    base = stock(world / "model")
+    base.load_lora_weights(run(kind) / "pipeline/lora")
+    assert apart(made(base, run(kind)), last_sheet(run(kind))) <= 1
+    loaded = load_pipeline(str(world / "model"), lora=str(run(kind) / "pipeline/lora"))
+    assert_equal(weights(loaded), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_interrupted_run_ends_as_if_it_was_not(kind: str, run: Run, world: Path) -> None:
+    """In step 6, a step after the checkpoint, then the same command again."""
+    out = world / f"cut-{kind}"
+    if not out.exists():
+        with pytest.raises(RuntimeError, match="stopped by the test"):
+            main(parts(world, out, kind, trainer__callbacks=[stop(5)]))
+    assert not (out / "pipeline").exists()
+    assert main(parts(world, out, kind)) == 0
+    assert_same_run(run(kind), out)
+    ours, theirs = (weights(load_pipeline(str(each / "pipeline"))) for each in (out, run(kind)))
+    assert_equal(ours, theirs, rtol=0, atol=1e-5)
+    if kind in LORA:
+        files = [load_file(each / "pipeline/lora" / LORA_FILE) for each in (out, run(kind))]
+        assert_equal(*files, rtol=0, atol=1e-5)
+
+
+def test_moments_of_8_bits_are_kept(run: Run) -> None:
+    """In the checkpoint, of tensors of 4096 entries or more."""
+    about = checkpoint(run("8bit"))
+    states = about["optimizer_states"][0]["state"].values()
+    kinds = [state["__bnb_optimizer_quant_state__"]["state1"].dtype for state in states]
+    large = [value.numel() >= 4096 for value in about["state_dict"].values()]
+    assert [kind == torch.uint8 for kind in kinds] == large and any(large)
+
+
+@pytest.mark.parametrize("kind", ["text", "both"])
+def test_checkpointing_changes_no_loss(kind: str, run: Run, world: Path, tmp_path: Path) -> None:
+    args = parts(world, tmp_path / "run", kind, model__gradient_checkpointing="true")
+    assert main(args) == 0
+    losses = [pd.read_csv(each / "metrics.csv")["loss"] for each in (run(kind), tmp_path / "run")]
+    np.testing.assert_allclose(*losses, rtol=1e-3)
+
+
+def test_a_lora_begins_with_the_losses_of_the_model(world: Path, tmp_path: Path) -> None:
+    """It changes nothing at first: weighted by the signal, and with some left out, too."""
+    options = {"model__min_snr_gamma": 5, "model__skip_rms": 0.01, "model__caption_dropout": 0}
+    losses = {}
+    for name, given in {
+        "all weights": options,
+        "lora": options | KINDS["lora"],
+        "lora and text": options | KINDS["both"],
+        "without": KINDS["lora"] | {"model__caption_dropout": 0},
+        "none left out": KINDS["lora"] | options | {"model__skip_rms": "null"},
+    }.items():
+        out = tmp_path / name.replace(" ", "_")
+        settings = {"model__warmup_steps": 0, "data__batch_size": 8, "trainer__max_steps": 2}
+        assert main(short(world, out, model__lr=1e-2, **(given | settings))) == 0
+        losses[name] = pd.read_csv(out / "metrics.csv")["loss"]
+    for name in ("lora", "lora and text"):
+        assert losses[name][0] == pytest.approx(losses["all weights"][0], rel=2e-3)
+        assert losses[name][1] != pytest.approx(losses["all weights"][1], rel=2e-3)
+    for name in ("without", "none left out"):
+        assert losses[name][0] != pytest.approx(losses["lora"][0], rel=1e-2)
+
+
+def test_two_processes_train_what_one_does(world: Path, tmp_path: Path) -> None:
+    """LoRA layers of both parts: the same losses as one process with a batch twice as large."""
+    settings = KINDS["both"] | {
+        "model__lr": 1e-3,
+        "model__caption_dropout": 0.25,
+        "trainer__max_steps": 5,
+        "grid__every_n_steps": 99,
+    }
+    two, one = tmp_path / "two", tmp_path / "one"
+    devices = {"trainer__devices": 2, "trainer__strategy": "ddp", "data__batch_size": 3}
+    process = start(short(world, two, **(settings | devices)))
+    _, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors
+    assert main(short(world, one, data__batch_size=6, **settings)) == 0
+    losses = [pd.read_csv(each / "metrics.csv")["loss"] for each in (one, two)]
+    np.testing.assert_allclose(*losses, rtol=0, atol=1e-5)
+    files = [load_file(each / "pipeline/lora" / LORA_FILE) for each in (one, two)]
+    assert_equal(*files, rtol=0, atol=1e-4)
+
+
+REFUSED = {
+    "a scale of nothing": ({"model__lora_alpha": 4}, "lora_alpha has no effect without lora_rank"),
+    "rank 0": ({"model__lora_rank": 0}, "lora_rank must be at least 1, not 0"),
+    "alpha 0": ({"model__lora_rank": 2, "model__lora_alpha": 0}, "alpha must be above 0, not 0"),
+    "8 bits in another layout": (
+        {"model__optimizer": "adamw8bit", "model__channels_last": "true"},
+        "leave channels_last out",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_bad_input_gets_a_clear_line(
+    case: str, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """And the folder is free for the next try."""
+    settings, words = REFUSED[case]
+    assert main(short(world, tmp_path / "run", **settings)) == 1
+    errors = capsys.readouterr().err
+    assert "Traceback" not in errors and words in errors.strip().splitlines()[-1]
+    assert not (tmp_path / "run/pipeline").exists() and not (tmp_path / "run/checkpoints").exists()
+
+
+def test_a_base_model_has_no_lora() -> None:
+    words = "training.lora_rank: a LoRA changes a trained model"
+    failure(ValueError, words, BaseTraining, "vae", "clip", {}, {}, {"lora_rank": 2})

@@ -1,0 +1,68 @@
+"""A base model from nothing: an untrained UNet around an autoencoder and a CLIP that this project trained."""
+
+from copy import deepcopy
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+from train.finetune import Finetune
+
+
+class BaseTraining(Finetune):
+    """Finetune's training on a pipeline that is put together here.
+
+    Args:
+        autoencoder: folder with `vae/`, as train.base_model.autoencoder exports it.
+        clip: folder with `text_encoder/` and `tokenizer/`, as train.base_model.clip exports it.
+        unet: keyword arguments of diffusers' UNet2DConditionModel.
+        scheduler: keyword arguments of diffusers' DDIMScheduler.
+        training: keyword arguments of train.finetune.Finetune, without `pipeline`.
+    """
+
+    def __init__(
+        self,
+        autoencoder: str,
+        clip: str,
+        unet: dict[str, Any],
+        scheduler: dict[str, Any],
+        training: dict[str, Any],
+    ):
+        if unknown := training.keys() - signature(Finetune).parameters.keys():
+            raise ValueError(f"model.training has no option {', '.join(sorted(unknown))}")
+        if training.get("lora_rank"):
+            raise ValueError("training.lora_rank: a LoRA changes a trained model, and this one has to be")
+        super().__init__(pipeline="", **training)
+        self.parts = (Path(autoencoder), Path(clip), unet, scheduler)
+
+    def load_pipeline(self) -> Any:
+        from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+        from transformers import CLIPTextModel, CLIPTokenizer
+
+        autoencoder, clip, unet, scheduler = self.parts
+        vae = AutoencoderKL.from_pretrained(autoencoder / "vae")
+        text_encoder = CLIPTextModel.from_pretrained(clip / "text_encoder")
+        channels = vae.config.latent_channels
+        return StableDiffusionPipeline(
+            vae=vae.float(),
+            text_encoder=text_encoder.float(),
+            tokenizer=CLIPTokenizer.from_pretrained(clip / "tokenizer"),
+            unet=UNet2DConditionModel(
+                in_channels=channels,
+                out_channels=channels,
+                cross_attention_dim=text_encoder.config.hidden_size,
+                **unet,
+            ),
+            scheduler=DDIMScheduler(**scheduler),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+
+    def export(self, folder: Path) -> None:
+        """The pipeline, UNet and autoencoder in 16 bits: this is what is committed.
+
+        Not the text encoder: transformers would load it in 16 bits, diffusers loads the others in 32.
+        """
+        super().export(folder)
+        for name in ("unet", "vae"):
+            deepcopy(getattr(self.pipe, name)).half().save_pretrained(folder / name)
