@@ -244,8 +244,8 @@ def calibrate(args: list[str]) -> None:
     import yaml
 
     from data.files import write_atomically
+    from infer.calibrate import plots as calibrate_plots
     from infer.calibrate.calibration import Calibration
-    from infer.calibrate.calibration import plots as calibrate_plots
 
     calibration = options_of(Calibration, calibrate, args)
     mitigation, out = load_mitigation(calibration.mitigation), Path(calibration.out)
@@ -268,10 +268,10 @@ def basin(args: list[str]) -> None:
 
     from callbacks.mitigations.dynamic_transition import DynamicTransition
     from callbacks.mitigations.static_transition import StaticTransition
+    from infer.basin import numbers as basin_numbers
+    from infer.basin import plots as basin_plots
     from infer.basin.explore import explore
     from infer.basin.options import Basin
-    from infer.basin.options import numbers as basin_numbers
-    from infer.basin.options import plots as basin_plots
     from infer.denoising.curves import SPACES
 
     options = options_of(Basin, basin, args, lists=("--points", "--training"))

@@ -26,8 +26,8 @@ def detect(args: list[str]) -> None:
     """Score prompts by published detectors of memorization; tell how well each tells two groups apart."""
     from rich.console import Console
 
+    from infer.detect import plots as detect_plots
     from infer.detect.detection import Detection
-    from infer.detect.detection import plots as detect_plots
 
     found = options_of(Detection, detect, args).measure()
     paths = [*found.write(), *detect_plots.save(found)]

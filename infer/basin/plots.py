@@ -10,9 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from data.files import write_atomically
+from infer.basin import sheet as look
 from infer.basin.explore import spread
 from infer.basin.options import Findings
-from infer.basin.options import sheet as look
 from infer.basin.sheet import GAP, ROW, SIDE, Sheet, over_time, signed
 from infer.report.plots import PALETTE
 

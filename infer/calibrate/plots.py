@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from data.files import write_atomically
-from infer.basin.options import sheet as look
+from infer.basin import sheet as look
 from infer.calibrate.calibration import Calibrated
 
 COLORS = {"memorized": look.COPIED, "ordinary": look.ORDINARY}

@@ -11,7 +11,7 @@ from rich import box
 from rich.table import Table
 
 from data.files import write_atomically
-from infer.basin.options import sheet as look
+from infer.basin import sheet as look
 from infer.detect.detection import DETECTORS, Detected
 from infer.detect.detectors import auc, threshold
 

@@ -15,10 +15,10 @@ from callbacks.mitigations.dynamic_transition import DynamicTransition
 from callbacks.mitigations.static_transition import StaticTransition
 from data.captioned import load_captioned
 from infer.__main__ import main
+from infer.basin import plots as basin_plots
 from infer.basin.explore import explore, spread
 from infer.basin.numbers import numbers
 from infer.basin.options import Basin, Findings
-from infer.basin.options import plots as basin_plots
 from infer.denoising.curves import SPACES
 from infer.denoising.hooks import Request
 from infer.denoising.noise import sample_seed

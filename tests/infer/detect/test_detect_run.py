@@ -16,9 +16,9 @@ from infer.denoising.curves import watched_curves
 from infer.denoising.hooks import Request
 from infer.denoising.noise import sample_seed
 from infer.denoising.sampling import encode, make_images
+from infer.detect import detection as detect
+from infer.detect import plots as detect_plots
 from infer.detect.detection import DETECTORS, Detected, Detection
-from infer.detect.detection import detection as detect
-from infer.detect.detection import plots as detect_plots
 from infer.detect.detectors import auc, fall
 from tests.conftest import CAPTIONS, random_pipeline
 

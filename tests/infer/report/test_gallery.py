@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from infer.report import gallery as report_gallery
 from infer.report.gallery import side_of, thumbnail
-from infer.report.page import gallery as report_gallery
 from infer.report.page import write_report
 from tests.infer.report.folders import SIMILARITY, SWEEP, Page, build, swept, three
 
