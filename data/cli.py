@@ -1,5 +1,6 @@
 """What the entry points share: help, unknown commands, and errors of the user's in one line."""
 
+import logging
 import sys
 from argparse import ArgumentError
 from collections.abc import Callable, Iterator
@@ -53,3 +54,8 @@ def run(program: str, text: str, commands: dict[str, Callable[[list[str]], None]
             print(f"error: {without_traceback(error)}", file=sys.stderr)
         return 2 if isinstance(error, ArgumentError) else 1
     return 0
+
+
+def warn_no_effect(option: str, why: str) -> None:
+    """Log that an option does nothing here, once for each command: the run goes on without it."""
+    logging.getLogger("attraction_basin").warning("%s has no effect: %s", option, why)

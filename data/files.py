@@ -1,5 +1,6 @@
 """Files that are whole or absent, and other libraries' errors in one line."""
 
+import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -17,3 +18,17 @@ def one_line(error: Exception) -> str:
     """What somebody else's error says, shortened."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def sha256_of(path: str | Path) -> str:
+    """Hexadecimal SHA-256 of a file's whole content."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest(*parts: object) -> str:
+    """Hexadecimal SHA-256 of the parts, in order: a change in any of them gives another."""
+    sha256 = hashlib.sha256()
+    for part in parts:
+        sha256.update((part if isinstance(part, bytes) else str(part).encode()) + b"\0")
+    return sha256.hexdigest()

@@ -8,16 +8,11 @@ from urllib.parse import urlparse
 
 import torch
 
-from data.files import one_line
+from data.files import one_line, sha256_of
 
 
 def is_url(name: str) -> bool:
     return name.startswith(("http://", "https://"))
-
-
-def sha256_of(path: str | Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_sha256(sha256: str | None) -> None:
