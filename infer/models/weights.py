@@ -1,4 +1,4 @@
-"""Files and names of weights, and the noise of the libraries that read them."""
+"""Files and names of weights, and the messages of the libraries that read them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,12 +10,12 @@ PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 
 
 def is_file_name(name: str) -> bool:
-    """Whether the name is of a file of weights, there or not, and of no folder."""
+    """Whether the name is that of a file of weights, existing or not, and of no folder."""
     return name.endswith((".safetensors", *PICKLES)) and not Path(name).is_dir()
 
 
 def is_hub_id(name: str) -> bool:
-    """`owner/name`, and no such folder here."""
+    """Whether the name is `owner/name` and no local folder."""
     return (
         name.count("/") == 1
         and not name.startswith((".", "/", "~", "outputs/", "data/"))
@@ -24,8 +24,19 @@ def is_hub_id(name: str) -> bool:
     )
 
 
+def check_safetensors(folder: Path) -> None:
+    """FileNotFoundError for a folder without .safetensors; it names the pickle that is there instead."""
+    if not any(folder.glob("*.safetensors")):
+        pickles = sorted(path.name for path in folder.glob("*") if path.suffix in PICKLES)
+        why = f", only {pickles[0]}, a pickle, which may run code: convert it" if pickles else ""
+        raise FileNotFoundError(f"{folder} has no .safetensors{why}")
+
+
 def tensor_names(name: str) -> list[str]:
-    """Of a safetensors file, from its header."""
+    """The names of a safetensors file's tensors, from its header.
+
+    Raises ValueError for a pickle or a damaged file, FileNotFoundError for a missing one.
+    """
     from safetensors import SafetensorError, safe_open
 
     if name.endswith(PICKLES):
@@ -43,27 +54,26 @@ def tensor_names(name: str) -> list[str]:
 
 @contextmanager
 def quiet_bars() -> Iterator[None]:
-    """Without the bars of diffusers and transformers for what takes a second; those of downloads stay."""
+    """Hide the progress bars of diffusers and transformers for what takes a second; downloads keep theirs."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
-    def quiet(factory, args, kwargs):
-        return factory(*args, **(kwargs | {"disable": True}))
-
-    hook = transformers_logging.set_tqdm_hook(quiet)
-    shown = diffusers_logging.is_progress_bar_enabled()
+    hook = transformers_logging.set_tqdm_hook(
+        lambda factory, args, kwargs: factory(*args, **kwargs | {"disable": True})
+    )
+    enabled = diffusers_logging.is_progress_bar_enabled()
     diffusers_logging.disable_progress_bar()
     try:
         yield
     finally:
         transformers_logging.set_tqdm_hook(hook)
-        if shown:
+        if enabled:
             diffusers_logging.enable_progress_bar()
 
 
 @contextmanager
 def no_warnings() -> Iterator[None]:
-    """Without the warnings of diffusers and transformers about what is checked here."""
+    """Silence the warnings of diffusers and transformers about what is checked here."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 

@@ -13,7 +13,7 @@ from callbacks.model_card import code, describe, escaped, model_card, place
 from infer.models.pipeline import load_pipeline
 from tests.callbacks import run_files as exported
 from tests.callbacks.run_files import ABOUT, CONFIG, change
-from tests.infer.models.lora_files import diffusers_lora
+from tests.infer.models.model_files import diffusers_lora
 
 run = exported.run  # fixtures
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -168,7 +168,6 @@ def test_it_writes_a_static_transition(
         (["--mitigation", "stp", "--batch_size", "0"], "batch_size must be at least 1"),
         (["--mitigation", "stp", "--device", "cuda:77"], "device 'cuda:77' is not here"),
         (["--mitigation", "stp", "--out", "made.txt"], "a .yaml file, not 'made.txt'"),
-        (["--mitigation", "stp", "--lora_scale", "2"], "does nothing without a LoRA"),
         (["--mitigation", "stp", "--resolution", "15"], "resolution must be a multiple of 2 pixels, not 15"),
     ],
 )

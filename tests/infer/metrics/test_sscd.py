@@ -16,7 +16,7 @@ from PIL import Image
 
 from infer.metrics.protocols import PROTOCOLS
 from infer.metrics.similarity import SSCD_MODELS, check_sscd, sscd_descriptor, sscd_file
-from infer.models.download import fetch, place_of
+from infer.models.download import download_path, fetch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 IMAGENET = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -226,7 +226,7 @@ def test_a_url_is_downloaded_once(hub: Path, served: tuple[str, list[str]], show
     vector = sscd_descriptor(url, "dcr", sha256)([picture(30, 20)])
     assert torch.equal(vector, sscd_descriptor(str(shown), "dcr")([picture(30, 20)]))
     (kept,) = files(hub)
-    assert kept.read_bytes() == shown.read_bytes() and kept == place_of(url)
+    assert kept.read_bytes() == shown.read_bytes() and kept == download_path(url)
     assert sscd_file(url) == kept and len(asked) == 1
     kept.write_bytes(b"changed since")
     with pytest.raises(ValueError, match="another file"):
@@ -249,8 +249,8 @@ def test_a_file_that_is_not_there_is_one_line_that_says_where_to_put_it(
     url = f"{served[0]}/none.pt"
     with pytest.raises(FileNotFoundError, match=f"cannot download {url} .*404.*") as caught:
         sscd_descriptor(url)
-    assert f"put the file at {place_of(url)}" in str(caught.value) and "\n" not in str(caught.value)
-    assert place_of(url).is_relative_to(hub)
+    assert f"put the file at {download_path(url)}" in str(caught.value) and "\n" not in str(caught.value)
+    assert download_path(url).is_relative_to(hub)
 
 
 def test_metas_models_are_asked_for_at_metas_address(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,8 +262,8 @@ def test_metas_models_are_asked_for_at_metas_address(hub: Path, monkeypatch: pyt
         assert SSCD_MODELS[name] == url
         with pytest.raises(FileNotFoundError, match=f"cannot download {url} .*put the file at"):
             sscd_file(name)
-        place_of(url).parent.mkdir(parents=True, exist_ok=True)
-        place_of(url).write_bytes(b"put there")
+        download_path(url).parent.mkdir(parents=True, exist_ok=True)
+        download_path(url).write_bytes(b"put there")
         assert sscd_file(name).read_bytes() == b"put there"
 
 
@@ -272,8 +272,8 @@ def offline() -> None:
 
 
 def test_two_urls_with_one_file_name_are_kept_apart(hub: Path) -> None:
-    assert place_of("https://a.example/sscd.pt") != place_of("https://b.example/sscd.pt")
-    assert place_of("https://a.example/../../sscd.pt").parent.parent == hub / "attraction_basin"
+    assert download_path("https://a.example/sscd.pt") != download_path("https://b.example/sscd.pt")
+    assert download_path("https://a.example/../../sscd.pt").parent.parent == hub / "attraction_basin"
 
 
 def test_the_kind_of_a_file_is_in_its_urls_path() -> None:

@@ -1,7 +1,10 @@
-"""Models of every form: dtype, silence, no pickles, checks that let pass what can be loaded, fingerprints."""
+"""Models of every form: dtype, silence, no pickles, checks that let pass what can be loaded, the Hub."""
 
 import logging
 import shutil
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,28 +12,39 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from infer.models.hub import hub_commit, one_at_a_time
 from infer.models.lora import LORA_FILE, check_lora
-from infer.models.pipeline import MIRRORS, check_pipeline, fingerprint, load_pipeline
-from tests.conftest import BASE
-from tests.infer.models.lora_files import diffusers_lora, kohya_lora
-from tests.infer.models.model_files import changed, failure, weights
+from infer.models.pipeline import (
+    MIRRORS,
+    check_pipeline,
+    fingerprint,
+    load_pipeline,
+    pipeline_class,
+    resolved_revision,
+)
+from tests.infer.models.model_files import changed, diffusers_lora, failure, kohya_lora, weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def test_dtype_is_that_of_all_weights(model_folder: Path, model_file: Path, tmp_path: Path):
-    kohya_lora(load_pipeline(str(model_folder)), tmp_path / "style.safetensors", alpha=2.0)
-    lora = str(tmp_path / "style.safetensors")
+@pytest.fixture(scope="module")
+def style(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A LoRA of kohya's that leaves the text encoder alone."""
+    path = tmp_path_factory.mktemp("lora") / "style.safetensors"
+    kohya_lora(load_pipeline(str(model_folder)), path, alpha=2.0, text=False)
+    return str(path)
+
+
+def test_dtype_is_that_of_all_weights(model_folder: Path, model_file: Path, style: str):
     for name, config in ((str(model_folder), None), (str(model_file), str(model_folder))):
-        pipe = load_pipeline(name, dtype=torch.bfloat16, lora=lora, config=config)
+        pipe = load_pipeline(name, dtype=torch.bfloat16, lora=style, single_file_config=config)
         assert {weight.dtype for weight in weights(pipe).values()} == {torch.bfloat16}
 
 
 def test_loading_says_nothing(
-    model_folder: Path, model_file: Path, tmp_path: Path, capfd: pytest.CaptureFixture, recwarn: Any
+    model_folder: Path, model_file: Path, style: str, capfd: pytest.CaptureFixture, recwarn: Any
 ):
     """diffusers would warn of a LoRA that leaves the text encoder alone."""
-    kohya_lora(load_pipeline(str(model_folder)), tmp_path / "style.safetensors", alpha=2.0, text=False)
     handler, records = logging.Handler(), []
     handler.emit = records.append
     loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
@@ -39,7 +53,7 @@ def test_loading_says_nothing(
         logger.addHandler(handler)
         logger.setLevel("WARNING")
     try:
-        load_pipeline(str(model_file), config=str(model_folder), lora=str(tmp_path / "style.safetensors"))
+        load_pipeline(str(model_file), single_file_config=str(model_folder), lora=style)
         assert {logger.level for logger in loggers} == {logging.WARNING}  # as it was
     finally:
         for logger, level in zip(loggers, levels, strict=True):
@@ -60,70 +74,108 @@ def test_pickles_are_refused(model_folder: Path, tmp_path: Path, suffix: str):
 
     path = tmp_path / f"model{suffix}"
     torch.save(Exploit(), path)
-    for call in (
-        check_pipeline,
-        load_pipeline,
-        check_lora,
-        lambda name: load_pipeline(str(model_folder), lora=name),
-    ):
+    for call in (check_pipeline, check_lora, lambda name: load_pipeline(str(model_folder), lora=name)):
         failure(ValueError, "is a pickle, which may run code .* convert it to .safetensors", call, str(path))
     assert not (tmp_path / "ran").exists()
 
 
 def test_a_folder_is_searched_for_safetensors_only(model_folder: Path, tmp_path: Path):
-    """With pickles in it, of the pipeline or the LoRA, it is not whole."""
+    """A healthy pickle in the place of a pipeline's part or a LoRA is not read; a pipeline's is named."""
     model, lora = tmp_path / "model", tmp_path / "lora"
     shutil.copytree(model_folder, model)
     path = model / "unet/diffusion_pytorch_model.safetensors"
     torch.save(load_file(path), path.with_suffix(".bin"))
     path.unlink()
-    failure(FileNotFoundError, "is not a whole diffusers pipeline", load_pipeline, str(model))
+    named = "unet has no .safetensors, only diffusion_pytorch_model.bin, a pickle"
+    failure(FileNotFoundError, named, load_pipeline, str(model))
     lora.mkdir()
     torch.save({}, lora / "pytorch_lora_weights.bin")
     failure(FileNotFoundError, f"a folder with {LORA_FILE}", load_pipeline, str(model_folder), lora=str(lora))
 
 
-def test_checks_let_pass_what_can_be_loaded(model_folder: Path, model_file: Path, tmp_path: Path):
-    diffusers_lora(load_pipeline(str(model_folder)), tmp_path, 2, metadata=False)
-    check_pipeline(str(model_folder))
-    check_pipeline("someone/tiny")
-    check_pipeline(str(model_file))
-    check_pipeline(str(model_file), str(model_folder))
-    check_pipeline(str(model_file), "someone/tiny")
-    check_lora(str(tmp_path))
-    check_lora(str(tmp_path / LORA_FILE), 0.5)
-    check_lora("someone/style", 0.5)
+def test_checks_let_pass_what_can_be_loaded(
+    model_folder: Path, model_file: Path, style: str, caplog: pytest.LogCaptureFixture
+):
+    for name in (str(model_folder), "someone/tiny", str(model_file)):
+        check_pipeline(name)
+    for config in (str(model_folder), "someone/tiny"):
+        check_pipeline(str(model_file), config)
+    for lora in (style, "someone/style"):
+        check_lora(lora, 0.5)
+    assert not caplog.records
+    check_lora(None, 0.5)
+    assert "lora_scale has no effect" in caplog.text
 
 
 def test_a_fingerprint_tells_models_apart(model_folder: Path, model_file: Path, tmp_path: Path):
-    """A change of one layer anywhere in a file changes it; the place of the file does not."""
+    """A change of one layer anywhere in a file changes it; the folder that the file is in does not."""
     whole = fingerprint(str(model_file))
     shutil.copy(model_file, tmp_path / model_file.name)
     assert fingerprint(str(tmp_path / model_file.name)) == whole
     shutil.copy(model_file, tmp_path / "renamed.safetensors")
     assert fingerprint(str(tmp_path / "renamed.safetensors")) != whole
-    for key in (
-        "first_stage_model.decoder.mid.block_1.conv1.weight",
-        "model.diffusion_model.time_embed.2.weight",  # at the end
-        "model.diffusion_model.middle_block.0.in_layers.2.weight",
-    ):
-        path = changed(
-            model_file,
-            tmp_path / model_file.name,
-            lambda tensors, key=key: tensors | {key: tensors[key] + 1},
-        )
-        assert fingerprint(path) != whole, key
-    diffusers_lora(load_pipeline(str(model_folder)), tmp_path / "lora", 2, metadata=False)
-    trained = fingerprint(str(tmp_path / "lora"))
-    assert trained == fingerprint(str(tmp_path / "lora"))
-    diffusers_lora(load_pipeline(str(BASE)), tmp_path / "lora", 2, metadata=False)
-    assert fingerprint(str(tmp_path / "lora")) != trained
-    assert fingerprint("someone/tiny") is None
+    key = "model.diffusion_model.middle_block.0.in_layers.2.weight"
+    copy = tmp_path / model_file.name
+    assert fingerprint(changed(model_file, copy, lambda tensors: tensors | {key: tensors[key] + 1})) != whole
+
+
+def test_a_folder_with_a_lora_fused_into_it_has_another_fingerprint(model_folder: Path, tmp_path: Path):
+    """Its files have the names and sizes that they had, and only tensors between the others differ."""
+    folder = shutil.copytree(model_folder, tmp_path / "model")
+    before = fingerprint(str(folder))
+    assert before == fingerprint(str(model_folder))
+    diffusers_lora(load_pipeline(str(folder)), tmp_path / "lora", 2, metadata=False)
+    load_pipeline(str(folder), lora=str(tmp_path / "lora")).unet.save_pretrained(folder / "unet")
+    after = fingerprint(str(folder))
+    (folder / "training.json").write_text('{"steps": 10}')
+    assert len({before, after, fingerprint(str(folder)), fingerprint(str(tmp_path / "lora"))}) == 4
+
+
+def test_a_hub_model_is_known_by_its_commit(hub_cache: Callable[[str, Path], None], model_folder: Path):
+    """The commit is that which is loaded, and the model keeps its own name."""
+    hub_cache("someone/resolved", model_folder)
+    assert resolved_revision("someone/resolved") == fingerprint("someone/resolved") == "0" * 40
+    assert resolved_revision("someone/resolved", "1" * 40) == "1" * 40
+    assert load_pipeline("someone/resolved").config._name_or_path == "someone/resolved"
+    failure(FileNotFoundError, "cannot load", load_pipeline, "someone/resolved", revision="1" * 40)
+    for unknown in (str(model_folder), "someone/missing"):
+        assert resolved_revision(unknown) is None
+    assert fingerprint("someone/missing") is None
+
+
+def test_a_model_is_downloaded_by_one_process_at_a_time(
+    hub_cache: Callable[[str, Path], None], model_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    hub_cache("someone/shared", model_folder)
+    running, most = [], []
+
+    def download(name: str, **options: Any) -> Path:
+        running.append(name)
+        most.append(len(running))
+        time.sleep(0.2)
+        running.remove(name)
+        return model_folder
+
+    monkeypatch.setattr(pipeline_class(), "download", staticmethod(download))
+    threads = [threading.Thread(target=load_pipeline, args=("someone/shared",)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1, 1, 1]
+
+
+def test_without_a_folder_for_locks_all_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("ATTRACTION_BASIN_CACHE", str(tmp_path / "file"))
+    with one_at_a_time("someone/tiny"), one_at_a_time("someone/tiny"):
+        pass
 
 
 @pytest.mark.parametrize("name", MIRRORS)
 def test_a_model_that_left_the_hub_names_its_mirror(name: str, hub_cache: Any):
-    mirror = f"which left the Hub: --model.pipeline {MIRRORS[name]} is a mirror$"
+    hub_commit.cache_clear()
+    mirror = f"it left the Hub, --model.pipeline {MIRRORS[name]} is a mirror$"
     failure(FileNotFoundError, mirror, load_pipeline, name)
 
 

@@ -44,7 +44,7 @@ def test_a_single_file_is_the_folder(model_folder: Path, tmp_path: Path, kind: s
         disturbed(pipe).save_pretrained(folder)
     pipe = load_pipeline(str(folder))
     path = write_single_file(pipe, tmp_path / "model.safetensors", open_clip=kind == "sd2")
-    loaded = load_pipeline(str(path), config=str(folder))
+    loaded = load_pipeline(str(path), single_file_config=str(folder))
     assert_equal(weights(loaded), weights(pipe), rtol=0, atol=0)
     assert not any(weight.requires_grad for name in PARTS for weight in getattr(loaded, name).parameters())
     assert not any(getattr(loaded, name).training for name in PARTS)
@@ -54,7 +54,8 @@ def test_a_single_file_is_the_folder(model_folder: Path, tmp_path: Path, kind: s
 def test_the_bundled_model_as_a_single_file(tmp_path: Path):
     pipe = load_pipeline(str(BASE))
     path = write_single_file(pipe, tmp_path / "base.safetensors")
-    assert_equal(weights(load_pipeline(str(path), config=str(BASE))), weights(pipe), rtol=0, atol=0)
+    loaded = load_pipeline(str(path), single_file_config=str(BASE))
+    assert_equal(weights(loaded), weights(pipe), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
@@ -72,7 +73,7 @@ def test_the_scheduler_is_that_of_the_configs(
         "feature_extractor": ["transformers", "CLIPImageProcessor"],
     }
     edit(config / "model_index.json", parts)
-    pipe = load_pipeline(str(model_file), config=str(config))
+    pipe = load_pipeline(str(model_file), single_file_config=str(config))
     assert type(pipe.scheduler).__name__ == "DDIMScheduler"
     assert dict(pipe.scheduler.config)["prediction_type"] == prediction_type
     assert pipe.scheduler.config.beta_schedule == "scaled_linear"
@@ -82,7 +83,7 @@ def test_the_configs_can_come_from_the_hub(
     model_file: Path, model_folder: Path, hub_cache: Callable[[str, Path], None]
 ):
     hub_cache("someone/tiny", model_folder)
-    pipe = load_pipeline(str(model_file), config="someone/tiny")
+    pipe = load_pipeline(str(model_file), single_file_config="someone/tiny")
     assert_equal(weights(pipe), weights(load_pipeline(str(model_folder))), rtol=0, atol=0)
 
 
@@ -103,14 +104,14 @@ def test_single_files_that_cannot_be_loaded(model_folder: Path, model_file: Path
         )
 
     layer = without("model.diffusion_model.input_blocks.3.0.")
-    failure(ValueError, "does not fit .* lacks weights", load_pipeline, layer, config=folder)
+    failure(ValueError, "does not fit .* lacks weights", load_pipeline, layer, single_file_config=folder)
     xl = changed(
         model_file,
         tmp_path / "xl.safetensors",
         lambda tensors: {key.replace("cond_stage_model", "conditioner"): t for key, t in tensors.items()},
     )
     part = str(model_folder / "unet/diffusion_pytorch_model.safetensors")
-    for load in (check_pipeline, lambda name: load_pipeline(name, config=folder)):
+    for load in (check_pipeline, lambda name: load_pipeline(name, single_file_config=folder)):
         failure(FileNotFoundError, "no file '.*missing.safetensors'", load, missing)
         failure(FileNotFoundError, "no file 'models/missing.safetensors'", load, "models/missing.safetensors")
         for name in (damaged, empty, disguised):
@@ -124,13 +125,14 @@ def test_single_files_that_cannot_be_loaded(model_folder: Path, model_file: Path
 def test_configs_that_cannot_be_used(model_folder: Path, model_file: Path, tmp_path: Path):
     name, folder = str(model_file), str(model_folder)
     for call in (check_pipeline, load_pipeline):
-        failure(ValueError, "config is for a single .safetensors file", call, folder, config=folder)
-        failure(ValueError, "config is for a single", call, "someone/tiny", config=folder)
-        failure(FileNotFoundError, "no model folder", call, name, config=str(tmp_path / "nothing"))
-        failure(FileNotFoundError, "it lacks unet, vae", call, name, config=str(tmp_path))
-    # no network: neither the repository nor diffusers' own choice
-    failure(FileNotFoundError, "give config, a diffusers", load_pipeline, name, config="someone/tiny")
-    failure(FileNotFoundError, "that diffusers chose .* give config", load_pipeline, name)
+        for other in (folder, "someone/tiny"):
+            failure(ValueError, "config is for a single .safetensors", call, other, single_file_config=folder)
+        missing = str(tmp_path / "nothing")
+        failure(FileNotFoundError, "no model folder", call, name, single_file_config=missing)
+        failure(FileNotFoundError, "it lacks unet, vae", call, name, single_file_config=str(tmp_path))
+    advice = "give single_file_config, a diffusers"  # without a network
+    failure(FileNotFoundError, advice, load_pipeline, name, single_file_config="someone/missing")
+    failure(FileNotFoundError, f"that diffusers chose .* {advice}", load_pipeline, name)
 
 
 @pytest.mark.parametrize(
@@ -150,4 +152,5 @@ def test_configs_of_another_architecture(
     config = tmp_path / "config"
     shutil.copytree(model_folder, config)
     edit(config / part / "config.json", change)
-    failure(ValueError, "does not fit the configs", load_pipeline, str(model_file), config=str(config))
+    name = str(model_file)
+    failure(ValueError, "does not fit the configs", load_pipeline, name, single_file_config=str(config))

@@ -11,7 +11,7 @@ import yaml
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
 
 from infer.models.pipeline import load_pipeline
-from tests.infer.models.lora_files import kohya_lora
+from tests.infer.models.model_files import kohya_lora
 from tests.infer.models.single_file import write_single_file
 from tests.infer.predict import runs as predicting
 from tests.infer.predict.finished_run import pixels

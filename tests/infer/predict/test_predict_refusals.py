@@ -97,10 +97,11 @@ def test_other_prompts_under_the_same_name_are_another_run(
 def test_a_model_trained_again_under_the_same_name_is_another_run(
     copy: Path, arguments: list[str], tiny_pipeline: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """Its old images would be reported as its own."""
+    """Its old images would be reported as its own. Only a weight in the middle of a file differs."""
     weights = tiny_pipeline / "unet/diffusion_pytorch_model.safetensors"
     original = weights.read_bytes()
-    weights.write_bytes(original[:-1] + bytes([original[-1] ^ 1]))
+    half = len(original) // 2
+    weights.write_bytes(original[:half] + bytes([original[half] ^ 1]) + original[half + 1 :])
     try:
         assert "pipeline_sha256" in refused([*arguments, "--out", str(copy)], capsys)
     finally:
