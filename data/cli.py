@@ -6,6 +6,8 @@ from argparse import ArgumentError
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from data.files import redacted
+
 
 def is_users(error: Exception) -> bool:
     """ValueError, of a parser, a file or a disk, or Lightning's own, such as for a GPU that is not there."""
@@ -48,10 +50,10 @@ def run(program: str, text: str, commands: dict[str, Callable[[list[str]], None]
     except Exception as error:
         if "--debug" in args or not is_users(error):
             raise
+        text = without_traceback(error)
         if "Does not validate against any of the Union subtypes" in str(error) and error.__cause__:
-            print(f"error: {error.__cause__}", file=sys.stderr)  # the parser's list of all types says no more
-        else:
-            print(f"error: {without_traceback(error)}", file=sys.stderr)
+            text = str(error.__cause__)  # the parser's list of all types says no more
+        print(f"error: {redacted(text)}", file=sys.stderr)
         return 2 if isinstance(error, ArgumentError) else 1
     return 0
 

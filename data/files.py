@@ -11,6 +11,8 @@ from typing import Any
 from uuid import uuid4
 
 TEMPORARY = re.compile(r"\.[0-9a-f]{32}(\.\w+)?")  # names that `write_atomically` gives
+# of a URL: scheme, password, host and path, query; closing punctuation is the sentence's
+URL = re.compile(r"(\w[\w+.-]*://)(?:[^\s/?#]*@)?([^\s?#]*)(?:[?#]\S*?(?=[\"'<>)\]}]*[:,;.]*(?:\s|$)))?")
 REMEMBERED = 1 << 24  # bytes from which a digest is remembered
 
 
@@ -23,6 +25,11 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write the value atomically, its URLs without secrets."""
+    write_atomically(path, lambda part: part.write_text(json.dumps(redacted(value), indent=2)))
 
 
 def remove_temporary_files(folder: Path) -> None:
@@ -44,11 +51,7 @@ def redacted(value: Any) -> Any:
         return {key: redacted(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [redacted(item) for item in value]
-    if not isinstance(value, str) or "://" not in value:
-        return value
-    within_text = r"[?#][^\s\"'<>]*?(?=[:,;.)]*(?:[\s\"'<>]|$))"
-    end = r"[?#].*" if re.fullmatch(r"\w[\w+.-]*://\S+", value) else within_text
-    return re.sub(rf"(\w[\w+.-]*://)(?:[^\s/?#]*@)?([^\s?#\"'<>]*)(?:{end})?", r"\1\2", value)
+    return URL.sub(r"\1\2", value) if isinstance(value, str) else value
 
 
 def user_cache() -> Path:
@@ -101,5 +104,7 @@ def digest(*parts: object) -> str:
     """Hexadecimal SHA-256 of the parts, in order: a change in any of them gives another."""
     sha256 = hashlib.sha256()
     for part in parts:
-        sha256.update((part if isinstance(part, bytes) else str(part).encode()) + b"\0")
+        binary = isinstance(part, (bytes, memoryview))
+        sha256.update(part if binary else str(part).encode(errors="surrogatepass"))
+        sha256.update(b"\0")
     return sha256.hexdigest()

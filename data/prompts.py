@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data.captioned import SHARD_SUFFIXES, load_captioned, shard_paths
+from data.files import digest, remembered_sha256
 from data.sources.layouts import is_data, with_options
 from data.sources.rows import files_below
 
@@ -17,7 +18,6 @@ log = logging.getLogger(__name__)
 # What each part of a prompt may be called in a file, in any case; the first that has a value counts.
 TEXT, ID = ("caption", "prompt", "text"), ("id", "index")
 NEGATIVE, ALTERNATIVE = ("negative_prompt", "negative"), ("alternative_prompt", "alternative")
-WHOLE = 1 << 24  # bytes up to which a file counts whole for its fingerprint
 KNOWN = TEXT + ID + NEGATIVE + ALTERNATIVE
 
 
@@ -78,14 +78,11 @@ def load_prompts(source: str) -> list[Prompt]:
 
 
 def source_fingerprint(source: str) -> str:
-    """Of the files that `load_prompts` would read: names, sizes and contents, of large ones the end."""
+    """A digest of a source's options and of the names and contents of the files that `load_prompts` reads."""
     place, options = with_options(source)
-    path, digest = (
-        Path(place),
-        hashlib.sha256(json.dumps(options, sort_keys=True).encode() if options else b""),
-    )
+    path = Path(place)
     if place.startswith("hf:"):
-        return hashlib.sha256(source.encode()).hexdigest()[:12]
+        return digest(source)[:12]
     if path.is_dir():
         run = path / "exposures.parquet"
         files = [run] if run.exists() else files_below(path)
@@ -95,14 +92,11 @@ def source_fingerprint(source: str) -> str:
         files = [path]
     if file := options.get("captions"):
         files.append(Path(file) if Path(file).is_file() else path / file)
+    contents = []
     for file in files:
-        size = file.stat().st_size
         name = file.relative_to(path).as_posix() if file.is_relative_to(path) and file != path else file.name
-        digest.update(f"{name} {size}".encode(errors="surrogateescape"))
-        with file.open("rb") as opened:
-            opened.seek(max(0, size - WHOLE))
-            digest.update(opened.read())
-    return digest.hexdigest()[:12]
+        contents += [name, remembered_sha256(file)]
+    return digest(json.dumps(options, sort_keys=True), *contents)[:12]
 
 
 def inline_prompts(texts: list[str]) -> list[Prompt]:

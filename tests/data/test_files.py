@@ -1,12 +1,21 @@
 """Whole files, digests of whole files, and URLs without secrets."""
 
+import json
 import os
 from pathlib import Path
 
 import pytest
 
-from data import files
-from data.files import redacted, remembered_sha256, remove_temporary_files, sha256_of, write_atomically
+from data import cli, files
+from data.files import (
+    redacted,
+    remembered_sha256,
+    remove_temporary_files,
+    sha256_of,
+    write_atomically,
+    write_json,
+)
+from data.prompts import source_fingerprint
 
 
 def test_a_write_that_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None:
@@ -79,6 +88,15 @@ def test_a_memory_that_cannot_be_used_is_no_harm(
     assert remembered_sha256(path) == sha256_of(path)
 
 
+def test_a_large_file_of_prompts_counts_whole(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_bytes(b"one\n" + b"two\n" * (5 << 20))
+    before = source_fingerprint(str(path))
+    with path.open("r+b") as file:
+        file.write(b"six\n")
+    assert source_fingerprint(str(path)) != before
+
+
 @pytest.mark.parametrize(
     ("text", "safe"),
     [
@@ -87,6 +105,7 @@ def test_a_memory_that_cannot_be_used_is_no_harm(
         ("cannot get 'https://user@host/a?key=b' (403)", "cannot get 'https://host/a' (403)"),
         ("from https://host/a.pt?key=b: not found", "from https://host/a.pt: not found"),
         ("https://host?key=it's", "https://host"),
+        ("(from https://host/a.pt?key=b), c", "(from https://host/a.pt), c"),
         ("pipe:curl -s https://u:p@h/{0..9}.tar?key=1 || true", "pipe:curl -s https://h/{0..9}.tar || true"),
         ("s3://key:secret@bucket/x", "s3://bucket/x"),
         ("photos?captions=blip.json", "photos?captions=blip.json"),
@@ -97,3 +116,16 @@ def test_a_memory_that_cannot_be_used_is_no_harm(
 def test_a_url_keeps_no_secret(text: str, safe: str) -> None:
     assert redacted(text) == safe
     assert redacted({"a": [text, 1, None]}) == {"a": [safe, 1, None]}
+
+
+def test_json_and_errors_keep_no_secret(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    def fail(args: list[str]) -> None:
+        raise ValueError(f"no model {args[0]!r}")
+
+    url = "https://user:word@host/sscd.pt?X-Amz-Signature=0123"
+    write_json(tmp_path / "about.json", {"notes": [f"SSCD {url}, protocol dcr"]})
+    assert json.loads((tmp_path / "about.json").read_text()) == {
+        "notes": ["SSCD https://host/sscd.pt, protocol dcr"]
+    }
+    assert cli.run("program", "help", {"score": fail}, ["score", url]) == 1
+    assert capsys.readouterr().err == "error: no model 'https://host/sscd.pt'\n"
