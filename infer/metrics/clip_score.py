@@ -16,7 +16,7 @@ from torch import Tensor
 
 from data.files import one_line
 from infer.metrics.similarity import embed_all, in_batches
-from infer.models.weights import is_hub_id, quiet_bars
+from infer.models.weights import check_safetensors, is_hub_id, quiet_bars
 
 OPEN_CLIP = "open_clip:"
 
@@ -40,6 +40,8 @@ def check_clip(model: str) -> None:
         raise FileNotFoundError(
             f"no CLIP model folder {model!r}: give a transformers CLIPModel folder or a Hub id"
         )
+    elif not is_hub_id(model):
+        check_safetensors(Path(model))
 
 
 class Towers(NamedTuple):
@@ -57,7 +59,7 @@ def transformers_towers(name: str, device: str) -> Towers:
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
     with quiet_bars():
-        model = CLIPModel.from_pretrained(name, dtype=torch.float32).eval().to(device)
+        model = CLIPModel.from_pretrained(name, dtype=torch.float32, use_safetensors=True).eval().to(device)
         tokenizer = CLIPTokenizer.from_pretrained(name)
         processor = CLIPImageProcessorPil.from_pretrained(name)
 

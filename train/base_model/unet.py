@@ -39,8 +39,8 @@ class BaseTraining(Finetune):
         from transformers import CLIPTextModel, CLIPTokenizer
 
         autoencoder, clip, unet, scheduler = self.parts
-        vae = AutoencoderKL.from_pretrained(autoencoder / "vae")
-        text_encoder = CLIPTextModel.from_pretrained(clip / "text_encoder")
+        vae = AutoencoderKL.from_pretrained(autoencoder / "vae", use_safetensors=True)
+        text_encoder = CLIPTextModel.from_pretrained(clip / "text_encoder", use_safetensors=True)
         channels = vae.config.latent_channels
         return StableDiffusionPipeline(
             vae=vae.float(),

@@ -1,5 +1,6 @@
 """CLIP scores against transformers, and a run folder's rows against its images, one by one."""
 
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from data.captioned import CaptionedImages, Sample, load_captioned
 from infer.metrics.clip_score import ClipScore, check_clip
@@ -55,10 +57,19 @@ def test_a_prompt_longer_than_clip_reads_is_scored_by_what_it_reads(clip: ClipSc
     assert a == b
 
 
+def test_a_clip_that_is_a_pickle_is_not_loaded(tiny_clip: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_clip, tmp_path / "clip"))
+    weights = folder / "model.safetensors"
+    torch.save(load_file(weights), folder / "pytorch_model.bin")
+    weights.unlink()
+    with pytest.raises(FileNotFoundError, match="clip has no .safetensors, only pytorch_model.bin, a pickle"):
+        ClipScore(str(folder))
+
+
 def test_a_missing_clip_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no CLIP model folder"):
         ClipScore(str(tmp_path / "none"))
-    with pytest.raises(FileNotFoundError, match="cannot load CLIP"):
+    with pytest.raises(FileNotFoundError, match="has no .safetensors"):
         ClipScore(str(tmp_path))
 
 
