@@ -1,24 +1,18 @@
 """LoRA weights in diffusers' or kohya's naming, fused into a pipeline."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from torch import Tensor
 
 from data.cli import warn_no_effect
 from data.files import one_line
 from infer.models.hub import hub_commit, one_at_a_time
 from infer.models.weights import is_file_name, is_hub_id, no_warnings, tensor_names
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 LORA_FILE = "pytorch_lora_weights.safetensors"  # as diffusers names it in a folder or a repository
 LORA_PREFIXES = ("unet.", "text_encoder.", "lora_unet_", "lora_te_", "lora_te1_")
-DOWN_UP = (  # the ends of the names of a layer's two factors
-    (".lora_down.weight", ".lora_up.weight"),
-    (".lora_A.weight", ".lora_B.weight"),
-    (".lora.down.weight", ".lora.up.weight"),
-    (".lora_linear_layer.down.weight", ".lora_linear_layer.up.weight"),
-)
+FACTORS = ((".lora_down.weight", ".lora_up.weight"), (".lora_A.weight", ".lora_B.weight"))  # kohya, diffusers
 
 
 def check_lora(lora: str | None, lora_scale: float = 1.0) -> None:
@@ -80,7 +74,7 @@ def lora_layers(path: Path, lora: str) -> int:
     return len(layers)
 
 
-def scaled_by_alpha(tensors: "dict[str, Tensor]") -> "dict[str, Tensor]":
+def scaled_by_alpha(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors with alpha / rank multiplied into each layer's up factor, where the layer has an alpha.
 
     A layer without an `.alpha` tensor keeps its strength: its alpha is its rank.
@@ -88,7 +82,7 @@ def scaled_by_alpha(tensors: "dict[str, Tensor]") -> "dict[str, Tensor]":
     scaled = {key: tensor for key, tensor in tensors.items() if not key.endswith(".alpha")}
     for key in tensors.keys() - scaled.keys():
         layer = key.removesuffix(".alpha")
-        for down, up in DOWN_UP:
+        for down, up in FACTORS:
             if layer + down in tensors and layer + up in tensors:
                 rank = len(tensors[layer + down])
                 scaled[layer + up] = tensors[layer + up].float() * (tensors[key].item() / rank)

@@ -5,26 +5,25 @@ from typing import Any
 from data.files import one_line
 from infer.models.weights import no_warnings, tensor_names
 
-LAYOUT = {  # a weight by which each part is known, as SD 1 or SD 2 names it
-    "UNet (model.diffusion_model.*)": ("model.diffusion_model.input_blocks.0.0.weight",),
-    "VAE (first_stage_model.*)": ("first_stage_model.encoder.conv_in.weight",),
-    "text encoder (cond_stage_model.*)": (
-        "cond_stage_model.transformer.text_model.embeddings.position_embedding.weight",
-        "cond_stage_model.model.token_embedding.weight",
-    ),
-}
-UNET_AND_VAE = {  # where the weights of each are, without buffers and training state
-    "unet": ("model.diffusion_model.",),
-    "vae": tuple(f"first_stage_model.{p}." for p in ("encoder", "decoder", "quant_conv", "post_quant_conv")),
+UNET, VAE = "model.diffusion_model.", "first_stage_model."
+PREFIXES = {"UNet": UNET, "VAE": VAE, "text encoder": "cond_stage_model."}
+WEIGHTS = {  # without the buffers and the state of a training that may stand beside them
+    "unet": (UNET,),
+    "vae": tuple(VAE + part for part in ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")),
 }
 
 
 def check_single_file(name: str) -> None:
     """FileNotFoundError or ValueError unless the file is a Stable Diffusion 1 or 2; reads its header only."""
-    names = set(tensor_names(name))
+    names = tensor_names(name)
     if any(key.startswith("conditioner.") for key in names):
         raise ValueError(f"{name!r} is a Stable Diffusion XL checkpoint: give one of Stable Diffusion 1 or 2")
-    if missing := [part for part, weights in LAYOUT.items() if not names.intersection(weights)]:
+    missing = [
+        f"{part} ({prefix}*)"
+        for part, prefix in PREFIXES.items()
+        if not any(key.startswith(prefix) for key in names)
+    ]
+    if missing:
         raise ValueError(
             f"{name!r} is not a whole Stable Diffusion checkpoint in the original layout: "
             f"it lacks the {', the '.join(missing)}"
@@ -62,7 +61,7 @@ def load_single_file(pipeline_class: type, name: str, config: str | None, **opti
 
 def mismatch(pipe: Any, names: list[str]) -> str | None:
     """What diffusers left out without an error: weights of the file, or of the model; None if nothing."""
-    for part, prefixes in UNET_AND_VAE.items():
+    for part, prefixes in WEIGHTS.items():
         in_file = sum(key.startswith(prefixes) for key in names)
         in_model = len(getattr(pipe, part).state_dict())
         if in_file != in_model:
