@@ -1,13 +1,12 @@
 """Write the trained model as a diffusers folder."""
 
-import json
-import shutil
 from pathlib import Path
 
 import lightning.pytorch as pl
 
 from callbacks.ema import averaged
 from callbacks.model_card import describe
+from data.files import write_atomically, write_json
 
 
 class Export(pl.Callback):
@@ -27,12 +26,12 @@ class Export(pl.Callback):
 
     def write(self, trainer: pl.Trainer, pl_module: pl.LightningModule, kept: bool) -> None:
         target = Path(trainer.default_root_dir) / self.folder
-        part = target.with_name(target.name + ".part")
-        shutil.rmtree(part, ignore_errors=True)
-        pl_module.eval()
-        pl_module.export(part)
-        (part / "training.json").write_text(json.dumps({"steps": trainer.global_step, "ema": kept}))
-        if self.card:
-            describe(target.parent, part)
-        shutil.rmtree(target, ignore_errors=True)
-        part.rename(target)
+
+        def export(part: Path) -> None:
+            pl_module.eval()
+            pl_module.export(part)
+            write_json(part / "training.json", {"steps": trainer.global_step, "ema": kept})
+            if self.card:
+                describe(target.parent, part)
+
+        write_atomically(target, export)

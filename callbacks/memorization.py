@@ -1,7 +1,6 @@
 """See memorization happen, and stop when there is enough of it."""
 
 from pathlib import Path
-from uuid import uuid4
 
 import lightning.pytorch as pl
 import pandas as pd
@@ -11,6 +10,7 @@ from torch import Tensor
 from callbacks.ema import averaged
 from callbacks.finite import Finite
 from callbacks.sample_grid import generate, sheet
+from data.files import write_atomically
 from infer.denoising.hooks import Request
 from infer.denoising.noise import sample_seed
 from infer.metrics.similarity import Descriptor, check_sscd, pixel_descriptor, sscd_descriptor
@@ -169,6 +169,4 @@ class Memorization(pl.Callback):
             before = pd.read_parquet(self.path)
             before = before[before["step"] <= after]
             table = pd.concat([before, table], ignore_index=True) if rows else before
-        part = self.path.with_suffix(f".{uuid4().hex[:8]}.part")
-        table.to_parquet(part, index=False)
-        part.rename(self.path)
+        write_atomically(self.path, lambda part: table.to_parquet(part, index=False))

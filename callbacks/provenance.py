@@ -1,12 +1,13 @@
 """What made this run: versions, commit, data."""
 
-import json
 import platform
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
 import lightning.pytorch as pl
+
+from data.files import write_json
 
 PACKAGES = ("torch", "lightning", "diffusers", "transformers", "datasets", "webdataset")
 
@@ -42,4 +43,4 @@ class Provenance(pl.Callback):
             "devices": trainer.world_size,
             "precision": str(trainer.precision),
         }
-        (Path(trainer.default_root_dir) / "provenance.json").write_text(json.dumps(about, indent=2))
+        write_json(Path(trainer.default_root_dir) / "provenance.json", about)

@@ -4,8 +4,10 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -13,18 +15,32 @@ from uuid import uuid4
 TEMPORARY = re.compile(r"\.[0-9a-f]{32}(\.\w+)?")  # names that `write_atomically` gives
 # of a URL: scheme, password, host and path, query; closing punctuation is the sentence's
 URL = re.compile(r"(\w[\w+.-]*://)(?:[^\s/?#]*@)?([^\s?#]*)(?:[?#]\S*?(?=[\"'<>)\]}]*[:,;.]*(?:\s|$)))?")
+DAY = 86400.0  # seconds: nobody writes one file for so long
 REMEMBERED = 1 << 24  # bytes from which a digest is remembered
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Call `write(temporary path)`, then rename: the file is whole or absent, and no temporary file stays."""
+    """Call `write(temporary path)`, then rename: the file or folder is whole or absent.
+
+    No temporary file stays where `write` fails. `remove_temporary_files` removes those of killed runs.
+    """
     temporary = path.with_name(f".{uuid4().hex}{path.suffix}")
     try:
         write(temporary)
+        if temporary.is_dir():
+            remove(path)
         os.replace(temporary, path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        remove(temporary)
         raise
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if there is one."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -32,11 +48,15 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, lambda part: part.write_text(json.dumps(redacted(value), indent=2)))
 
 
-def remove_temporary_files(folder: Path) -> None:
-    """Remove what killed runs left of `write_atomically`. Nobody may be writing below the folder."""
-    for path in folder.rglob(".*"):
-        if TEMPORARY.fullmatch(path.name) and path.is_file():
-            path.unlink(missing_ok=True)
+def remove_temporary_files(folder: Path, older_than: float = 0) -> None:
+    """Remove what killed runs left of `write_atomically` below the folder.
+
+    older_than: seconds; 0 where nobody else may be writing.
+    """
+    for path in list(folder.rglob(".*")):
+        with suppress(FileNotFoundError):  # another process removes it, too
+            if TEMPORARY.fullmatch(path.name) and time.time() - path.stat().st_mtime >= older_than:
+                remove(path)
 
 
 def one_line(error: Exception) -> str:
@@ -83,11 +103,9 @@ def remembered_sha256(path: str | Path) -> str:
     sha256 = sha256_of(path)
     if time.time_ns() - max(stamp[1:]) > 2e9:  # of a file just written, a clock's next tick may hide a change
         known = read_object(memory) | {str(path): [*stamp, sha256]}
-        try:
+        with suppress(OSError):  # it is read again next time
             memory.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(memory, lambda part: part.write_text(json.dumps(known)))
-        except OSError:  # it is read again next time
-            pass
+            write_json(memory, known)
     return sha256
 
 

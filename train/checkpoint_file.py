@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from data.files import write_atomically
+
 
 class WholeFile(TorchCheckpointIO):
     """Straight to a file beside it, which then takes its place.
@@ -20,9 +22,11 @@ class WholeFile(TorchCheckpointIO):
     ) -> None:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(path.name + ".part")
-        with part.open("wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
+
+        def write(part: Path) -> None:
+            with part.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+
+        write_atomically(path, write)

@@ -8,6 +8,8 @@ import yaml
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch import Trainer
 
+from data.files import redacted, remove_temporary_files, write_atomically
+
 # Settings that may change between two starts of the same run. `out` and the cache: it may have been moved.
 FREE = (
     "trainer", "wandb", "checkpoint_every", "grid", "loss_bins", "config", "seed_everything", "out", "hub",
@@ -17,7 +19,7 @@ FREE = (
 
 def claim(folder: Path, config: str) -> None:
     """Make the folder this run's own; ValueError naming the differences if another run got on in it."""
-    path = folder / "config.yaml"
+    path, config = folder / "config.yaml", "\n".join(map(redacted, config.split("\n")))
     if path.exists() and (last_checkpoint(folder) or (folder / "pipeline").exists()):
         before, now = flat(yaml.safe_load(path.read_text())), flat(yaml.safe_load(config))
         changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
@@ -26,9 +28,8 @@ def claim(folder: Path, config: str) -> None:
             listed = "; ".join(f"{key}: {before.get(key)!r} -> {now.get(key)!r}" for key in changed)
             raise ValueError(f"{folder} holds a different run ({listed}): choose another --out, or delete it")
     folder.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(config)
-    part.replace(path)
+    remove_temporary_files(folder)
+    write_atomically(path, lambda part: part.write_text(config))
 
 
 def flat(config: dict, prefix: str = "") -> dict[str, object]:

@@ -1,6 +1,5 @@
 """What `python -m infer basin` found, in numbers: basin.json, and a summary for the terminal."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import pandas as pd
 from rich import box
 from rich.table import Table
 
-from data.files import write_atomically
+from data.files import write_json
 from infer.basin.options import COPY, HELD, Findings
 
 NAMES = {"epsilon": "noise prediction", "model_output": "model output"}
@@ -64,7 +63,7 @@ def plain(value: Any) -> Any:
 def write_numbers(found: Findings) -> Path:
     path = Path(found.basin.out) / "basin.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda part: part.write_text(json.dumps(numbers(found), indent=1)))
+    write_json(path, numbers(found))
     return path
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from data.captioned import CaptionedImages
-from data.files import write_atomically
+from data.files import write_atomically, write_json
 from infer.compare.options import Comparison
 from infer.metrics.clip_score import ClipScore
 from infer.metrics.distances import Extractor, Quality, diversity, extractor
@@ -180,7 +180,7 @@ def finish(
         "memorized": memorized,
         "sweeps": comparison.sweeps(),
     }
-    write_atomically(out / "comparison.json", lambda part: part.write_text(json.dumps(about, indent=2)))
+    write_json(out / "comparison.json", about)
     return table
 
 

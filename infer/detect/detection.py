@@ -1,6 +1,5 @@
 """Which prompts are memorized, by published detectors: scores, and how well they tell the groups apart."""
 
-import json
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -14,7 +13,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from data.files import write_atomically
+from data.files import write_atomically, write_json
 from data.prompts import Prompt, load_prompts, same
 from infer.basin.explore import spread
 from infer.calibrate.calibration import check_rate
@@ -276,5 +275,5 @@ class Detected:
         folder.mkdir(parents=True, exist_ok=True)
         rows, about = folder / "detection.parquet", folder / "detection.json"
         write_atomically(rows, lambda part: self.rows.to_parquet(part, index=False))
-        write_atomically(about, lambda part: part.write_text(json.dumps(self.numbers(), indent=1)))
+        write_json(about, self.numbers())
         return [rows, about]

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from data.captioned import CaptionedImages
-from data.files import one_line, write_atomically
+from data.files import DAY, one_line, remove_temporary_files, write_atomically
 from infer.metrics.similarity import Descriptor, embed_all
 
 log = logging.getLogger(__name__)
@@ -63,6 +63,7 @@ class TrainingEmbeddings:
         about = asked | {"embeddings_sha256": checksum(embeddings)}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            remove_temporary_files(path.parent, older_than=DAY)
             write_atomically(path, lambda part: save_file({"embeddings": embeddings}, part, about))
         except (OSError, SafetensorError) as error:  # it cost much, and serves without being kept
             log.warning("embeddings of training images are not kept: %s", one_line(error))

@@ -121,7 +121,8 @@ def load_pipeline(
     check_lora(lora, lora_scale)
     with quiet_bars():
         if is_file_name(name):
-            options = {"revision": revision, "dtype": dtype}
+            commit = resolved_revision(single_file_config or "", revision)
+            options = {"revision": commit or revision, "dtype": dtype}
             pipe = load_single_file(pipeline_class(), name, single_file_config, **options)
         else:
             pipe = load_diffusers(name, revision, dtype)

@@ -7,7 +7,6 @@ A part (`parts/*.parquet`) is written after its images, by one rank. `merge` tur
 import json
 import math
 import os
-import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,11 +17,10 @@ import pandas as pd
 import yaml
 from PIL import Image
 
-from data.files import write_atomically
+from data.files import redacted, remove_temporary_files, write_atomically, write_json
 
 KEY = ["prompt_id", "sample"]
 NEUTRAL = {"gated": False, "peak_memory_gib": math.nan}  # of columns that older folders lack
-TEMPORARY = re.compile(r"\.[0-9a-f]{32}(\.\w+)?")
 
 
 def save_image(image: Image.Image, path: Path) -> None:
@@ -35,7 +33,7 @@ def claim(folder: Path, identity: dict[str, Any]) -> None:
 
     ValueError if it is no predict run, or holds images of one with other settings, which the error names.
     """
-    path = folder / "config.yaml"
+    path, identity = folder / "config.yaml", redacted(identity)
     if path.exists():
         try:
             before = yaml.safe_load(path.read_text())
@@ -143,9 +141,7 @@ def merge(folder: Path, order: Iterable[tuple[str, int]]) -> pd.DataFrame:
     write_atomically(folder / "traces.parquet", lambda part: traces.to_parquet(part, index=False))
     write_atomically(folder / "samples.parquet", lambda part: samples.to_parquet(part, index=False))
     shutil.rmtree(folder / "parts", ignore_errors=True)
-    for stray in (folder / "images").glob(".*"):
-        if TEMPORARY.fullmatch(stray.name):  # of a run that was killed
-            stray.unlink()
+    remove_temporary_files(folder)
     return samples
 
 
@@ -168,7 +164,7 @@ def write_summary(folder: Path, rows: pd.DataFrame, has_transition: bool, has_al
         "without_alternative": len(rows) - alternatives if has_alternative else None,
         "failed": int(rows["failed_step"].notna().sum()),
     }
-    write_atomically(folder / "summary.json", lambda part: part.write_text(json.dumps(summary, indent=2)))
+    write_json(folder / "summary.json", summary)
 
 
 def told(folder: Path) -> str:

@@ -1,13 +1,13 @@
 """The page to look at after a comparison: headline, table, plots and a gallery in one HTML file."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from data.files import write_atomically
 from infer.report.export import export
 from infer.report.figures import plots_of
 from infer.report.gallery import Gallery, make_gallery
@@ -41,9 +41,8 @@ def write_report(folder: Path) -> Path:
             strips="\n".join(gallery.strips),
         )
     )
-    part, target = study.folder / "report.html.part", study.folder / "report.html"
-    part.write_text(page, encoding="utf-8")
-    os.replace(part, target)
+    target = study.folder / "report.html"
+    write_atomically(target, lambda part: part.write_text(page, encoding="utf-8"))
     export(study, plots)
     return target
 

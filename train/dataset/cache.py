@@ -7,8 +7,8 @@ off is gone on with by any number of processes.
 import hashlib
 import shutil
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
-from uuid import uuid4
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data.captioned import Sample
+from data.files import DAY, remove_temporary_files, write_atomically
 
 SHARD = 256  # rows in a file
 FORMAT = 3  # of the files, and of how an image is cut: raise it where either changes
@@ -60,6 +61,7 @@ def check_room(folder: Path, rows: int, size: int, name: str) -> None:
 
 def fill(folder: Path, rows: int, shards: Sequence[int], encode: Encode, name: str, bar: bool) -> None:
     """Write these shards. `encode` makes tensors of row numbers, `rows` in all; `name` is for the bar."""
+    remove_temporary_files(folder, older_than=DAY)
     spans = [range(number * SHARD, min(rows, (number + 1) * SHARD)) for number in shards]
     with tqdm(total=sum(map(len, spans)), desc=f"encode {name}", disable=not bar) as progress:
         for number, span in zip(shards, spans, strict=True):
@@ -69,9 +71,8 @@ def fill(folder: Path, rows: int, shards: Sequence[int], encode: Encode, name: s
                 parts.append(encode(numbers))
                 progress.update(len(numbers))
             path = shard_path(folder, number)
-            part = path.with_suffix(f".{uuid4().hex[:8]}.part")  # two runs may fill one cache at a time
-            save_file({key: torch.cat([each[key] for each in parts]) for key in parts[0]}, part)
-            part.rename(path)
+            shard = {key: torch.cat([each[key] for each in parts]) for key in parts[0]}
+            write_atomically(path, partial(save_file, shard))  # two runs may fill one cache at a time
 
 
 class Shards:
