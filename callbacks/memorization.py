@@ -11,8 +11,8 @@ from callbacks.ema import averaged
 from callbacks.finite import Finite
 from callbacks.sample_grid import generate, sheet
 from data.files import write_atomically
-from infer.denoising.hooks import Request
-from infer.denoising.noise import sample_seed
+from data.prompts import Prompt
+from infer.denoising.requests import requests_for
 from infer.metrics.similarity import Descriptor, check_sscd, pixel_descriptor, sscd_descriptor
 
 
@@ -135,10 +135,8 @@ class Memorization(pl.Callback):
 
     def make(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> float:
         step = trainer.global_step
-        requests = [
-            Request(sample.id, 0, caption, sample_seed(self.seed, sample.id, 0))
-            for sample, caption in zip(self.samples, self.captions, strict=True)
-        ]
+        named = zip(self.samples, self.captions, strict=True)
+        requests = requests_for((Prompt(sample.id, caption) for sample, caption in named), 1, self.seed)
         made = generate(pl_module, requests, self.resolution, self.guidance_scale, self.num_inference_steps)
         similarity: Tensor = (self.descriptor(made) * self.wanted).sum(1)
         numbers = {

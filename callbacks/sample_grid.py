@@ -6,7 +6,7 @@ import lightning.pytorch as pl
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from infer.denoising.hooks import Request
+from infer.denoising.requests import Request
 from infer.denoising.sampling import make_images
 from infer.metrics.similarity import in_batches
 

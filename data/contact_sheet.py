@@ -33,11 +33,7 @@ def contact_sheet(samples: list[Sample]) -> Image.Image:
 def cell(sample: Sample, letters: ImageFont.FreeTypeFont) -> Image.Image:
     tile = Image.new("RGB", (SIDE, SIDE + (LINES + 1) * LINE), "white")
     draw = ImageDraw.Draw(tile)
-    try:
-        image = ImageOps.contain(sample.rgb(), (SIDE, SIDE))
-    except OSError as error:  # what only decoding shows
-        image = Image.new("RGB", (SIDE, SIDE), "mistyrose")
-        ImageDraw.Draw(image).text((4, 4), textwrap.fill(str(error), CHARACTERS), "black", letters)
+    image = ImageOps.contain(sample.rgb(), (SIDE, SIDE))
     tile.paste(image, ((SIDE - image.width) // 2, (SIDE - image.height) // 2))
     more = f"  (+{len(sample.captions) - 1})" if len(sample.captions) > 1 else ""
     draw.text((0, SIDE), sample.id[:24] + more, "gray", letters)

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from statistics import fmean, median
 
-from data.captioned import Sample, checked
-from data.sources.image import opened
+from data.captioned import Sample, samples_of
+from data.sources.image import opened as image_header
 from data.sources.layouts import open_source
 from data.sources.rows import Row
 
@@ -42,15 +42,15 @@ class Inspection:
 
     def read(self, source: str, shown: Callable[[Iterable[Row], int | None, str], Iterable[Row]]) -> None:
         """Go through a source; `shown(rows, total, source)` passes the rows on, such as through a bar."""
-        found, before = open_source(source, self.skipped), len(self)
-        for row in shown(found.rows, found.total, source):
-            if sample := checked(row, self.skipped):
-                self.add(sample)
-        self.shards += found.stats or Counter()
-        self.layouts.append((source, "; ".join((found.layout, *found.notes)), len(self) - before))
+        opened, before = open_source(source, self.skipped), len(self)
+        for sample in samples_of(shown(opened.rows, opened.total, source), self.skipped):
+            self.add(sample)
+        self.shards += opened.stats or Counter()
+        self.layouts.append((source, "; ".join((opened.layout, *opened.notes)), len(self) - before))
 
     def add(self, sample: Sample) -> None:
-        image = opened(sample.image)
+        content = sample.image
+        image = image_header(content)
         self.ids[sample.id] += 1
         self.sizes.append(image.size)
         self.kinds[image.format or "?", image.mode] += 1
@@ -59,7 +59,7 @@ class Inspection:
         self.words += (len(text.split()) for text in sample.captions)
         if sample.label is not None:
             self.labels[sample.label] += 1
-        self.by_image[hashlib.sha256(sample.image).digest()].append(sample.id)
+        self.by_image[hashlib.sha256(content).digest()].append(sample.id)
         self.by_caption[sample.caption].append(sample.id)
         number = len(self) - 1  # reservoir sampling: each of those seen is as likely to be among the kept
         if number < self.keep:

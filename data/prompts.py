@@ -9,10 +9,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data.captioned import SHARD_SUFFIXES, load_captioned, shard_paths
+from data.captioned import SHARD_SUFFIXES, load_captioned
 from data.files import digest, remembered_sha256
 from data.sources.layouts import is_data, with_options
-from data.sources.rows import files_below
+from data.sources.rows import files_below, matching_files
+from data.sources.shards import SHARD_SUFFIXES
 
 log = logging.getLogger(__name__)
 # What each part of a prompt may be called in a file, in any case; the first that has a value counts.
@@ -87,7 +88,7 @@ def source_fingerprint(source: str) -> str:
         run = path / "exposures.parquet"
         files = [run] if run.exists() else files_below(path)
     elif place.endswith((*SHARD_SUFFIXES, ".parquet")):
-        files = [Path(file) for file in shard_paths(place)]
+        files = [Path(file) for file in matching_files(place)]
     else:
         files = [path]
     if file := options.get("captions"):
@@ -118,6 +119,20 @@ def distinct(prompts: list[Prompt], source: str) -> list[Prompt]:
     if len(found) < len(prompts):
         log.warning("%s: %d prompts come more than once and are used once", source, len(prompts) - len(found))
     return list(found.values())
+
+
+def without(prompts: Iterable[Prompt], memorized: Iterable[Prompt]) -> tuple[list[Prompt], int]:
+    """The prompts that are not memorized, and how many were left out.
+
+    Texts are compared by `same`; of several that are the same the first stays.
+    """
+    prompts = list(prompts)
+    left_out = {same(prompt.text) for prompt in memorized}
+    kept: dict[str, Prompt] = {}
+    for prompt in prompts:
+        if same(prompt.text) not in left_out:
+            kept.setdefault(same(prompt.text), prompt)
+    return list(kept.values()), len(prompts) - len(kept)
 
 
 def lines(path: Path) -> Iterator[tuple[int, str]]:

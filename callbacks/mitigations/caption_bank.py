@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from data.prompts import load_prompts, same
+from data.prompts import load_prompts, same, without
 from infer.models.pipeline import too_long
 
 log = logging.getLogger(__name__)
@@ -58,13 +58,9 @@ class CaptionBank:
 
         ValueError where none is left.
         """
-        banned = [prompt.text for prompt in load_prompts(exclude)] if exclude else []
-        out = {same(text) for text in banned}
-        distinct: dict[str, str] = {}
-        for prompt in load_prompts(captions):
-            if same(prompt.text) not in out:
-                distinct.setdefault(same(prompt.text), prompt.text)
-        texts = list(distinct.values())
+        excluded = load_prompts(exclude) if exclude else []
+        banned = [prompt.text for prompt in excluded]
+        texts = [prompt.text for prompt in without(load_prompts(captions), excluded)[0]]
         if texts:
             if long := too_long(pipe, texts):
                 log.warning(

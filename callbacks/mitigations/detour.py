@@ -12,11 +12,13 @@ from torch import Tensor
 from callbacks.mitigations.base import Mitigation
 from callbacks.mitigations.caption_bank import CaptionBank
 from callbacks.mitigations.transition import Transition
-from data.captioned import SHARD_SUFFIXES, shard_paths
 from data.prompts import source_fingerprint
 from data.sources.layouts import is_data
+from data.sources.rows import matching_files
+from data.sources.shards import SHARD_SUFFIXES
 from infer.denoising.guidance import onto
-from infer.denoising.hooks import DenoisingStep, Request
+from infer.denoising.hooks import DenoisingStep
+from infer.denoising.requests import Request
 from infer.denoising.sampling import embed
 from infer.models.pipeline import check_pipeline, fingerprint, load_pipeline
 
@@ -162,7 +164,7 @@ class Detour(Mitigation):
         for option, source in (("captions", self.captions), ("exclude", self.exclude)):
             with located(option):
                 if source and source.endswith(SHARD_SUFFIXES):
-                    shard_paths(source)
+                    matching_files(source)
                 elif source and not (Path(source).exists() or is_data(source)):
                     raise FileNotFoundError(f"no prompts {source!r}")
 

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from data.sources.rows import IMAGE_SUFFIXES, Row, Source, file_id, images_below, path_ids
+from data.sources.stored import WholeFile
 
 log = logging.getLogger(__name__)
-Place = TypeVar("Place", str, Path)
+Named = TypeVar("Named", str, Path)
 
 
 def parts(path: str) -> tuple[str, ...]:
@@ -27,31 +28,31 @@ def are_captions(value: Any) -> bool:
 
 
 def captions_by_key(path: Path) -> dict[str, Any]:
-    """What the file holds for each key: texts and lists, and it may be some that `checked` will count out.
+    """What the file holds for each key: texts, lists, and perhaps values that are counted later as no text.
 
-    ValueError for a file that is no JSON, with the place, or for another kind of JSON.
+    ValueError for a file that is no JSON, with the line, or for another kind of JSON.
     """
     try:
-        found = json.loads(path.read_bytes())
+        captions = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no JSON: {error}") from error
-    if not isinstance(found, dict) or not any(map(are_captions, found.values())):
+    if not isinstance(captions, dict) or not any(map(are_captions, captions.values())):
         raise ValueError(f"{path} is no captions file: it must hold {{path or key of an image: [captions]}}")
-    return found
+    return captions
 
 
 def is_captions(path: Path) -> bool:
-    """Whether a file that nobody named is one: all keys are paths of images, all values texts or lists."""
+    """Whether a file that no option names holds captions: keys are paths of images, values texts or lists."""
     try:
-        found = captions_by_key(path)
+        captions = captions_by_key(path)
     except ValueError:
         return False
     suffixes = tuple(f".{suffix}" for suffix in IMAGE_SUFFIXES)
-    return all(key.lower().endswith(suffixes) and are_captions(value) for key, value in found.items())
+    return all(key.lower().endswith(suffixes) and are_captions(value) for key, value in captions.items())
 
 
 def captions_file(name: str, folder: Path) -> Path:
-    """By its path, or by its name in a folder of data; FileNotFoundError if it is in neither place."""
+    """The file of that path, else of that name in a folder of data; FileNotFoundError if there is neither."""
     if Path(name).is_file():
         return Path(name)
     if not (folder / name).is_file():
@@ -65,13 +66,13 @@ def find_captions(folder: Path) -> Path | None:
     files = [path for path in sorted(folder.glob("*.json")) if not path.name.endswith("_stats.json")]
     # beside an image of the same name it is that image's own; do not read thousands of them
     stems = {path.stem for path in folder.iterdir() if path.suffix[1:].lower() in IMAGE_SUFFIXES}
-    found = [path for path in files if path.stem not in stems and is_captions(path)]
-    if len(found) > 1:
+    files = [path for path in files if path.stem not in stems and is_captions(path)]
+    if len(files) > 1:
         raise ValueError(
-            f"{folder} has {len(found)} captions files, {', '.join(path.name for path in found)}: "
-            f"name one, as '{folder}?captions={found[0].name}'"
+            f"{folder} has {len(files)} captions files, {', '.join(path.name for path in files)}: "
+            f"name one, as '{folder}?captions={files[0].name}'"
         )
-    return found[0] if found else None
+    return files[0] if files else None
 
 
 def open_captions(folder: Path, file: Path, skipped: Counter) -> Source:
@@ -135,7 +136,7 @@ def rows_of(
     ids = path_ids(images, folder)
     for path in images:
         if path in pairs:
-            yield Row(ids[path], path.read_bytes(), captions[pairs[path]])
+            yield Row(ids[path], WholeFile(str(path)), captions[pairs[path]])
 
 
 def matched(
@@ -155,7 +156,7 @@ def matched(
             )
 
 
-def by_tail(paths: dict[Place, tuple[str, ...]], length: int) -> dict[tuple[str, ...], list[Place]]:
+def by_tail(paths: dict[Named, tuple[str, ...]], length: int) -> dict[tuple[str, ...], list[Named]]:
     tails = defaultdict(list)
     for path, split in paths.items():
         tails[split[-length:]].append(path)

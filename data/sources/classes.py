@@ -31,12 +31,12 @@ def readable(name: str) -> str:
 def class_names(schema: "pa.Schema") -> dict[str, list[str]]:
     """Names of the classes, by their numbers, of each column that is a `datasets.ClassLabel`.
 
-    Hugging Face writes its types as JSON into the metadata of a schema, in parquet files too. What is not
-    understood there counts for nothing: no column is a class because of it.
+    Hugging Face writes its types as JSON into the metadata of a schema, in parquet files too. Metadata
+    that cannot be understood is ignored.
     """
     try:
-        found = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-        features = found.get("info", {}).get("features", {}).items()
+        info = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        features = info.get("info", {}).get("features", {}).items()
     except (ValueError, AttributeError, RecursionError):
         return {}
     return {
@@ -51,13 +51,13 @@ def class_names(schema: "pa.Schema") -> dict[str, list[str]]:
 
 
 def named(cell: Any, names: list[str] | None) -> Any:
-    """The class of that number, in words; None for what numbers none, such as -1. Without names the cell."""
+    """The name of a class by its number, None for one without a name, such as -1; without names the cell."""
     if names is None:
         return cell
     return readable(names[cell]) if isinstance(cell, int) and 0 <= cell < len(names) else None
 
 
 def label_of(cell: Any, names: list[str] | None) -> str | None:
-    """A cell's class: of that number, or without names its text."""
+    """The name of a cell's class: by its number, or without names its text."""
     label = named(cell, names)
     return clean(label).strip() or None if isinstance(label, str) else None

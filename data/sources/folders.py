@@ -10,16 +10,28 @@ from pathlib import Path
 from typing import Any
 
 from data.sources.classes import CLASS_PROMPT, IMAGENETTE, readable
-from data.sources.rows import Row, Source, caption_in_json, files_below, images_below, path_ids
+from data.sources.rows import (
+    Row,
+    Source,
+    caption_in_json,
+    count_unused,
+    files_below,
+    images_below,
+    path_ids,
+)
+from data.sources.stored import WholeFile
 
 log = logging.getLogger(__name__)
 METADATA = ("metadata.jsonl", "metadata.csv")
+CAPTION_SUFFIXES = (".txt", ".caption")
+NO_CLASSES = ("images", "image", "imgs", "img", "pictures", "photos", "data", "files")
 
 
 def beside(path: Path) -> Any:
-    """The caption next to an image: its `.txt`, else the `caption` in its `.json`."""
-    if (text := path.with_suffix(".txt")).is_file():
-        return text.read_bytes()
+    """The caption next to an image: its `.txt`, else its `.caption`, else the `caption` in its `.json`."""
+    for suffix in CAPTION_SUFFIXES:
+        if (text := path.with_suffix(suffix)).is_file():
+            return text.read_bytes()
     described = path.with_suffix(".json")
     return caption_in_json(described.read_bytes()) if described.is_file() else None
 
@@ -30,12 +42,29 @@ def open_captions_beside(folder: Path, skipped: Counter) -> Source:
     paths = [path for path in images if path.parent == folder]
     if deeper := len(images) - len(paths):
         skipped["in a subfolder"] += deeper
-    count_lone(paths, (path for path in folder.glob("*.txt") if path.name[0] != "."), skipped)
+    refuse_trainers_folders(folder, paths)
+    count_lone(paths, (path for path in folder.iterdir() if is_caption(path)), skipped)
     return Source("images with captions beside them", rows_beside(paths, folder), len(paths))
 
 
+def is_caption(path: Path) -> bool:
+    return path.suffix in CAPTION_SUFFIXES and not path.name.startswith(".")
+
+
+def refuse_trainers_folders(folder: Path, images: list[Path]) -> None:
+    """ValueError for names that mean more than is read here: training would go wrong without a word."""
+    for path in images:
+        if path.stem.endswith(("-masklabel", "-condlabel")):
+            raise ValueError(f"{path} is a mask of OneTrainer, which is not read: move masks out of {folder}")
+        if path.parent != folder and re.match(r"[1-9]\d*_", path.parent.name):
+            raise ValueError(
+                f"{path.parent.name!r} in {folder} is a folder for Kohya's scripts, whose number means "
+                "repeats: rename it without the number, and set exposure.copies for repeats"
+            )
+
+
 def count_lone(images: list[Path], captions: Iterable[Path], skipped: Counter) -> None:
-    """Count the `.txt` files that stand beside no image of their name."""
+    """Count the text files that stand beside no image of their name."""
     names = {path.with_suffix("") for path in images}
     if lone := sum(path.with_suffix("") not in names for path in captions):
         skipped["captions without image"] += lone
@@ -44,7 +73,7 @@ def count_lone(images: list[Path], captions: Iterable[Path], skipped: Counter) -
 def rows_beside(paths: list[Path], root: Path) -> Iterator[Row]:
     ids = path_ids(paths, root)
     for path in paths:
-        yield Row(ids[path], path.read_bytes(), beside(path))
+        yield Row(ids[path], WholeFile(str(path)), beside(path))
 
 
 def open_nested(folder: Path, paths: list[Path], skipped: Counter) -> Source:
@@ -52,8 +81,9 @@ def open_nested(folder: Path, paths: list[Path], skipped: Counter) -> Source:
 
     ValueError where a single subfolder would have to be the class of everything.
     """
+    refuse_trainers_folders(folder, paths)
     if any(beside(path) is not None for path in paths):
-        count_lone(paths, files_below(folder, lambda path: path.suffix == ".txt"), skipped)
+        count_lone(paths, files_below(folder, is_caption), skipped)
         return Source("folders of images with captions beside them", rows_beside(paths, folder), len(paths))
     classes = sorted({path.parent.name for path in paths})
     if len(classes) == 1 and classes[0] not in IMAGENETTE:
@@ -63,26 +93,39 @@ def open_nested(folder: Path, paths: list[Path], skipped: Counter) -> Source:
         )
     if unnamed := [name for name in classes if re.fullmatch(r"n\d{8}", name) and name not in IMAGENETTE]:
         log.warning("%s: WordNet ids without a known name stand in prompts as they are: %s", folder, unnamed)
-    return Source(f"class folders ({len(classes)})", rows_by_class(paths, folder), len(paths))
+    example = f"captions made of folder names, such as {CLASS_PROMPT.format(readable(classes[0]))!r}"
+    if doubtful := [name for name in classes if name.isdigit() or name.lower() in NO_CLASSES]:
+        log.warning(
+            "%s: NO CAPTIONS FOUND: %s. If folders such as %r are no classes, give captions as "
+            "'%s?captions=FILE.json'", folder, example, doubtful[0], folder,
+        )  # fmt: skip
+    layout = f"class folders ({len(classes)})"
+    return Source(layout, rows_by_class(paths, folder), len(paths), notes=[example])
 
 
 def rows_by_class(paths: list[Path], root: Path) -> Iterator[Row]:
     ids = path_ids(paths, root)
     for path in paths:
         label = readable(path.parent.name)
-        yield Row(ids[path], path.read_bytes(), CLASS_PROMPT.format(label), label)
+        yield Row(ids[path], WholeFile(str(path)), CLASS_PROMPT.format(label), label)
 
 
 def metadata_below(folder: Path) -> list[Path]:
-    """The tables, one of each folder, its own first."""
-    tables: dict[Path, Path] = {}
-    for path in files_below(folder, lambda path: path.name in METADATA):
-        tables[path.parent] = path  # .jsonl comes after .csv, and stays
-    return sorted(tables.values(), key=lambda path: (len(path.parts), path))
+    """The tables, those of the folder itself first, `.jsonl` before `.csv`."""
+    tables = files_below(folder, lambda path: path.name in METADATA)
+    return sorted(tables, key=lambda path: (len(path.parts), path.parent, METADATA.index(path.name)))
 
 
 def open_metadata(folder: Path, tables: list[Path], skipped: Counter) -> Source:
-    """An image folder as Hugging Face has it: tables of file_name, from theirs on, and text (or caption)."""
+    """An image folder as Hugging Face has it: tables of file_name, from theirs on, and text (or caption).
+
+    The folder's own table, or else the first of each subfolder; others are counted.
+    """
+    every = tables
+    tables = list({table.parent: table for table in reversed(every)}.values())[::-1]
+    tables = tables[:1] if tables[0].parent == folder else tables
+    if unused := [str(table) for table in every if table not in tables]:
+        count_unused(str(folder), "metadata tables", unused, skipped)
     captions: dict[str, list[Any]] = {}
     for table in tables:
         rows = list(table_rows(table))
@@ -127,7 +170,7 @@ def rows_of_table(folder: Path, captions: dict[str, list[Any]], skipped: Counter
     ids = path_ids(inside.values(), folder)
     for name, each in captions.items():
         path = inside.get(name)
-        yield Row(ids[path] if path else name, path and path.read_bytes(), merged(each))
+        yield Row(ids[path] if path else name, path and WholeFile(str(path)), merged(each))
     if unlisted := len(inside.keys() - captions.keys()):
         skipped["without caption"] += unlisted
 

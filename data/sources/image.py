@@ -10,25 +10,27 @@ from PIL import Image, ImageOps
 # Others are left out: Pillow's reader of EPS starts a program, and such data has none of them.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF")
 MAX_PIXELS = 89_478_485  # where Pillow begins to warn of decompression bombs: a quarter of a GiB in RGB
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `problem` refuses what it warns of
 
 
 def opened(encoded: bytes) -> Image.Image:
-    """Its header is read, its pixels are not."""
+    """The header is read, the pixels are not."""
     return Image.open(io.BytesIO(encoded), formats=FORMATS)
 
 
 def problem(encoded: bytes) -> tuple[str, str] | None:
-    """Why an image cannot be used: the reason by which it is counted, and what exactly; None if it can."""
+    """Why an image cannot be used: the reason by which it is counted, and the details; None if it can.
+
+    The image is decoded, because much damage shows only then; a JPEG at an eighth of its size, for which its
+    whole content is read as well. Takes 1 to 8 ms for 512 x 512 pixels.
+    """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = opened(encoded)
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                return "too large images", f"{width} x {height} pixels, the limit is {MAX_PIXELS:,}"
-            # verify() looks into none of these: one that was cut shows only when it is decoded
-            cut = image.format in ("JPEG", "MPO") and not encoded.endswith(b"\xff\xd9")
-            image.load() if cut or image.format in ("GIF", "BMP", "AVIF") else image.verify()
+        image = opened(encoded)
+        width, height = image.size
+        if width * height > MAX_PIXELS:
+            return "too large images", f"{width} x {height} pixels, the limit is {MAX_PIXELS:,}"
+        image.draft("L", (1, 1))
+        image.load()
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         return "too large images", str(error)
     except Exception as error:  # PIL raises half a dozen kinds, SyntaxError among them

@@ -5,11 +5,20 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from data.sources import captions_file as layouts_captions
-from data.sources import folders as layouts_folder
-from data.sources import tables as layouts_tables
-from data.sources.rows import SPLITS, Source, file_id, images_below
-from data.sources.shards import SHARD_SUFFIXES, open_shards, shard_paths, shards_in
+from data.sources import captions_file, folders, tables
+from data.sources.rows import (
+    NOT_READ,
+    SPLITS,
+    UNREAD_SUFFIXES,
+    Source,
+    count_unused,
+    file_id,
+    files_below,
+    images_below,
+    is_image,
+    matching_files,
+)
+from data.sources.shards import SHARD_SUFFIXES, is_shard, open_shards, shards_in
 
 log = logging.getLogger(__name__)
 OF_TABLES = ("split", "image", "caption", "label", "id")
@@ -18,14 +27,14 @@ EMPTY = "nothing that can be read"
 
 
 def with_options(source: str) -> tuple[str, dict[str, str]]:
-    """`PLACE?name=value&name=value` apart; a `?` without a name and `=` after it is part of a glob."""
-    place, mark, query = source, "", ""
-    if not Path(source).exists() and (match := re.match(r"(.*?)(\?)(\w+=.*)$", source)):
-        place, mark, query = match.groups()
+    """`PATH?name=value&name=value` apart; a `?` without a name and `=` after it is part of a glob."""
+    path, query = source, ""
+    if not Path(source).exists() and (match := re.match(r"(.*?)\?(\w+=.*)$", source)):
+        path, query = match.groups()
     options = dict(part.partition("=")[::2] for part in query.split("&") if part)
     if empty := [name for name, value in options.items() if not value]:
         raise ValueError(f"{source!r}: the option {empty[0]!r} has no value")
-    return place, options
+    return path, options
 
 
 def only(options: dict[str, str], known: tuple[str, ...], source: str) -> dict[str, str]:
@@ -39,34 +48,34 @@ def only(options: dict[str, str], known: tuple[str, ...], source: str) -> dict[s
 
 def open_source(source: str, skipped: Counter) -> Source:
     """Find the layout. FileNotFoundError for a source that is not there, ValueError for an unclear one."""
-    place, options = with_options(source)
+    path, options = with_options(source)
     prefix = options.pop("prefix", "")
     if "captions" not in options:
-        found = open_place(source, place, options, skipped)
+        opened = open_path(source, path, options, skipped)
     else:
-        file = layouts_captions.captions_file(options["captions"], Path(place))
-        if holds_image_files(Path(place)):
+        file = captions_file.captions_file(options["captions"], Path(path))
+        if holds_image_files(Path(path)):
             only(options, (), source)
-            found = layouts_captions.open_captions(Path(place), file, skipped)
+            opened = captions_file.open_captions(Path(path), file, skipped)
         else:
-            found = layouts_captions.with_captions(open_place(source, place, options, skipped), file, skipped)
+            opened = captions_file.with_captions(open_path(source, path, options, skipped), file, skipped)
     if not prefix:
-        return found
-    return found._replace(rows=(row._replace(id=file_id(prefix + row.id)) for row in found.rows))
+        return opened
+    return opened._replace(rows=(row._replace(id=file_id(prefix + row.id)) for row in opened.rows))
 
 
-def open_place(source: str, place: str, options: dict[str, str], skipped: Counter) -> Source:
-    if place.startswith("hf:"):
-        return layouts_tables.open_hub(place, only(options, ("config", "revision", *OF_TABLES), source))
-    folder = Path(place)
+def open_path(source: str, path: str, options: dict[str, str], skipped: Counter) -> Source:
+    if path.startswith("hf:"):
+        return tables.open_hub(path, only(options, ("config", "revision", *OF_TABLES), source))
+    folder = Path(path)
     if folder.is_dir():
         return open_folder(folder, options, skipped)
-    if place.endswith(SHARD_SUFFIXES):
+    if path.endswith(SHARD_SUFFIXES):
         only(options, (), source)
-        return open_shards(shard_paths(place), skipped)
-    if place.endswith(".parquet"):
-        files = layouts_tables.parquet_files(place)
-        return layouts_tables.open_parquet(place, files, only(options, OF_TABLES, source))
+        return open_shards(matching_files(path), skipped)
+    if path.endswith(".parquet"):
+        files = tables.parquet_files(path)
+        return tables.open_parquet(path, files, only(options, OF_TABLES, source))
     raise FileNotFoundError(
         f"data source {source!r} is neither a folder nor a shard pattern (*.tar, *.tar.gz), nor *.parquet, "
         "nor hf:owner/name"
@@ -75,33 +84,41 @@ def open_place(source: str, place: str, options: dict[str, str], skipped: Counte
 
 def holds_image_files(folder: Path) -> bool:
     """Whether a folder's images are files, to which a captions file is matched by path, and not in tables."""
-    if not folder.is_dir() or any((folder / name).exists() for name in layouts_tables.SAVED):
+    if not folder.is_dir() or any((folder / name).exists() for name in tables.SAVED):
         return False
-    tables = layouts_tables.parquet_files(str(folder))
-    if tables and layouts_tables.has_image_column(tables[0]):
+    files = tables.parquet_files(str(folder))
+    if files and tables.has_image_column(files[0]):
         return False
     return bool(images_below(folder)) or not shards_in(folder)
 
 
 def open_folder(folder: Path, options: dict[str, str], skipped: Counter) -> Source:
-    """The first layout that fits; a Source without rows where none does."""
+    """The first layout that fits, with counts of what it leaves aside; an EMPTY Source where none does."""
     where = str(folder)
-    if any((folder / name).exists() for name in layouts_tables.SAVED):
-        return layouts_tables.open_saved(folder, only(options, OF_TABLES, where))
-    if shards := shards_in(folder):
+    if any((folder / name).exists() for name in tables.SAVED):
+        return tables.open_saved(folder, only(options, OF_TABLES, where))
+    files = files_below(folder)
+    images = [path for path in files if is_image(path)]
+    unread = [str(path) for path in files if path.suffix[1:].lower() in UNREAD_SUFFIXES]
+    count_unused(where, NOT_READ, unread, skipped)
+    shards, deeper = shards_in(folder), [str(path) for path in files if is_shard(path)]
+    count_unused(where, "shards in subfolders", sorted({*deeper} - {*shards}), skipped)
+    if shards:
         only(options, (), where)
+        count_unused(where, "images beside shards", list(map(str, images)), skipped)
         return open_shards(shards, skipped)
-    images, tables = images_below(folder), layouts_tables.parquet_files(where)
-    if tables and (options or not images or layouts_tables.has_image_column(tables[0])):
-        return layouts_tables.open_parquet(where, tables, only(options, OF_TABLES, where))
+    parquet = [path for path in files if path.suffix == ".parquet"]
+    if parquet and (options or not images or tables.has_image_column(parquet[0])):
+        count_unused(where, "images beside parquet files", list(map(str, images)), skipped)
+        return tables.open_parquet(where, parquet, only(options, OF_TABLES, where))
     only(options, (), where)
-    metadata = layouts_folder.metadata_below(folder)
+    metadata = folders.metadata_below(folder)
     if metadata and metadata[0].parent == folder:
-        return layouts_folder.open_metadata(folder, metadata[:1], skipped)
-    if file := layouts_captions.find_captions(folder):
-        return layouts_captions.open_captions(folder, file, skipped)
+        return folders.open_metadata(folder, metadata, skipped)
+    if file := captions_file.find_captions(folder):
+        return captions_file.open_captions(folder, file, skipped)
     if any(path.parent == folder for path in images):
-        return layouts_folder.open_captions_beside(folder, skipped)
+        return folders.open_captions_beside(folder, skipped)
     if not images:
         return Source(EMPTY, iter(()), 0)
     tops = {path.relative_to(folder).parts[0] for path in images}
@@ -110,17 +127,22 @@ def open_folder(folder: Path, options: dict[str, str], skipped: Counter) -> Sour
             log.warning("%s: only its folder 'train' is read, of %s", folder, sorted(tops))
         return open_folder(folder / "train", {}, skipped)
     if metadata:
-        return layouts_folder.open_metadata(folder, metadata, skipped)
-    return layouts_folder.open_nested(folder, images, skipped)
+        return folders.open_metadata(folder, metadata, skipped)
+    return folders.open_nested(folder, images, skipped)
 
 
 def is_data(source: str) -> bool:
     """Whether `load_captioned` would find a layout here; nothing is downloaded to know it."""
     if source.startswith("hf:"):
         return True
+    sources = logging.getLogger("data.sources")
+    level = sources.level
+    sources.setLevel(logging.ERROR)  # `load_captioned` names what is left aside
     try:
         return open_source(source, Counter()).layout != EMPTY
     except FileNotFoundError:
         return False
-    except ValueError:  # it is there, and what is wrong with it is for load_captioned to say
+    except ValueError:  # it exists, and `load_captioned` says what is wrong with it
         return True
+    finally:
+        sources.setLevel(level)

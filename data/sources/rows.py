@@ -1,7 +1,9 @@
 """What every layout of training data gives, and the rules for ids that they share."""
 
+import glob
 import hashlib
 import json
+import logging
 import os
 import re
 from collections import Counter
@@ -9,8 +11,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from data.sources.stored import Stored
+
+log = logging.getLogger(__name__)
 # In a tar the first of these counts, where a sample has several.
 IMAGE_SUFFIXES = ("webp", "png", "jpg", "jpeg", "jfif", "gif", "bmp", "avif")
+UNREAD_SUFFIXES = {"tif", "tiff", "heic", "heif", "jxl", "jp2", "psd", "svg", "ico", "ppm", "tga"}
+NOT_READ = "images in a format that is not read"
+NAMED = 5  # of each reason this many are named in the log
 SPLITS = ("train", "val", "valid", "validation", "test")
 LONGEST_ID = 120  # bytes; a file name may have 255, and what is made from an id adds a seed and a suffix
 
@@ -18,13 +26,16 @@ LONGEST_ID = 120  # bytes; a file name may have 255, and what is made from an id
 class Row(NamedTuple):
     """One entry as it is on disk: nothing of it is checked, and image and captions may be missing.
 
-    `label` is the name of its class, where the layout has classes.
+    `label` is the name of its class, where the layout has classes; `missing` is the reason counted for a row
+    without an image, `detail` what the log says of a row that lacks something.
     """
 
     id: str
-    image: bytes | None
+    image: Stored | None
     captions: Any
     label: str | None = None
+    missing: str = "without image"
+    detail: str = ""
 
 
 class Source(NamedTuple):
@@ -79,9 +90,16 @@ def is_image(path: Path) -> bool:
     return path.suffix[1:].lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 
+def count_unused(source: str, reason: str, names: list[str], skipped: Counter) -> None:
+    """Count files that a layout leaves aside, and name the first in the log."""
+    if names:
+        skipped[reason] += len(names)
+        log.warning("%s: not used: %d %s, such as %s", source, len(names), reason, names[:NAMED])
+
+
 def files_below(folder: Path, wanted: Callable[[Path], bool] = lambda path: True) -> list[Path]:
     """Files at any depth, without hidden ones; links are followed to folders that do not lie here anyway."""
-    found: list[Path] = []
+    paths: list[Path] = []
     seen: set[str] = set()
     tops = [str(folder)]
     for top in tops:  # it grows: what links lead to comes after what lies here
@@ -92,8 +110,30 @@ def files_below(folder: Path, wanted: Callable[[Path], bool] = lambda path: True
             seen.add(real)
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             tops += [path for name in folders if os.path.islink(path := os.path.join(where, name))]
-            found += [Path(where, name) for name in files if not name.startswith(".")]
-    return sorted(path for path in found if wanted(path) and path.is_file())
+            paths += [Path(where, name) for name in files if not name.startswith(".")]
+    return sorted(path for path in paths if wanted(path) and path.is_file())
+
+
+def matching_files(pattern: str) -> list[str]:
+    """Files of braces and globs (`{00000..00009}.tar`), sorted; what exists is taken to the letter.
+
+    FileNotFoundError for a part without any.
+    """
+    from braceexpand import braceexpand
+
+    folder = Path(pattern)
+    while not folder.exists():
+        folder = folder.parent
+    if folder.is_file():
+        return [pattern]
+    rest = os.path.relpath(pattern, folder) if folder != Path() else pattern
+    paths = set()
+    for part in braceexpand(rest):
+        names = [part] if (folder / part).exists() else glob.glob(part, root_dir=folder)
+        if not names:
+            raise FileNotFoundError(f"no file matches {str(folder / part)!r}")
+        paths.update(str(folder / name) for name in names)
+    return sorted(paths)
 
 
 def images_below(folder: Path) -> list[Path]:
@@ -103,7 +143,7 @@ def images_below(folder: Path) -> list[Path]:
 def caption_in_json(content: bytes | str | None) -> Any:
     """The field `caption` of a JSON object; None if there is none, or the text is no JSON."""
     try:
-        found = json.loads(content or b"null")
+        value = json.loads(content or b"null")
     except (ValueError, RecursionError):
         return None
-    return found.get("caption") if isinstance(found, dict) else None
+    return value.get("caption") if isinstance(value, dict) else None

@@ -1,46 +1,46 @@
-"""Webdataset shards, in img2dataset's form: `.tar` with an image, a `.txt` and a `.json` per key."""
+"""Shards: tar files with an image and its caption under one key, as img2dataset and webdataset write them."""
 
-import glob
-import gzip
+import io
 import json
 import logging
+import os
+import tarfile
 import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from data.sources.rows import IMAGE_SUFFIXES, Row, Source, caption_in_json, file_id
+from data.sources.rows import (
+    IMAGE_SUFFIXES,
+    NOT_READ,
+    UNREAD_SUFFIXES,
+    Row,
+    Source,
+    caption_in_json,
+    count_unused,
+    file_id,
+)
+from data.sources.stored import Span, Stored, read
 
 log = logging.getLogger(__name__)
 SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 COUNTS = ("count", "successes", "failed_to_download", "failed_to_resize")
+Members = dict[str, Stored]  # of one key, by suffix
 
 
-def shard_paths(pattern: str) -> list[str]:
-    """Files of braces and globs (`{00000..00009}.tar`), sorted; FileNotFoundError for a part without any."""
-    from braceexpand import braceexpand
-
-    paths = set()
-    for part in braceexpand(pattern):
-        found = glob.glob(part)
-        if not found:
-            raise FileNotFoundError(f"no shard matches {part!r}")
-        paths.update(found)
-    return sorted(paths)
+def is_shard(path: Path) -> bool:
+    return path.name.endswith(SHARD_SUFFIXES) and not path.name.startswith(".")
 
 
 def shards_in(folder: Path) -> list[str]:
-    names = (path.name for path in folder.iterdir())
-    return sorted(
-        str(folder / name) for name in names if name.endswith(SHARD_SUFFIXES) and not name.startswith(".")
-    )
+    return sorted(str(path) for path in folder.iterdir() if is_shard(path))
 
 
 def open_shards(paths: list[str], skipped: Counter) -> Source:
     """The total is known where every shard has its `_stats.json`."""
-    found = [stats for path in paths if (stats := read_stats(path))]
-    total = sum(stats["successes"] for stats in found) if len(found) == len(paths) else None
-    sums = sum(found, Counter()) if found else None
+    counts = [stats for path in paths if (stats := read_stats(path))]
+    total = sum(stats["successes"] for stats in counts) if len(counts) == len(paths) else None
+    sums = sum(counts, Counter()) if counts else None
     return Source(f"webdataset shards ({len(paths)})", read_shards(paths, skipped), total, sums)
 
 
@@ -48,9 +48,9 @@ def read_stats(path: str) -> Counter | None:
     """What img2dataset counted for a shard: rows, successes, failures, and each error under its message."""
     name = next(path.removesuffix(suffix) for suffix in reversed(SHARD_SUFFIXES) if path.endswith(suffix))
     try:
-        found = json.loads(Path(f"{name}_stats.json").read_bytes())
-        stats = Counter({key: int(found[key]) for key in COUNTS})
-        errors = {str(key): int(value) for key, value in found.get("status_dict", {}).items()}
+        content = json.loads(Path(f"{name}_stats.json").read_bytes())
+        stats = Counter({key: int(content[key]) for key in COUNTS})
+        errors = {str(key): int(value) for key, value in content.get("status_dict", {}).items()}
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
@@ -60,36 +60,100 @@ def read_stats(path: str) -> Counter | None:
     return stats + Counter(errors)
 
 
-def is_whole(path: str) -> bool:
-    """Whether a shard ends in a tar's two empty blocks: tarfile takes a cut between members for the end."""
-    with open(path, "rb") as file:
-        packed = file.read(2) == b"\x1f\x8b"
-    tail = b""
-    try:
-        with gzip.open(path) if packed else open(path, "rb") as tar:
-            if not packed:
-                tar.seek(max(0, Path(path).stat().st_size - 1024))
-            while block := tar.read(1 << 20):
-                tail = (tail + block)[-1024:]
-    except (EOFError, OSError, zlib.error):
-        return False
-    return tail == bytes(1024)
-
-
 def read_shards(paths: list[str], skipped: Counter) -> Iterator[Row]:
-    """Rows of the shards; one that breaks off gives what it held before the break. Nothing is unpickled."""
-    import webdataset as wds
+    """Rows of the shards; of one that breaks off those before the break. Nothing is unpickled or unpacked.
 
+    Of a plain tar the headers are read, and images stay in it. What is compressed is held in memory: a shard
+    at a time here, all shards where all rows are kept.
+    """
     for path in paths:
-        errors: list[Exception] = []  # `append` returns None, which tells webdataset to end the shard there
-        # an absolute path, because webdataset would run a file called `pipe:...` as a command
-        urls = wds.SimpleShardList([str(Path(path).absolute())])
-        for row in wds.DataPipeline(urls, wds.tarfile_to_samples(handler=errors.append)):
-            image = next((row[suffix] for suffix in IMAGE_SUFFIXES if suffix in row), None)
-            caption = row["txt"] if "txt" in row else caption_in_json(row.get("json"))
-            yield Row(file_id(row["__key__"]), image, caption)
-        if errors or not is_whole(path):
-            skipped["broken shards"] += 1
-            log.warning(
-                "%s breaks off, what came after is lost: %s", path, errors[0] if errors else "no end mark"
-            )
+        keys, repeated = members_of(path, skipped)
+        count_unused(path, "repeated members", repeated, skipped)
+        yield from rows_of(path, keys, skipped)
+
+
+def members_of(path: str, skipped: Counter) -> tuple[dict[str, Members], list[str]]:
+    """Members of a shard by key (the name without its last suffix) and suffix; the names that repeat one."""
+    keys: dict[str, Members] = {}
+    repeated: list[str] = []
+    try:
+        with tarfile.open(path) as archive:
+            size = os.path.getsize(path) if isinstance(archive.fileobj, io.BufferedReader) else None
+            while member := archive.next():
+                archive.members.clear()  # or it would hold all headers
+                folder, _, base = member.name.rpartition("/")
+                stem, dot, suffix = base.rpartition(".")
+                if not member.isreg() or not stem or not dot or base.startswith("."):
+                    continue
+                members = keys.setdefault(f"{folder}/{stem}" if folder else stem, {})
+                if suffix.lower() in members:
+                    repeated.append(member.name)
+                elif size is None or member.issparse():
+                    members[suffix.lower()] = archive.extractfile(member).read()
+                elif member.offset_data + member.size <= size:
+                    members[suffix.lower()] = Span(path, member.offset_data, member.size)
+                else:
+                    raise EOFError(f"{member.name} is cut")
+            rest = archive.fileobj.read(1 << 20)  # the second of two empty blocks, and then nothing
+            if len(rest) < 512 or rest.strip(b"\0"):
+                raise EOFError("no end mark" if len(rest) < 512 else "more follows its end mark")
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+        skipped["broken shards"] += 1
+        log.warning("%s breaks off, what came after is lost: %s", path, error)
+    return keys, repeated
+
+
+def rows_of(path: str, keys: dict[str, Members], skipped: Counter) -> Iterator[Row]:
+    """A row for each key, in whatever order its members lie.
+
+    An image with a caption of its own, such as `photo v1.0.jpg` with `photo v1.0.txt`, is a sample. Others
+    follow webdataset's rule, whose keys end at the first dot: `000.seg.png` beside `000.jpg` is a further
+    image of that key, and `000.image.png` alone has the caption `000.txt`.
+    """
+    further, parts, borrowed = [], set(), {}
+    for key, members in keys.items():
+        images = images_in(members)
+        further += [f"{key}.{suffix}" for suffix in images[1:]]
+        shorter = next((parent for parent in shorter_keys(key) if parent in keys), None)
+        if shorter is None or (images and has_caption(members)):
+            continue
+        if not images:
+            if not has_caption(members) or images_in(keys[shorter]):
+                parts.add(key)
+        elif images_in(keys[shorter]):
+            parts.add(key)
+            further.append(f"{key}.{images[0]}")
+        elif has_caption(keys[shorter]):
+            borrowed.setdefault(shorter, []).append(key)
+    count_unused(path, "further images of one key", further, skipped)
+    for key, members in keys.items():
+        if key in parts or [key] in borrowed.values():
+            continue
+        if len(others := borrowed.get(key, ())) == 1:
+            members = keys[others[0]] | members
+        images = images_in(members)
+        unread = UNREAD_SUFFIXES & members.keys()
+        caption = read(members["txt"]) if "txt" in members else caption_in_json(read(members.get("json")))
+        yield Row(
+            file_id(key),
+            members[images[0]] if images else None,
+            caption,
+            missing=NOT_READ if unread else "without image",
+            detail=f"it has {', '.join(f'.{suffix}' for suffix in members)}",
+        )
+
+
+def images_in(members: Members) -> list[str]:
+    return [suffix for suffix in IMAGE_SUFFIXES if suffix in members]
+
+
+def has_caption(members: Members) -> bool:
+    return "txt" in members or "json" in members
+
+
+def shorter_keys(key: str) -> Iterator[str]:
+    """`a.b` and `a` for `a.b.c`; dots of folders do not count."""
+    folder, slash, name = key.rpartition("/")
+    while "." in name:
+        name = name.rpartition(".")[0]
+        yield f"{folder}{slash}{name}"

@@ -1,16 +1,26 @@
 """Tables with the images in them: Hugging Face datasets from the Hub or from disk, and parquet files."""
 
-import glob
 import logging
 import os
 import re
 from collections.abc import Iterable, Iterator
+from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from data.files import one_line
 from data.sources.classes import CLASS_PROMPT, class_names, label_of, named
-from data.sources.rows import SPLITS, Row, Source, caption_in_json, file_id, files_below, path_ids
+from data.sources.rows import (
+    SPLITS,
+    Row,
+    Source,
+    caption_in_json,
+    file_id,
+    files_below,
+    matching_files,
+    path_ids,
+)
+from data.sources.stored import DatasetCell, ParquetCell, Stored
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -33,6 +43,10 @@ class Columns(NamedTuple):
     def names(self) -> list[str]:
         return [name for name in dict.fromkeys(self) if name]
 
+    def texts(self) -> list[str]:
+        """All but the images."""
+        return [name for name in self.names() if name != self.image]
+
     def notes(self) -> tuple[str, ...]:
         """Where captions come from, if not from a column of captions."""
         return () if self.caption or not self.label else (f"captions by class ({self.label!r})",)
@@ -53,32 +67,34 @@ def holds_images(kind: "pa.DataType") -> bool:
     return holds_bytes(kind)
 
 
-def choose(schema: "pa.Schema", options: dict[str, str], place: str) -> Columns:
+def choose(schema: "pa.Schema", options: dict[str, str], source: str) -> Columns:
     """The given columns, else the ones with usual names; ValueError, naming all, where one stays open."""
     for role in ("image", "caption", "label", "id"):
         if role in options and options[role] not in schema.names:
-            raise ValueError(f"{place} has no column {options[role]!r}: it has {schema.names}")
+            raise ValueError(f"{source} has no column {options[role]!r}: it has {schema.names}")
     pictures = [field.name for field in schema if holds_images(field.type)]
     if not pictures:
-        raise ValueError(f"{place} has no column with the bytes of images in it: it has {schema.names}")
+        raise ValueError(f"{source} has no column with the bytes of images in it: it has {schema.names}")
     usual = [name for name in IMAGE if name in pictures] or (pictures if len(pictures) == 1 else [])
     image = options.get("image") or next(iter(usual), None)
     caption = options.get("caption") or next((name for name in CAPTION if name in schema.names), None)
-    label = choose_label(schema, options, caption, place)
+    label = choose_label(schema, options, caption, source)
     has_caption = caption or label or "captions" in options  # these are in a file
     for role, column in (("image", image), ("caption", has_caption)):
         if not column:
-            said = "&".join(f"{name}={value}" for name, value in {**options, role: "COLUMN"}.items())
+            given = "&".join(f"{name}={value}" for name, value in {**options, role: "COLUMN"}.items())
             raise ValueError(
-                f"{place}: which column is the {role}? Say it as '{place}?{said}'; it has {schema.names}"
+                f"{source}: which column is the {role}? Say it as '{source}?{given}'; it has {schema.names}"
             )
     if image not in pictures:
-        raise ValueError(f"{place}: the column {image!r} holds no images; {pictures} would")
+        raise ValueError(f"{source}: the column {image!r} holds no images; {pictures} would")
     key = options.get("id") or next((name for name in ID if name in schema.names), None)
     return Columns(image, caption, label, key)
 
 
-def choose_label(schema: "pa.Schema", options: dict[str, str], caption: str | None, place: str) -> str | None:
+def choose_label(
+    schema: "pa.Schema", options: dict[str, str], caption: str | None, source: str
+) -> str | None:
     """The given column of classes, else captions that are classes, a usual name, or the only one there is.
 
     ValueError for a given one without names: a number says nothing of a class.
@@ -90,25 +106,14 @@ def choose_label(schema: "pa.Schema", options: dict[str, str], caption: str | No
         kind = schema.field(label).type
         if label not in classes and not types.is_string(kind) and not types.is_large_string(kind):
             raise ValueError(
-                f"{place}: the column {label!r} holds no names of classes, but {kind}; a column of text or a "
-                f"datasets.ClassLabel would, and of these there are {sorted(classes)}"
+                f"{source}: the column {label!r} holds no names of classes, but {kind}; give a column of "
+                f"text or a datasets.ClassLabel, of which there are {sorted(classes)}"
             )
         return label
     if caption in classes:
         return caption
     usual = [name for name in LABEL if name in classes] or (list(classes) if len(classes) == 1 else [])
     return next(iter(usual), None)
-
-
-def encoded(cell: Any, trusted: tuple[Path, ...] = ()) -> bytes | None:
-    """An image's bytes. A path in a table is followed only into the `trusted` folders."""
-    if isinstance(cell, dict):
-        path, cell = cell.get("path"), cell.get("bytes")
-        if cell is None and path:
-            file = Path(path).resolve()
-            if any(file.is_relative_to(folder) for folder in trusted) and file.is_file():
-                return file.read_bytes()
-    return cell if isinstance(cell, bytes) else None
 
 
 def captions_of(cell: Any) -> Any:
@@ -119,17 +124,17 @@ def captions_of(cell: Any) -> Any:
 
 
 def rows_of(
-    records: Iterable[dict[str, Any]],
+    records: Iterable[tuple[Stored, dict[str, Any]]],
     columns: Columns,
     name: str,
     classes: dict[str, list[str]],
-    trusted: tuple[Path, ...] = (),
 ) -> Iterator[Row]:
-    """Without a column of ids, a row's id is its number, after the name of its table.
+    """Rows of pairs (where the image is, the other columns).
 
-    `classes` are the names in columns of classes. Without a column of captions the class makes the caption.
+    Without a column of ids, a row's id is its number, after the name of its table. `classes` are the names in
+    columns of classes. Without a column of captions the class makes the caption.
     """
-    for number, record in enumerate(records):
+    for number, (image, record) in enumerate(records):
         key = record[columns.id] if columns.id else None
         key = f"{name}_{number:07d}" if key is None else str(key)
         label = label_of(record[columns.label], classes.get(columns.label)) if columns.label else None
@@ -137,15 +142,15 @@ def rows_of(
             caption = captions_of(named(record[columns.caption], classes.get(columns.caption)))
         else:
             caption = label and CLASS_PROMPT.format(label)
-        yield Row(file_id(key), encoded(record[columns.image], trusted), caption, label)
+        yield Row(file_id(key), image, caption, label)
 
 
-def distinct(columns: Columns, ids: Iterable[Any], options: dict[str, str], place: str) -> Columns:
+def distinct(columns: Columns, ids: Iterable[Any], options: dict[str, str], source: str) -> Columns:
     """Without the id column, if it was guessed and does not tell the rows apart."""
     ids = list(ids)
     if columns.id is None or "id" in options or len({file_id(str(key)) for key in ids}) == len(ids):
         return columns
-    log.warning("%s: the column %r repeats, so ids are row numbers", place, columns.id)
+    log.warning("%s: the column %r repeats, so ids are row numbers", source, columns.id)
     return columns._replace(id=None)
 
 
@@ -153,7 +158,7 @@ def open_dataset(
     rows: "Dataset",
     name: str,
     layout: str,
-    place: str,
+    source: str,
     options: dict[str, str],
     trusted: tuple[Path, ...] = (),
 ) -> Source:
@@ -161,25 +166,27 @@ def open_dataset(
     import datasets
 
     schema = rows.features.arrow_schema
-    columns = choose(schema, options, place)
+    columns = choose(schema, options, source)
     if columns.id:
-        columns = distinct(columns, rows[columns.id], options, place)
-    rows = rows.select_columns(columns.names())
+        columns = distinct(columns, rows[columns.id], options, source)
     if isinstance(rows.features[columns.image], datasets.Image):
         rows = rows.cast_column(columns.image, datasets.Image(decode=False))
+    images, texts = rows.select_columns([columns.image]), rows.select_columns(columns.texts())
+    cells = (DatasetCell(images, number, columns.image, trusted) for number in range(len(rows)))
+    records = zip(cells, texts if columns.texts() else repeat({}), strict=False)
     return Source(
-        layout, rows_of(rows, columns, name, class_names(schema), trusted), len(rows), notes=columns.notes()
+        layout, rows_of(records, columns, name, class_names(schema)), len(rows), notes=columns.notes()
     )
 
 
-def open_hub(place: str, options: dict[str, str]) -> Source:
+def open_hub(source: str, options: dict[str, str]) -> Source:
     """`hf:owner/name` or `hf:owner/name:split`. FileNotFoundError, saying what to do, if it cannot be had."""
     import datasets
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    match = re.fullmatch(r"hf:(\w[\w.-]*(?:/\w[\w.-]*)?)(?::([^:]+))?", place)
+    match = re.fullmatch(r"hf:(\w[\w.-]*(?:/\w[\w.-]*)?)(?::([^:]+))?", source)
     if not match:
-        raise ValueError(f"{place!r}: a dataset of the Hub is hf:owner/name or hf:owner/name:split")
+        raise ValueError(f"{source!r}: a dataset of the Hub is hf:owner/name or hf:owner/name:split")
     name, split = match[1], options.get("split") or match[2] or "train"
     try:
         rows = datasets.load_dataset(
@@ -194,7 +201,7 @@ def open_hub(place: str, options: dict[str, str]) -> Source:
     # a loader of files keeps paths into what it downloaded
     caches = tuple(Path(cache).resolve() for cache in (datasets.config.HF_DATASETS_CACHE, HF_HUB_CACHE))
     short = f"{name.split('/')[-1]}_{re.sub(r'[^0-9A-Za-z]+', '-', split)}"
-    return open_dataset(rows, short, f"hf:{name}:{split}", place, options, caches)
+    return open_dataset(rows, short, f"hf:{name}:{split}", source, options, caches)
 
 
 def open_saved(folder: Path, options: dict[str, str]) -> Source:
@@ -202,28 +209,23 @@ def open_saved(folder: Path, options: dict[str, str]) -> Source:
     import datasets
 
     try:
-        found = datasets.load_from_disk(str(folder))
+        rows = datasets.load_from_disk(str(folder))
     except Exception as error:  # of a file that is missing or cut: half a dozen kinds from two libraries
         raise ValueError(f"{folder} is no whole dataset of save_to_disk: {one_line(error)}") from error
     name = folder.resolve().name
-    if isinstance(found, datasets.DatasetDict):
-        split = options.get("split") or ("train" if "train" in found or len(found) > 1 else next(iter(found)))
-        if split not in found:
-            raise ValueError(f"{folder} has no split {split!r}: say ?split= with one of {sorted(found)}")
-        found, name = found[split], f"{name}_{split}"
-    return open_dataset(found, name, f"{folder} (saved dataset, {name})", str(folder), options)
+    if isinstance(rows, datasets.DatasetDict):
+        split = options.get("split") or ("train" if "train" in rows or len(rows) > 1 else next(iter(rows)))
+        if split not in rows:
+            raise ValueError(f"{folder} has no split {split!r}: say ?split= with one of {sorted(rows)}")
+        rows, name = rows[split], f"{name}_{split}"
+    return open_dataset(rows, name, f"{folder} (saved dataset, {name})", str(folder), options)
 
 
-def parquet_files(place: str) -> list[Path]:
+def parquet_files(path: str) -> list[Path]:
     """Of a folder (also in its subfolders), or of braces and globs."""
-    from braceexpand import braceexpand
-
-    if Path(place).is_dir():
-        return files_below(Path(place), lambda path: path.suffix == ".parquet")
-    found = sorted({path for part in braceexpand(place) for path in glob.glob(part)})
-    if not found:
-        raise FileNotFoundError(f"no parquet file matches {place!r}")
-    return [Path(path) for path in found]
+    if Path(path).is_dir():
+        return files_below(Path(path), lambda path: path.suffix == ".parquet")
+    return [Path(name) for name in matching_files(path)]
 
 
 def split_of(path: Path, root: Path) -> str | None:
@@ -236,29 +238,31 @@ def split_of(path: Path, root: Path) -> str | None:
     return next((name.lower() for name in folders if name.lower() in SPLITS), None)
 
 
-def of_split(place: str, files: list[Path], root: Path, split: str | None) -> list[Path]:
+def of_split(source: str, files: list[Path], root: Path, split: str | None) -> list[Path]:
     """The files of one split: train, if there are several and none is said; ValueError if it has none."""
     splits = {path: name for path in files if (name := split_of(path, root))}
-    there = sorted(set(splits.values()))
+    names = sorted(set(splits.values()))
     if split is None:
-        if len(there) < 2:
+        if len(names) < 2:
             return files
         split = "train"
-        log.warning("%s: only the split 'train' is read, of %s; ?split= reads another", place, there)
-    found = [path for path in files if splits.get(path, path.stem) == split]
-    if not found:
-        raise ValueError(f"{place} has no split {split!r}: say ?split= with one of {there}")
-    return found
+        log.warning("%s: only the split 'train' is read, of %s; ?split= reads another", source, names)
+    chosen = [path for path in files if splits.get(path, path.stem) == split]
+    if not chosen:
+        raise ValueError(f"{source} has no split {split!r}: say ?split= with one of {names}")
+    return chosen
 
 
-def open_parquet(place: str, files: list[Path], options: dict[str, str]) -> Source:
+def open_parquet(source: str, files: list[Path], options: dict[str, str]) -> Source:
     """Files are opened one at a time; without a column of ids, rows are numbered after the file's name."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    root = Path(place) if Path(place).is_dir() else Path(os.path.commonpath([file.parent for file in files]))
+    root = (
+        Path(source) if Path(source).is_dir() else Path(os.path.commonpath([file.parent for file in files]))
+    )
     names = path_ids(files, root)
-    files = of_split(place, files, root, options.get("split"))
+    files = of_split(source, files, root, options.get("split"))
     columns, total, classes = None, 0, {}
     for path in files:
         try:
@@ -266,26 +270,35 @@ def open_parquet(place: str, files: list[Path], options: dict[str, str]) -> Sour
                 schema, total = table.schema_arrow, total + table.metadata.num_rows
         except (pa.ArrowException, OSError) as error:
             raise ValueError(f"{path} is no whole parquet file: {one_line(error)}") from error
-        columns, classes[path] = columns or choose(schema, options, place), class_names(schema)
+        columns, classes[path] = columns or choose(schema, options, source), class_names(schema)
         if missing := [name for name in columns.names() if name not in schema.names]:
             raise ValueError(f"{path} has no column {missing[0]!r}, which {files[0]} has")
     if columns.id:
-        ids = (record[columns.id] for path in files for record in records(path, [columns.id]))
-        columns = distinct(columns, ids, options, place)
+        ids = (key for path in files for key in column(path, columns.id))
+        columns = distinct(columns, ids, options, source)
     rows = (
-        row
-        for path in files
-        for row in rows_of(records(path, columns.names()), columns, names[path], classes[path])
+        row for path in files for row in rows_of(records(path, columns), columns, names[path], classes[path])
     )
     return Source(f"parquet files ({len(files)})", rows, total, notes=columns.notes())
 
 
-def records(path: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
+def records(path: Path, columns: Columns) -> Iterator[tuple[ParquetCell, dict[str, Any]]]:
+    """Where each row's image is, with its other columns."""
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as table:
-        for batch in table.iter_batches(batch_size=64, columns=columns):
-            yield from batch.to_pylist()
+        for group in range(table.num_row_groups):
+            rows = table.read_row_group(group, columns=columns.texts()).to_pylist()
+            for row in range(table.metadata.row_group(group).num_rows):
+                yield ParquetCell(str(path), group, row, columns.image), rows[row] if rows else {}
+
+
+def column(path: Path, name: str) -> Iterator[Any]:
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as table:
+        for batch in table.iter_batches(columns=[name]):
+            yield from batch.column(0).to_pylist()
 
 
 def is_parquet(path: Path) -> bool:

@@ -12,11 +12,11 @@ from PIL.Image import Image
 from tqdm import tqdm
 
 from data.captioned import load_captioned
-from data.prompts import Prompt, load_prompts, same
+from data.prompts import Prompt, load_prompts, without
 from infer.basin.options import Basin, Findings, place
 from infer.denoising.curves import Rules, Watch, joined
-from infer.denoising.hooks import GuidanceRule, Request
-from infer.denoising.noise import sample_seed
+from infer.denoising.hooks import GuidanceRule
+from infer.denoising.requests import Request, requests_for
 from infer.denoising.sampling import make_images
 from infer.metrics.similarity import embed_all, in_batches, pixel_descriptor, sscd_descriptor
 
@@ -63,14 +63,12 @@ def choose(basin: Basin, known: Sequence[str]) -> tuple[list[Prompt], Prompt, li
     memorized += [] if traced in memorized else [traced]
     if basin.others is None:
         return memorized, traced, [], 0
-    captions = {same(prompt.text) for prompt in asked}
-    everything = load_prompts(basin.others)
-    others = [prompt for prompt in everything if same(prompt.text) not in captions]
+    others, left_out = without(load_prompts(basin.others), asked)
     if not others:
         raise ValueError(
             f"all prompts of {basin.others!r} are memorized ones: there are no others among them"
         )
-    return memorized, traced, spread(others, len(memorized)), len(everything) - len(others)
+    return memorized, traced, spread(others, len(memorized)), left_out
 
 
 class Maker:
@@ -121,10 +119,7 @@ def explore(basin: Basin, at: Callable[[float, float], GuidanceRule], dynamic: R
     given = basin.sscd, basin.sscd_protocol, basin.sscd_sha256, basin.device
     describe = sscd_descriptor(*given) if basin.sscd else pixel_descriptor
     maker, scale = Maker(basin, dynamic), {"none": 0.0, "opposite": basin.opposite}
-    memorized, others = (
-        [Request(p.id, 0, p.text, sample_seed(basin.seed, p.id, 0), p.negative) for p in group]
-        for group in (prompts, strangers)
-    )
+    memorized, others = (requests_for(group, 1, basin.seed) for group in (prompts, strangers))
     traced = memorized[prompts.index(first)]
     points = {place(point, maker.timesteps) for point in basin.points}
     jobs = {("memorized", how): Job(memorized, scale[how], Watch(dynamic)) for how in scale}

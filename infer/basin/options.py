@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from PIL.Image import Image
 
-from infer.denoising.hooks import Request
+from infer.denoising.requests import Request
 from infer.metrics.options import check_sscd_options
 from infer.metrics.protocols import ProtocolName
 from infer.options import ModelOptions, at_least_1, device_of, need, provenance_of

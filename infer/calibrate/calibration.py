@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from data.prompts import Prompt, load_prompts, same
+from data.prompts import Prompt, load_prompts, without
 from infer.denoising.curves import watched_curves
 from infer.denoising.guidance import Guidance, Rows
-from infer.denoising.hooks import DenoisingStep, Request
+from infer.denoising.hooks import DenoisingStep
 from infer.denoising.loop import prepare
-from infer.denoising.noise import sample_seed
+from infer.denoising.requests import Request, requests_for
 from infer.denoising.sampling import encode
 from infer.denoising.schedulers import noise_levels
 from infer.options import ModelOptions, at_least_1, device_of
@@ -151,11 +151,7 @@ class Calibration(ModelOptions):
         self.device = str(device_of(self.device))
 
     def requests(self, prompts: Sequence[Prompt]) -> list[Request]:
-        return [
-            Request(p.id, n, p.text, sample_seed(self.seed, p.id, n), p.negative)
-            for p in prompts[: self.limit]
-            for n in range(self.samples_per_prompt)
-        ]
+        return requests_for(prompts[: self.limit], self.samples_per_prompt, self.seed)
 
     def told(self, found: "Calibrated") -> str:
         """What was done, as comments."""
@@ -194,9 +190,8 @@ class Calibration(ModelOptions):
                 )
                 raise ValueError(f"{name} does nothing for {self.mitigation!r} here, it is {what}")
         memorized = load_prompts(self.memorized) if self.memorized else []
-        known = {same(prompt.text) for prompt in memorized}
         everything = load_prompts(self.ordinary) if gated else []
-        ordinary = list({same(p.text): p for p in everything if same(p.text) not in known}.values())
+        ordinary, _ = without(everything, memorized)
         if gated and not ordinary:
             raise ValueError(f"all prompts of {self.ordinary!r} are memorized ones")
         device = torch.device(self.device)

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from infer.denoising.hooks import DenoisingStep, GuidanceRule, Request
+from infer.denoising.hooks import DenoisingStep, GuidanceRule
 from infer.denoising.loop import denoise, prepare
+from infer.denoising.requests import Request
 from infer.denoising.sampling import encode
 from infer.metrics.similarity import in_batches
 

@@ -14,13 +14,13 @@ import torch
 from tqdm import tqdm
 
 from data.files import write_atomically, write_json
-from data.prompts import Prompt, load_prompts, same
+from data.prompts import Prompt, load_prompts, without
 from infer.basin.explore import spread
 from infer.calibrate.calibration import check_rate
 from infer.denoising.curves import Watch
-from infer.denoising.hooks import GuidanceRule, Request
+from infer.denoising.hooks import GuidanceRule
 from infer.denoising.loop import Denoised, denoise
-from infer.denoising.noise import sample_seed
+from infer.denoising.requests import Request, requests_for
 from infer.denoising.sampling import encode
 from infer.detect.attention import LAYER, CrossAttention, capturing, cross_attentions, ends_of_text
 from infer.detect.detectors import all_steps, auc, auc_interval, fall, first_step, threshold
@@ -91,25 +91,17 @@ class Detection(ModelOptions):
         memorized = load_prompts(self.memorized)
         found, left_out = {True: spread(memorized, self.limit or math.inf)}, 0
         if self.ordinary:
-            known, distinct = {same(prompt.text) for prompt in memorized}, {}
-            for prompt in (everything := load_prompts(self.ordinary)):
-                if same(prompt.text) not in known:
-                    distinct.setdefault(same(prompt.text), prompt)
-            if not distinct:
+            ordinary, left_out = without(load_prompts(self.ordinary), memorized)
+            if not ordinary:
                 raise ValueError(f"all prompts of {self.ordinary!r} are memorized ones")
-            left_out = len(everything) - len(distinct)
-            found[False] = spread([*distinct.values()], self.limit or math.inf)
+            found[False] = spread(ordinary, self.limit or math.inf)
         return found, left_out
 
     def measure(self) -> "Detected":
         """Score the prompts, in a run with guidance and one without; ValueError where that is impossible."""
         groups, left_out = self.groups()
         asked = [(prompt, label) for label, prompts in groups.items() for prompt in prompts]
-        requests = [
-            Request(p.id, n, p.text, sample_seed(self.seed, p.id, n), p.negative)
-            for p, _ in asked
-            for n in range(self.samples_per_prompt)
-        ]
+        requests = requests_for((prompt for prompt, _ in asked), self.samples_per_prompt, self.seed)
         pipe, side = self.load(torch.device(self.device))
         steps = len(self.prepare(pipe, self.guidance_scale))
         attention = CrossAttention(steps, self.attention_layer) if cross_attentions(pipe.unet) else None

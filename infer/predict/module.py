@@ -16,9 +16,9 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from data.prompts import inline_prompts, load_prompts
-from infer.denoising.hooks import GuidanceRule, Request
+from infer.denoising.hooks import GuidanceRule
 from infer.denoising.loop import Denoised, prepare
-from infer.denoising.noise import sample_seed
+from infer.denoising.requests import Request, requests_for
 from infer.denoising.sampling import make_images, side_of
 from infer.denoising.schedulers import Scheduler, make_scheduler
 from infer.models.lora import check_lora
@@ -74,11 +74,8 @@ class PromptData(pl.LightningDataModule):
             raise ValueError("give either a file of prompts (--data.prompts FILE) or prompts (--prompt TEXT)")
         self.prompts, self.samples_per_prompt, self.seed = prompts, samples_per_prompt, seed
         self.limit, self.batch_size = limit, batch_size
-        self.requests = [
-            Request(p.id, sample, p.text, sample_seed(seed, p.id, sample), p.negative, p.alternative)
-            for p in (inline_prompts(prompt) if prompts is None else load_prompts(prompts))[:limit]
-            for sample in range(samples_per_prompt)
-        ]
+        chosen = (inline_prompts(prompt) if prompts is None else load_prompts(prompts))[:limit]
+        self.requests = requests_for(chosen, samples_per_prompt, seed)
 
     @property
     def fingerprint(self) -> str:

@@ -22,7 +22,8 @@ from rich.table import Table
 from callbacks.adapters.stock import mitigate
 from callbacks.mitigations.dynamic_transition import DynamicTransition
 from callbacks.mitigations.static_transition import StaticTransition
-from infer.denoising.hooks import GuidanceRule, Request
+from infer.denoising.hooks import GuidanceRule
+from infer.denoising.requests import Request
 from infer.denoising.sampling import make_images
 from infer.models.pipeline import load_pipeline
 

@@ -1,10 +1,13 @@
 """Training data as it lies on disk: images, shards, folders."""
 
 import io
+import itertools
 import tarfile
 from pathlib import Path
 
 import numpy as np
+import pytest
+import webdataset as wds
 from PIL import Image
 
 
@@ -36,6 +39,32 @@ def write_shard(path: Path, ids: str) -> Path:
     for letter in ids:
         files |= {f"{letter}.png": noise(ord(letter)), f"{letter}.txt": f"a {letter}".encode()}
     return write_tar(path, files)
+
+
+def write_shards(folder: Path, sizes: list[int]) -> list[str]:
+    """Samples `s00000`, ... with two captions in each, as many in each shard as `sizes` says."""
+    folder.mkdir(exist_ok=True)
+    paths, number = [], itertools.count()
+    for shard, size in enumerate(sizes):
+        paths.append(str(folder / f"{shard:05}.tar"))
+        with wds.TarWriter(paths[-1], encoder=False) as tar:
+            for index in itertools.islice(number, size):
+                texts = f'{{"caption": ["image {index}", "number {index}"]}}'
+                tar.write({"__key__": f"s{index:05}", "png": coloured(index), "json": texts.encode()})
+    return paths
+
+
+def coloured(index: int) -> bytes:
+    return encoded(Image.new("RGB", (9, 6), (index % 256, index // 256, 7)))
+
+
+def damaged() -> bytes:
+    """A JPEG that opens and ends as it should, but has no scan between."""
+    whole = noise(0, "jpeg")
+    cut = whole[: whole.index(b"\xff\xda")] + b"\xff\xd9"
+    with pytest.raises(OSError):
+        Image.open(io.BytesIO(cut)).load()
+    return cut
 
 
 def write_folder(folder: Path, files: dict[str, bytes | str]) -> str:

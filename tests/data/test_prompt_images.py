@@ -54,5 +54,5 @@ def test_what_is_wrong_with_captioned_images_is_said(tmp_path: Path) -> None:
     Image.new("RGB", (4, 4)).save(tmp_path / "cat.png")
     with pytest.raises(ValueError, match="no captioned image in .*: 1 without caption; "):
         load_prompts(str(tmp_path))
-    with pytest.raises(FileNotFoundError, match="no shard matches .*00001.tar"):
+    with pytest.raises(FileNotFoundError, match="no file matches .*00001.tar"):
         load_prompts(str(tmp_path / "{00001..00002}.tar"))

@@ -1,24 +1,26 @@
-"""Data module of shards that do not fit in memory: read as they come, encoded each step, counted by id."""
+"""Data module of a stream of shards: read as training goes, encoded each step, counted by id."""
 
 from collections import Counter
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from jsonargparse.typing import NonNegativeInt, PositiveInt
 from torch.utils.data import DataLoader, IterableDataset
 
 from data.captioned import Sample
 from data.sources.shards import read_stats
-from data.sources.stream import ShardStream, pixels_of, stream_paths, usable
+from data.sources.stream import ShardStream, stream_paths, usable
 from train.dataset.cache import key_of
 
 
 class StreamedData(pl.LightningDataModule):
-    """Webdataset shards, as img2dataset writes them, of which only a shuffle buffer is held.
+    """Shards of which only a shuffle buffer is held.
 
-    How often an image is shown is counted, and not planned: what is exact needs `python -m train fit`.
+    For what `python -m train fit` cannot do: shards too many to go through before training, or compressed
+    ones too large for memory. How often an image is shown is counted, not planned.
 
     Args:
         sources: shards: patterns such as laion/{00000..00999}.tar, or folders of them.
@@ -33,24 +35,16 @@ class StreamedData(pl.LightningDataModule):
     def __init__(
         self,
         sources: list[str],
-        resolution: int | None = None,
-        batch_size: int = 16,
+        resolution: PositiveInt | None = None,
+        batch_size: PositiveInt = 16,
         flip: bool = False,
-        shuffle: int = 1000,
-        workers: int = 4,
-        seed: int = 0,
+        shuffle: PositiveInt = 1000,
+        workers: NonNegativeInt = 4,
+        seed: NonNegativeInt = 0,
     ):
         super().__init__()
         self.sources, self.resolution, self.batch_size, self.flip = sources, resolution, batch_size, flip
         self.shuffle, self.workers, self.seed = shuffle, workers, seed
-        at_least = {"resolution": 1, "batch_size": 1, "shuffle": 1, "workers": 0, "seed": 0}
-        for name, least in at_least.items():
-            if (value := getattr(self, name)) is not None and value < least:
-                raise ValueError(f"data.{name} must be at least {least}, not {value}")
-        for source in sources:
-            if "?" in source:
-                raise ValueError(f"shards are streamed as they are: leave the options of {source!r} out")
-        self.skipped: Counter[str] = Counter()
 
     def find(self, world_size: int) -> list[str]:
         """The shards; ValueError where they are too few for so many processes."""
@@ -68,20 +62,18 @@ class StreamedData(pl.LightningDataModule):
         self.paths = self.find(trainer.world_size)
         check_batch(self.paths, self.batch_size * trainer.world_size * trainer.accumulate_grad_batches)
         module = trainer.lightning_module
-        self.side = module.native_resolution if self.resolution is None else self.resolution
-        module.check_resolution(self.side)
+        self.resolution = self.resolution or module.native_resolution
+        module.check_resolution(self.resolution)
 
     def shown_first(self, count: int) -> list[tuple[Sample, str]]:
-        """The first images of the shards, with their captions: what to look at while training."""
-        found = chain.from_iterable(usable([path], Counter()) for path in self.paths)
-        shown = (sample for sample in found if not isinstance(pixels_of(sample, self.side), Exception))
-        return [(sample, sample.caption) for sample in islice(shown, count)]
+        """The first images of the shards, with their captions, for the monitor."""
+        return [(sample, sample.caption) for sample in islice(usable(self.paths, Counter()), count)]
 
     def train_dataloader(self) -> DataLoader:
         trainer = self.trainer
         micro = trainer.accumulate_grad_batches
         stream = ShardStream(
-            self.paths, self.side, self.batch_size, self.seed, trainer.global_rank, trainer.world_size,
+            self.paths, self.resolution, self.batch_size, self.seed, trainer.global_rank, trainer.world_size,
             trainer.global_step * micro, self.shuffle,
         )  # fmt: skip
         return DataLoader(
@@ -93,19 +85,19 @@ class StreamedData(pl.LightningDataModule):
         )
 
     def order(self) -> dict[str, int]:
-        """What the order of the images depends on, besides the options of the run."""
+        """What the order of the images depends on, besides the run's options."""
         return {
             "world_size": self.trainer.world_size,
             "accumulate_grad_batches": self.trainer.accumulate_grad_batches,
             "shards": len(self.paths),
-            "workers": self.workers,
+            "workers": int(self.workers),  # the parser's own types are not loaded with weights alone
         }
 
     def state_dict(self) -> dict[str, int]:
         return self.order()
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """ValueError where the images would come in another order: some would be left out."""
+        """ValueError where the images would come in another order, and some be left out."""
         changed = [
             f"{key}: {state_dict[key]} -> {value}"
             for key, value in self.order().items()
@@ -113,7 +105,7 @@ class StreamedData(pl.LightningDataModule):
         ]
         if changed:
             raise ValueError(
-                "a stream goes on in its order only with the same devices, workers, accumulation and shards "
+                "a stream resumes only with the same devices, workers, accumulation and shards "
                 f"({'; '.join(changed)})"
             )
 
@@ -132,13 +124,13 @@ class StreamedData(pl.LightningDataModule):
 
 
 def check_batch(paths: list[str], global_batch: int) -> None:
-    """ValueError when one step would show more than there is, where img2dataset counted all shards."""
+    """ValueError for a step of more images than img2dataset counted in the shards."""
     images = 0
     for path in paths:
         if (stats := read_stats(path)) is None:
             return
         images += stats["successes"]
-        if images >= global_batch:  # files of statistics are opened until it is clear, and no more
+        if images >= global_batch:
             return
     raise ValueError(
         f"a step takes {global_batch} images (batch, devices and accumulation) and the shards have {images}: "

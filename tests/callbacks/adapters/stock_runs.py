@@ -11,8 +11,9 @@ from torch import Tensor
 from callbacks.mitigations.dynamic_transition import DynamicTransition
 from callbacks.mitigations.static_transition import StaticTransition
 from infer.denoising.guidance import Trace
-from infer.denoising.hooks import GuidanceRule, Request
+from infer.denoising.hooks import GuidanceRule
 from infer.denoising.loop import Denoised
+from infer.denoising.requests import Request
 from infer.denoising.sampling import make_images
 from infer.denoising.schedulers import make_scheduler
 from tests.conftest import CAPTIONS

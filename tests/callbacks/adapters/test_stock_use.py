@@ -10,7 +10,8 @@ from callbacks.adapters.stock import mitigate, picked
 from callbacks.mitigations.dynamic_transition import DynamicTransition
 from callbacks.mitigations.static_transition import StaticTransition
 from infer.denoising.guidance import Rows
-from infer.denoising.hooks import GuidanceRule, Request
+from infer.denoising.hooks import GuidanceRule
+from infer.denoising.requests import Request
 from infer.denoising.sampling import make_images
 from tests.callbacks.adapters.stock_runs import (
     CPU,

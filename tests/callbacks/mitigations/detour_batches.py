@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from infer.denoising.hooks import Request
+from infer.denoising.requests import Request
 from infer.denoising.sampling import make_images
 from tests.conftest import random_pipeline
 

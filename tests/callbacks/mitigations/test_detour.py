@@ -16,7 +16,7 @@ from callbacks.mitigations.detour import Detour, without
 from callbacks.mitigations.dynamic_transition import DynamicTransition
 from callbacks.mitigations.static_transition import StaticTransition
 from infer.__main__ import main
-from infer.denoising.hooks import Request
+from infer.denoising.requests import Request
 from infer.denoising.sampling import make_images
 from infer.models.pipeline import load_pipeline
 from tests.callbacks.mitigations import detour_batches as detours

@@ -57,7 +57,7 @@ def test_a_missing_shard_is_found_before_anything_is_drawn(tiny_shards: Path) ->
     Detour(StaticTransition(), captions=there, exclude=there).check([901, 401, 1], SCALE)
     for options in ({"captions": missing}, {"captions": there, "exclude": missing}):
         rule = Detour(StaticTransition(), **options)
-        failure(FileNotFoundError, "no shard matches .*00001.tar", rule.check, [901, 401, 1], SCALE)
+        failure(FileNotFoundError, "no file matches .*00001.tar", rule.check, [901, 401, 1], SCALE)
 
 
 def test_a_run_none_of_whose_prompts_has_an_alternative(

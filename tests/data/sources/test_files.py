@@ -8,7 +8,7 @@ import pytest
 
 from data.captioned import load_captioned
 from data.prompts import source_fingerprint
-from data.sources.rows import file_id, files_below, path_ids
+from data.sources.rows import NOT_READ, file_id, files_below, path_ids
 from tests.data.image_files import encoded, noise, write_folder, write_shard
 
 
@@ -56,7 +56,7 @@ def test_captions_without_an_image_are_counted(tmp_path: Path, folder: str) -> N
         f"{folder}c.tiff": "c",
     }
     images = load_captioned(write_folder(tmp_path, files))
-    assert len(images) == 1 and images.skipped == {"captions without image": 1}
+    assert len(images) == 1 and images.skipped == {"captions without image": 1, NOT_READ: 1}
 
 
 def test_one_name_in_two_formats(tmp_path: Path) -> None:

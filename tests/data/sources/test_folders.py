@@ -193,7 +193,7 @@ def test_metadata_in_subfolders(tmp_path: Path) -> None:
     files["1/metadata.csv"] = "file_name,caption\na.png,one\n../0/a.png,other\n"
     images = load_captioned(write_folder(tmp_path, files))
     assert {sample.id: sample.captions for sample in images.samples} == {"0_a": ("zero",), "1_a": ("one",)}
-    assert images.skipped == {"without image": 1}
+    assert images.skipped == {"without image": 1, "metadata tables": 1}
 
 
 def test_metadata_of_splits(tmp_path: Path) -> None:

@@ -1,39 +1,71 @@
-"""Shards that do not fit in memory: who is given what, in which order, and how a stream goes on."""
+"""Streams of shards: what each reader is given, in which order, how a stream resumes, and what is skipped."""
 
 import itertools
-import re
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 import data.sources.stream
 from data.captioned import load_captioned
 from data.sources.stream import ShardStream, resumed, stream_paths
-from tests.data import shards as streams
-from tests.data.image_files import encoded, write_folder, write_tar
-from tests.data.shards import BATCH, assert_same, coloured, ids, loaded, taken, write_shards
+from tests.data.image_files import coloured, damaged, encoded, write_folder, write_shards, write_tar
 
-shards, faulty = streams.shards, streams.faulty  # fixtures
+BATCH = 4
+
+
+def loaded(stream: ShardStream, workers: int = 0, **options: Any) -> Any:
+    return iter(DataLoader(stream, batch_size=None, num_workers=workers, collate_fn=dict, **options))
+
+
+def taken(stream: ShardStream, count: int, workers: int = 0, **options: Any) -> list[dict[str, Any]]:
+    batches = loaded(stream, workers, **options)
+    try:
+        return list(itertools.islice(batches, count))
+    finally:
+        if workers:  # an error keeps hold of the iterator, and torch then waits seconds for each worker
+            batches._shutdown_workers()
+
+
+def ids(batches: list[dict[str, Any]]) -> list[str]:
+    return [name for batch in batches for name in batch["id"]]
+
+
+def assert_same(batches: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
+    assert len(batches) == len(expected)
+    for one, other in zip(batches, expected, strict=True):
+        assert torch.equal(one["pixels"], other["pixels"])
+        assert all(one[key] == other[key] for key in ("id", "caption", "skipped"))
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Eight of 6 samples each: 4 readers are given 3 whole batches in an epoch."""
+    return write_shards(tmp_path_factory.mktemp("even"), [6] * 8)
+
+
+@pytest.fixture(scope="module")
+def faulty(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Five uneven shards with one of each fault; the undecodable image lies in the first."""
+    folder = tmp_path_factory.mktemp("faulty")
+    paths = write_shards(folder, [7, 3, 8, 5])
+    text, cut = b"a text", Path(paths[2])
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
+    lost = {"x1.png": encoded(), "x2.png": b"not an image", "x2.txt": text, "x3.txt": text}
+    good = {f"y{index}.png": coloured(index) for index in range(200, 206)}
+    captions = {name.replace("png", "txt"): text for name in good}
+    write_tar(folder / "99999.tar", lost | dict(sorted((good | captions).items())))
+    return [*paths, str(folder / "99999.tar")]
 
 
 def test_shards_are_named_by_patterns_and_folders(shards: list[str]) -> None:
     """As fit takes them."""
     folder = Path(shards[0]).parent
     assert stream_paths(str(folder)) == stream_paths(f"{folder}/{{00000..00007}}.tar") == sorted(shards)
-
-
-@pytest.mark.parametrize("source", ["images", "empty", "images/a.png", "images/*", "none", "hf:owner/name"])
-def test_what_is_no_shards_is_for_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
-    monkeypatch.chdir(tmp_path)
-    write_folder(tmp_path / "images", {"a.png": encoded(), "a.txt": "a"})
-    (tmp_path / "empty").mkdir()
-    told = (
-        rf"streams are of webdataset shards \(.tar\): {re.escape(repr(source))} .* use `python -m train fit`"
-    )
-    with pytest.raises(ValueError, match=told):
-        stream_paths(source)
 
 
 def test_a_batch_holds_names_all_captions_and_pixels(shards: list[str]) -> None:
@@ -121,16 +153,6 @@ def test_workers_take_over_places_in_turn(workers: int, done: int) -> None:
     assert sum(turns, []) == list(range(done, done + 3 * workers))
 
 
-def test_nothing_is_decoded_on_the_way_back(shards: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    decodings = []
-    decode = data.sources.stream.pixels_of
-    monkeypatch.setattr(
-        data.sources.stream, "pixels_of", lambda *sample: decodings.append(1) or decode(*sample)
-    )
-    taken(ShardStream(shards, 4, BATCH, 0, done_batches=30), 2)
-    assert len(decodings) == 2 * BATCH
-
-
 def test_the_same_id_in_two_shards_are_two_samples(tmp_path: Path) -> None:
     paths = [str(write_tar(tmp_path / f"{n}.tar", {"a.png": coloured(n), "a.txt": b"a"})) for n in (1, 2)]
     batch = taken(ShardStream(paths, 1, 2, 0), 1)[0]
@@ -144,3 +166,121 @@ def test_pixels_are_those_of_the_readers_of_everything(tiny_shards: Path) -> Non
     expected = np.stack([images[images.position[name]].pixels(8) for name in batch["id"]])
     assert sorted(batch["id"]) == [f"s{index}" for index in range(8)]
     assert np.array_equal(batch["pixels"].numpy(), expected)
+
+
+def test_what_is_skipped_is_counted_as_readers_of_everything_count_it(faulty: list[str]) -> None:
+    """Over one epoch, the last of whose batches is short by what the next epoch gives."""
+    images = load_captioned(*faulty)
+    assert set(images.skipped) == {"broken shards", "without caption", "unreadable images", "without image"}
+    batches = taken(ShardStream(faulty, 4, len(images), 0), 3)
+    for batch in batches:
+        assert sorted(batch["id"]) == sorted(sample.id for sample in images.samples)
+    # the buffer holds the whole epoch, so all is found before its first sample is given
+    assert [batch["skipped"] for batch in batches] == [dict(images.skipped)] * 3
+
+
+def test_workers_count_what_their_own_shares_lack(faulty: list[str]) -> None:
+    """All of a share is found before its first sample is given, where the buffer holds it."""
+    images = {path: load_captioned(path) for path in faulty}
+    batches = taken(ShardStream(faulty, 4, 1, 0), 120, 2)
+    for worker in range(2):
+        given, expected = 0, Counter()
+        for epoch in itertools.count():
+            if given >= 60:
+                break
+            for shard in data.sources.stream.dealt(len(faulty), 0, epoch, worker, 2):
+                given += len(images[faulty[shard]])
+                expected += images[faulty[shard]].skipped
+        found = sum((Counter(batch["skipped"]) for batch in batches[worker::2]), Counter())
+        assert found == expected and found["without caption"] > 1
+
+
+def test_a_worker_with_nothing_to_give_goes_on_to_the_next_epoch(tmp_path: Path) -> None:
+    """One good shard among broken ones, two workers: either has it in some epochs."""
+    paths = write_shards(tmp_path, [3, 1, 1, 1])
+    for path in paths[1:]:
+        Path(path).write_bytes(b"no tar at all")
+    batches = taken(ShardStream(paths, 4, 3, 0), 6, 2)
+    assert all(sorted(batch["id"]) == ["s00000", "s00001", "s00002"] for batch in batches)
+    assert sum(batch["skipped"].get("broken shards", 0) for batch in batches) >= 6
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_shards_of_which_nothing_can_be_used_are_an_error(tmp_path: Path, workers: int) -> None:
+    paths = write_shards(tmp_path, [3, 3])
+    Path(paths[0]).write_bytes(b"no tar at all")
+    write_tar(Path(paths[1]), {"a.png": encoded(), "b.txt": b"b"})
+    reasons = "1 broken shards, 1 without caption, 1 without image"
+    with pytest.raises(ValueError, match=f"no captioned image in 2 shards: {reasons}$"):
+        taken(ShardStream(paths, 4, BATCH, 0), 1, workers)
+    write_tar(Path(paths[0]), {})
+    write_tar(Path(paths[1]), {})
+    with pytest.raises(ValueError, match="no captioned image in 2 shards: they are empty"):
+        taken(ShardStream(paths, 4, BATCH, 0), 1, workers)
+
+
+def test_a_shard_that_goes_away_is_skipped(tmp_path: Path) -> None:
+    paths = write_shards(tmp_path, [2, 2])
+    batches = loaded(ShardStream(paths, 4, 4, 0))
+    assert next(batches)["skipped"] == {}
+    Path(paths[1]).unlink()
+    assert next(batches)["skipped"] == {"broken shards": 2}
+    Path(paths[0]).unlink()
+    with pytest.raises(ValueError, match="no captioned image in 2 shards: 2 broken shards$"):
+        list(itertools.islice(batches, 2))
+
+
+def test_a_name_that_is_a_command_is_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which webdataset would run."""
+    monkeypatch.chdir(tmp_path)
+    path = write_tar(Path("pipe:touch ran"), {"a.png": encoded(), "a.txt": b"a"})
+    assert ids(taken(ShardStream([str(path)], 4, 1, 0), 1)) == ["a"]
+    assert not Path("ran").exists()
+
+
+def test_nothing_but_the_buffer_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of samples alive: the buffer's, one batch's, and one that is being read; also on the way back."""
+    alive, most = [0], [0]
+
+    class Tracked(data.sources.stream.Sample):
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            alive[0] += 1
+            most[0] = max(most[0], alive[0])
+
+        def __del__(self) -> None:
+            alive[0] -= 1
+
+    monkeypatch.setattr("data.captioned.Sample", Tracked)
+    paths = write_shards(tmp_path, [60, 60])
+    for done in (0, 40):
+        most[0] = 0
+        taken(ShardStream(paths, 4, BATCH, 0, done_batches=done, shuffle=10), 40)
+        assert 10 <= most[0] <= 10 + 2 * BATCH + 2, done
+    assert alive[0] == 0
+
+
+@pytest.mark.parametrize("source", ["images", "images/a.png", "hf:owner/name"])
+def test_what_is_no_shards_is_for_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_folder(tmp_path / "images", {"a.png": encoded(), "a.txt": "a"})
+    with pytest.raises(ValueError, match="no shards .* other data is for `python -m train fit`"):
+        stream_paths(source)
+
+
+def test_images_that_fail_only_when_decoded_are_counted(tmp_path: Path) -> None:
+    """Batches stay whole, and a stream resumes alike."""
+    paths = write_shards(tmp_path, [4, 4])
+    files = {
+        f"{key}.{end}": content for key in "abc" for end, content in (("jpg", damaged()), ("txt", b"bad"))
+    }
+    paths.append(str(write_tar(tmp_path / "00002.tar", files)))
+    whole = taken(ShardStream(paths, 4, 3, 0), 8)
+    assert sorted(ids(whole)) == sorted([f"s{index:05}" for index in range(8)] * 3)
+    assert sum(batch["skipped"].get("unreadable images", 0) for batch in whole) == 3 * 3
+    assert_same(taken(ShardStream(paths, 4, 3, 0, done_batches=3), 5), whole[3:])
+
+
+def test_a_shard_named_twice_is_refused() -> None:
+    with pytest.raises(ValueError, match="a shard is named more than once"):
+        ShardStream(["a.tar", "a.tar"], 4, 1, 0)

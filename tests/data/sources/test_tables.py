@@ -135,7 +135,7 @@ def test_a_cut_parquet_file_is_named(tmp_path: Path) -> None:
     cut.write_bytes(cut.read_bytes()[:2000])
     with pytest.raises(ValueError, match="b.parquet is no whole parquet file"):
         load_captioned(str(tmp_path))
-    with pytest.raises(FileNotFoundError, match="no parquet file matches"):
+    with pytest.raises(FileNotFoundError, match="no file matches"):
         load_captioned(str(tmp_path / "c*.parquet"))
 
 

@@ -20,8 +20,8 @@ from infer.basin.explore import explore, spread
 from infer.basin.numbers import numbers
 from infer.basin.options import Basin, Findings
 from infer.denoising.curves import SPACES
-from infer.denoising.hooks import Request
 from infer.denoising.noise import sample_seed
+from infer.denoising.requests import Request
 from infer.denoising.sampling import make_images
 from infer.models.pipeline import load_pipeline
 from tests.conftest import CAPTIONS, random_pipeline
@@ -241,7 +241,7 @@ def test_spread() -> None:
         (["--pipeline", "/nowhere"], "no model folder '/nowhere'"),
         (["--others", "/nowhere.txt"], "no prompt file '/nowhere.txt'"),
         (["--others", "RUN"], "are memorized ones: there are no others"),
-        (["--training", "/nowhere.tar"], "no shard matches '/nowhere.tar'"),
+        (["--training", "/nowhere.tar"], "no file matches '/nowhere.tar'"),
         (["--prompts", "OTHERS"], "has the id of an image in"),
         (["--sscd", "/nowhere.pt"], "no SSCD model '/nowhere.pt'"),
         (["--nonsense", "1"], "nonsense"),

@@ -12,8 +12,8 @@ from data.prompts import text_id
 from infer.__main__ import load_mitigation, main
 from infer.calibrate.calibration import fall_timestep, first_differences, gate_threshold
 from infer.denoising.curves import Watch
-from infer.denoising.hooks import Request
 from infer.denoising.noise import sample_seed
+from infer.denoising.requests import Request
 from infer.denoising.sampling import make_images
 from infer.denoising.schedulers import make_scheduler
 from infer.models.pipeline import load_pipeline

@@ -7,8 +7,9 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverSinglestepScheduler
 from torch import Generator, Tensor
 
-from infer.denoising.hooks import GuidanceRule, Request
+from infer.denoising.hooks import GuidanceRule
 from infer.denoising.loop import Denoised, denoise
+from infer.denoising.requests import Request
 from tests.conftest import CAPTIONS
 
 KEPT = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)  # alpha^2 of each timestep

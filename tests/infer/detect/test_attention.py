@@ -8,8 +8,8 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
 
-from infer.denoising.hooks import Request
 from infer.denoising.loop import denoise
+from infer.denoising.requests import Request
 from infer.denoising.sampling import encode
 from infer.detect.attention import (
     CrossAttention,

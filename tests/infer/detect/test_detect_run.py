@@ -13,8 +13,8 @@ import torch
 from rich.console import Console
 
 from infer.denoising.curves import watched_curves
-from infer.denoising.hooks import Request
 from infer.denoising.noise import sample_seed
+from infer.denoising.requests import Request
 from infer.denoising.sampling import encode, make_images
 from infer.detect import detection as detect
 from infer.detect import plots as detect_plots

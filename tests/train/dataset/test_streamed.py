@@ -14,8 +14,7 @@ import torch
 from data.prompts import load_prompts
 from infer.basin.options import Basin
 from infer.metrics.options import MeasureOptions
-from tests.data.image_files import encoded, noise, write_shard, write_tar
-from tests.data.shards import damaged
+from tests.data.image_files import damaged, encoded, noise, write_shard, write_tar
 from tests.train import fits as fitting
 from tests.train.fits import assert_same_run, short, spied, spy, start, stop, unet
 from train.__main__ import main
@@ -23,9 +22,9 @@ from train.dataset.streamed import StreamedData, check_batch
 
 world = fitting.world  # a fixture
 STEPS, BATCH, ACCUMULATED = 6, 4, 2
-EPOCHS = 3  # each of 15 images, and one that fails when it is decoded
+EPOCHS = 4  # begun, each of 15 images
 CAPTIONS = {f"s{number:02}": f"image {number}" for number in range(15)}
-FAULTS = {"unreadable images": EPOCHS, "without caption": EPOCHS, "undecodable images": EPOCHS}
+FAULTS = {"unreadable images": 2 * EPOCHS, "without caption": EPOCHS}
 
 
 @pytest.fixture(scope="module")
@@ -128,12 +127,11 @@ def test_the_fingerprint_is_the_shards_wherever_they_lie(shards: Path, tmp_path:
 
 
 def test_exposures_are_what_was_seen(streamed: Path, world: Path) -> None:
-    """Each image once an epoch; and another stands in, each time, for the one that cannot be decoded."""
+    """Each image once an epoch, but for the one that cannot be decoded; the last epoch is cut."""
     batches = spied(world / "stream_spied")
     assert len(batches) == STEPS * ACCUMULATED
     assert counted(streamed) == shown(batches)
-    assert shown(batches).keys() == CAPTIONS.keys() and min(shown(batches).values()) == EPOCHS
-    assert sum(shown(batches).values()) == EPOCHS * 16
+    assert shown(batches).keys() == CAPTIONS.keys() and min(shown(batches).values()) == EPOCHS - 1
     assert json.loads((streamed / "skipped.json").read_text()) == FAULTS
 
 
@@ -214,21 +212,15 @@ def test_two_processes_count_what_both_showed(shards: Path, tmp_path: Path) -> N
 
 
 REFUSED = {
-    "options of a source": ({"data__sources": ["a/{0..4}.tar?captions=b.json"]}, "leave the options of"),
     "a folder of images": (
         {"data__sources": ["ordinary"]},
-        "streams are of webdataset shards (.tar): 'ordinary' is neither",
+        "no shards (.tar) in 'ordinary'",
     ),
     "more readers than shards": (
         {"data__workers": 6},
         "6 processes read shards (devices x data.workers), and there are 5: lower data.workers",
     ),
-    "fewer workers than none": ({"data__workers": -1}, "data.workers must be at least 0, not -1"),
-    "no shards": ({"data__sources": ["no/such/{0..3}.tar"]}, "no shard matches 'no/such/0.tar'"),
-    "batches of none": ({"data__batch_size": 0}, "data.batch_size must be at least 1, not 0"),
-    "no pixels": ({"data__resolution": 0}, "data.resolution must be at least 1, not 0"),
-    "a seed below 0": ({"data__seed": -1}, "data.seed must be at least 0, not -1"),
-    "no buffer": ({"data__shuffle": 0}, "data.shuffle must be at least 1, not 0"),
+    "no shards": ({"data__sources": ["no/such/{0..3}.tar"]}, "no file matches 'no/such/0.tar'"),
     "epochs": ({"trainer__limit_train_batches": 2}, "trainer.limit_train_batches"),
     "epochs of one batch": ({"trainer__limit_train_batches": 1}, "trainer.limit_train_batches"),
     "no steps": ({"trainer__max_steps": None}, "trainer.max_steps must be set"),
