@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data.captioned import SHARD_SUFFIXES, load_captioned
+from data.captioned import load_captioned
 from data.files import digest, remembered_sha256
 from data.sources.layouts import is_data, with_options
 from data.sources.rows import files_below, matching_files

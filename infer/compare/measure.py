@@ -167,14 +167,14 @@ def finish(
     save_training_images(measured, first, resolution, out / "training")
     about = {
         "title": out.resolve().parent.name if out.name == "compare" else out.name,
-        "model": comparison.pipeline,
+        "model": comparison.model.pipeline,
         "base_model": comparison.base_pipeline,
         "descriptor": described(comparison),
         "features": quality and f"{quality.name}, {quality.references:,} training images",
         "notes": [
             f"Prompts: {first['prompt_id'].nunique()}, samples of each: {comparison.samples_per_prompt}; "
-            f"guidance {comparison.guidance_scale:g}, {comparison.num_inference_steps} steps; top "
-            f"matches are searched among {len(images):,} images.",
+            f"guidance {comparison.model.guidance_scale:g}, {comparison.model.num_inference_steps} steps; "
+            f"top matches are searched among {len(images):,} images.",
             *measured.notes(),
         ],
         "memorized": memorized,
