@@ -13,7 +13,8 @@ from callbacks.finite import Finite
 from callbacks.sample_grid import generate, sheet
 from infer.denoising.hooks import Request
 from infer.denoising.noise import sample_seed
-from infer.metrics.similarity import Descriptor, check_sscd, pixel_descriptor, sscd_descriptor
+from infer.metrics.similarity import Descriptor, pixel_descriptor
+from infer.metrics.sscd import check_sscd, sscd_descriptor
 
 
 class Memorization(pl.Callback):

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -18,6 +19,11 @@ def one_line(error: Exception) -> str:
     """What somebody else's error says, shortened."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def redacted(value: str) -> str:
+    """The text with its URLs cut to scheme, host and path: the rest may be a password or a key."""
+    return re.sub(r"(\w[\w+.-]*://)(?:[^\s/?#]*@)?([^\s?#\"'<>]*)[?#]?[^\s\"'<>]*", r"\1\2", value)
 
 
 def sha256_of(path: str | Path) -> str:

@@ -203,7 +203,7 @@ def compare(args: list[str]) -> None:
     folders, module = {}, comparison.module(comparison.pipeline)
     module.load()
     side = side_of(module.pipe, comparison.resolution)
-    Measures.load(comparison, "cpu")  # as all that can be missing: before the first run, not kept beside it
+    Measures.check(comparison)  # before the first run
     images = comparison.training_images()
     for job, mitigation in jobs:  # before the first of them runs
         if job.pipeline == module.source:

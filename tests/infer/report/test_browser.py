@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from infer.report.page import write_report
-from tests.infer.report.folders import SWEEP, build, remarked, swept, three
+from tests.infer.report.folders import SWEEP, build, swept, three
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -28,7 +28,7 @@ def browser() -> Iterator:
 
 @pytest.fixture(scope="module")
 def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_report(swept(tmp_path_factory.mktemp("swept"), side=32))
+    return write_report(swept(tmp_path_factory.mktemp("swept"), size=32))
 
 
 @pytest.fixture
@@ -127,7 +127,7 @@ def test_the_slider_of_the_column_changes_all_rows(opened, target: Path):
     names = page.locator(".gallery tbody tr .shot[data-column='3']").evaluate_all(
         "all => all.map(e => e.dataset.name)"
     )
-    assert set(names) == {"stp-timestep400"}
+    assert set(names) == {"emoji/stp(timestep=400)"}
     assert settled(page, ".gallery tbody tr:nth-child(2) .shot >> nth=3 >> canvas", before) != before
 
 
@@ -147,7 +147,7 @@ def test_the_table_switches_population_columns_and_folds(opened, target: Path):
 
 
 def test_the_notes_on_memorized_prompts_come_with_their_table(opened, tmp_path: Path):
-    page = opened(write_report(remarked(tmp_path)))
+    page = opened(write_report(swept(tmp_path)))
     note = page.get_by_text("a note on the chosen")
     assert not note.is_visible()
     page.get_by_text("memorized without mitigation").click()
@@ -196,7 +196,7 @@ def test_captions_do_nothing_and_missing_images_are_said(opened, tmp_path: Path)
 
 
 def test_large_images_come_from_their_files_where_these_are(opened, tmp_path: Path):
-    target = write_report(build(tmp_path, {"cat": "a cat"}, {"none": 0.9}, samples=1, side=300))
+    target = write_report(build(tmp_path, {"cat": "a cat"}, {"none": 0.9}, samples=1, size=300))
     page = opened(target)
     page.locator(".shot").click()
     page.wait_for_function("document.querySelector('dialog figure:nth-of-type(2) canvas').width === 300")
