@@ -34,16 +34,18 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def opened(browser) -> Iterator:
     """Open a page, offline; what it throws, or asks for from elsewhere, fails the test at its end."""
-    contexts, told = [], []
+    contexts, errors = [], []
 
     def open_page(target: Path, **options):
         viewport = options.pop("viewport", {"width": 1300, "height": 900})
         context = browser.new_context(offline=True, viewport=viewport, **options)
         contexts.append(context)
         page = context.new_page()
-        page.on("console", lambda message: told.append(message.text) if message.type == "error" else None)
-        page.on("pageerror", lambda error: told.append(str(error)))
-        page.on("request", lambda request: told.append(request.url) if leaves(request.url, target) else None)
+        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on(
+            "request", lambda request: errors.append(request.url) if leaves(request.url, target) else None
+        )
         page.goto(target.as_uri())
         page.locator(".shot").first.wait_for()
         return page
@@ -51,7 +53,7 @@ def opened(browser) -> Iterator:
     yield open_page
     for context in contexts:
         context.close()
-    assert told == []
+    assert errors == []
 
 
 def leaves(url: str, target: Path) -> bool:
@@ -146,8 +148,8 @@ def test_the_table_switches_population_columns_and_folds(opened, target: Path):
     assert not point.is_visible()
 
 
-def test_the_notes_on_memorized_prompts_come_with_their_table(opened, tmp_path: Path):
-    page = opened(write_report(swept(tmp_path)))
+def test_the_notes_on_memorized_prompts_come_with_their_table(opened, target: Path):
+    page = opened(target)
     note = page.get_by_text("a note on the chosen")
     assert not note.is_visible()
     page.get_by_text("memorized without mitigation").click()
@@ -184,6 +186,25 @@ def test_a_phone_needs_no_sideways_scrolling(opened, target: Path):
     page.locator(".shot").first.tap()
     box = page.locator("dialog").bounding_box()
     assert box["x"] >= 0 and box["x"] + box["width"] <= 360 and page.evaluate(SIDEWAYS) == 0
+
+
+def test_at_1400_pixels_every_mitigation_is_in_sight_and_every_column_in_reach(opened, tmp_path: Path):
+    """Nine mitigations with long labels: names are whole, the table scrolls beside them."""
+    names = {"none": 0.9, "emoji/og_stp+detour(timestep=650)": 0.1} | {f"emoji/m{i}": 0.5 for i in range(7)}
+    build(tmp_path, {"cat": "a cat"}, names, samples=1)
+    path, table = tmp_path / "comparison.parquet", pd.read_parquet(tmp_path / "comparison.parquet")
+    table.assign(**{f"sscd_{kind}": 0.5 for kind in ("own_mean", "own_p95")}, kid=0.1, cmmd=0.2).to_parquet(
+        path
+    )
+    page = opened(write_report(tmp_path), viewport={"width": 1400, "height": 900})
+    box = page.locator(".gallery td").last.bounding_box()
+    assert page.evaluate(SIDEWAYS) == 0 and box["x"] + box["width"] <= 1400
+    page.locator(".numbers:visible").evaluate("table => { table.parentElement.scrollLeft = 9999; }")
+    last, name = (page.locator(f".numbers:visible tbody tr {cell}").last for cell in ("td:not(.minor)", "th"))
+    for cell in (last.bounding_box(), name.bounding_box()):
+        assert cell["x"] >= 0 and cell["x"] + cell["width"] <= 1400
+    for head in page.locator(".numbers tbody th, .gallery thead div").all():
+        assert head.evaluate("cell => cell.scrollWidth <= cell.clientWidth + 1")
 
 
 def test_captions_do_nothing_and_missing_images_are_said(opened, tmp_path: Path):
