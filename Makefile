@@ -15,7 +15,7 @@ demo: .venv/.installed ## make a small model memorize, then compare mitigations;
 	$(RUN) -m infer compare --config configs/infer/demo.yaml
 
 test: .venv/.installed ## run the tests
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile -rs
 
 lint: .venv/.installed ## check style and formatting
 	$(RUN) -m ruff check

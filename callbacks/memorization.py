@@ -13,7 +13,8 @@ from callbacks.sample_grid import generate, sheet
 from data.files import write_atomically
 from data.prompts import Prompt
 from infer.denoising.requests import requests_for
-from infer.metrics.similarity import Descriptor, check_sscd, pixel_descriptor, sscd_descriptor
+from infer.metrics.similarity import Descriptor, pixel_descriptor
+from infer.metrics.sscd import check_sscd, sscd_descriptor
 
 
 class Memorization(pl.Callback):

@@ -176,7 +176,7 @@ def compare(args: list[str]) -> None:
     folders, module = {}, comparison.module(comparison.model.pipeline)
     module.load()
     side = comparison.model.resolution_of(module.pipe)
-    Measures.load(comparison, "cpu")  # as all that can be missing: before the first run, not kept beside it
+    Measures.check(comparison)  # before the first run
     images = comparison.training_images()
     for job, mitigation in jobs:  # before the first of them runs
         if job.pipeline == module.model.pipeline:

@@ -18,7 +18,8 @@ from infer.denoising.curves import Rules, Watch, joined
 from infer.denoising.hooks import GuidanceRule
 from infer.denoising.requests import Request, requests_for
 from infer.denoising.sampling import make_images
-from infer.metrics.similarity import embed_all, in_batches, pixel_descriptor, sscd_descriptor
+from infer.metrics.similarity import embed_all, in_batches, pixel_descriptor
+from infer.metrics.sscd import sscd_descriptor
 
 
 class Job(NamedTuple):

@@ -10,7 +10,8 @@ from rich import box
 from rich.table import Table
 
 from data.files import write_json
-from infer.basin.options import COPY, HELD, Findings
+from infer.basin.options import HELD, Findings
+from infer.metrics.similarity import COPY_THRESHOLD
 
 NAMES = {"epsilon": "noise prediction", "model_output": "model output"}
 
@@ -69,7 +70,7 @@ def write_numbers(found: Findings) -> Path:
 def point_table(found: Findings) -> Table:
     """Similarity by point."""
     out = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name in ("t", "similarity", "p10", "p90", f"above {COPY:g}"):
+    for name in ("t", "similarity", "p10", "p90", f"above {COPY_THRESHOLD:g}"):
         out.add_column(name, justify="right", no_wrap=True)
     names = {math.inf: "ordinary ", -math.inf: "never "}
     for t, row in found.by_point().iterrows():

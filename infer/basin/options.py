@@ -11,10 +11,10 @@ from PIL.Image import Image
 
 from infer.denoising.requests import Request
 from infer.metrics.options import check_sscd_options
-from infer.metrics.protocols import ProtocolName
+from infer.metrics.similarity import COPY_THRESHOLD
+from infer.metrics.sscd import ProtocolName
 from infer.options import DenoiseOptions, device_of, need, provenance_of
 
-COPY = 0.5  # an image above this similarity to its training image is a copy
 HELD = ("none", "opposite")  # what the scale is before a point: 0, or the negative one
 
 
@@ -95,7 +95,7 @@ class Findings:
         rows = {t: self.similarity["none", self.place(t)] for t in self.basin.points}
         shown = {
             t: {"mean": s.mean(), "p10": s.quantile(0.1), "p90": s.quantile(0.9),
-                "share_above_05": (s.dropna() > COPY).mean(), "failed": int(s.isna().sum())}
+                "share_above_05": (s.dropna() > COPY_THRESHOLD).mean(), "failed": int(s.isna().sum())}
             for t, s in rows.items()
         }  # fmt: skip
         return pd.DataFrame.from_dict(shown, "index").rename_axis("timestep")

@@ -14,7 +14,7 @@ from infer.basin import sheet as look
 from infer.basin.explore import spread
 from infer.basin.options import Findings
 from infer.basin.sheet import GAP, ROW, SIDE, Sheet, over_time, signed
-from infer.report.plots import PALETTE
+from infer.report.style import PALETTE
 
 DIFFERENCE = "RMS(conditional − unconditional)"
 LEFT, RIGHT, TOP = 0.85, 0.85, 1.5  # margins of the page; where its charts begin

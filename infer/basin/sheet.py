@@ -9,12 +9,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from PIL.Image import Image
 
-from infer.basin.options import COPY
-from infer.report.plots import INK, PALETTE
-from infer.report.plots import STYLE as REPORT
+from infer.metrics.similarity import COPY_THRESHOLD
+from infer.report.style import COPY_COLOR, INK, OTHER_COLOR, PALETTE
+from infer.report.style import STYLE as REPORT
 
 TEXT, FAINT = "#1f2328", "#6e7781"
-COPIED, FREE, ORDINARY = "#e5534b", PALETTE[0], "#8b909a"
+COPIED, FREE, ORDINARY = COPY_COLOR, PALETTE[0], OTHER_COLOR
 EPSILON, MODEL = TEXT, PALETTE[3]  # curves in the two spaces
 DPI = 200
 STYLE = {key: TEXT if value == INK else value for key, value in REPORT.items()} | {
@@ -64,7 +64,7 @@ class Sheet:
 
     def key(self, right: float) -> None:
         """What the colours of the frames mean, at the height of the title."""
-        marks = {f"copy: similarity above {COPY:g}": COPIED, "no copy": FREE}
+        marks = {f"copy: similarity above {COPY_THRESHOLD:g}": COPIED, "no copy": FREE}
         handles = [
             Line2D([], [], marker="s", linestyle="", markerfacecolor="none", color=color, markeredgewidth=1.8)
             for color in marks.values()
@@ -76,7 +76,7 @@ class Sheet:
 def color_of(similarity: float) -> str:
     if math.isnan(similarity):
         return ORDINARY
-    return COPIED if similarity > COPY else FREE
+    return COPIED if similarity > COPY_THRESHOLD else FREE
 
 
 def signed(number: str) -> str:

@@ -21,6 +21,7 @@ from infer.denoising.loop import prepare
 from infer.denoising.requests import Request, requests_for
 from infer.denoising.sampling import encode
 from infer.denoising.schedulers import noise_levels
+from infer.metrics.roc import auc
 from infer.options import DenoiseOptions, device_of
 
 
@@ -245,12 +246,11 @@ class Calibrated:
             "ordinary_median": ordinary.median().item(),
         }
         if len(memorized):
-            ranks = (memorized[:, None] > ordinary).double() + (memorized[:, None] == ordinary) / 2
             self.about |= {
                 "memorized_images": len(memorized),
                 "memorized_caught": (memorized.double() >= gate).double().mean().item(),
                 "memorized_median": memorized.median().item(),
-                "auc": ranks.mean().item(),
+                "auc": auc(memorized.numpy(), ordinary.numpy()),
             }
 
 

@@ -6,8 +6,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from infer.metrics.columns import FIGURES
 from infer.metrics.options import MeasureOptions
-from infer.metrics.summary import FIGURES
 from infer.models.pipeline import check_pipeline
 from infer.options import TrainerOptions, provenance_of
 from infer.predict.module import Generate

@@ -23,9 +23,10 @@ from infer.denoising.loop import Denoised, denoise
 from infer.denoising.requests import Request, requests_for
 from infer.denoising.sampling import encode
 from infer.detect.attention import LAYER, CrossAttention, capturing, cross_attentions, ends_of_text
-from infer.detect.detectors import all_steps, auc, auc_interval, fall, first_step, threshold
+from infer.detect.detectors import all_steps, fall, first_step
+from infer.metrics.aggregate import FEW
+from infer.metrics.roc import auc, auc_interval, threshold
 from infer.metrics.similarity import in_batches
-from infer.metrics.summary import FEW
 from infer.options import DenoiseOptions, device_of
 
 # What each detector needs to be run.

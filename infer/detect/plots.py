@@ -13,7 +13,7 @@ from rich.table import Table
 from data.files import write_atomically
 from infer.basin import sheet as look
 from infer.detect.detection import DETECTORS, Detected
-from infer.detect.detectors import auc, threshold
+from infer.metrics.roc import auc, roc, threshold
 
 TITLES = {
     "first_step": "Difference, first step", "all_steps": "Difference, all steps",
@@ -28,13 +28,6 @@ AXES = {
 COLORS = dict(zip(DETECTORS, (*look.PALETTE[:4], look.PALETTE[5]), strict=True))
 GROUPS = {"memorized": (True, look.COPIED), "ordinary": (False, look.ORDINARY), "unknown": (None, look.FREE)}
 BINS = 30
-
-
-def roc(memorized: np.ndarray, ordinary: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """False and true positive rates of every threshold, from none flagged to all."""
-    cuts = np.append(np.inf, np.unique(np.concatenate([memorized, ordinary]))[::-1])
-    rates = (1 - np.sort(scores).searchsorted(cuts) / len(scores) for scores in (ordinary, memorized))
-    return tuple(rates)
 
 
 def draw_roc(ax: Axes, found: Detected) -> None:

@@ -1,6 +1,5 @@
-"""How well images fit their prompts: CLIP cosine."""
+"""Alignment of images with their prompts: CLIP cosine."""
 
-import hashlib
 import re
 from collections.abc import Callable, Iterable
 from functools import cached_property
@@ -14,7 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from data.files import one_line
+from data.files import digest, one_line
 from infer.metrics.similarity import embed_all, in_batches
 from infer.models.weights import check_safetensors, is_hub_id, quiet_bars
 
@@ -22,9 +21,9 @@ OPEN_CLIP = "open_clip:"
 
 
 def check_clip(model: str) -> None:
-    """FileNotFoundError for a local folder that is missing, ValueError for open_clip without its package.
+    """Check that `model` can be a CLIP model, without loading it; Hub ids pass.
 
-    Hub ids pass.
+    Raises FileNotFoundError for a local folder without a model, ValueError for open_clip without its package.
     """
     if model.startswith(OPEN_CLIP):
         name, _, weights = model.removeprefix(OPEN_CLIP).partition("/")
@@ -36,7 +35,7 @@ def check_clip(model: str) -> None:
             raise ValueError(
                 f"{model!r} needs the package open_clip_torch: pip install 'attraction-basin[open_clip]'"
             )
-    elif not is_hub_id(model) and not Path(model).is_dir():
+    elif not is_hub_id(model) and not Path(model, "config.json").is_file():
         raise FileNotFoundError(
             f"no CLIP model folder {model!r}: give a transformers CLIPModel folder or a Hub id"
         )
@@ -45,11 +44,20 @@ def check_clip(model: str) -> None:
 
 
 class Towers(NamedTuple):
-    """A CLIP model's two sides, (B, D) each, and how it prepares images."""
+    """A CLIP model.
+
+    Attributes:
+        model: its weights.
+        images: embeds images, (B, D).
+        texts: embeds texts, (B, D).
+        too_long: whether a text has more tokens than the model reads.
+        preparation: how images are prepared, as text or a function.
+    """
 
     model: torch.nn.Module
     images: Callable[[list[Image.Image]], Tensor]
     texts: Callable[[list[str]], Tensor]
+    too_long: Callable[[str], bool]
     preparation: Any
 
 
@@ -71,11 +79,14 @@ def transformers_towers(name: str, device: str) -> Towers:
         tokens = tokenizer(batch, padding="max_length", truncation=True, return_tensors="pt").input_ids
         return model.get_text_features(tokens.to(device)).pooler_output
 
-    return Towers(model, images, texts, processor.to_json_string())
+    def too_long(text: str) -> bool:
+        return len(tokenizer(text, verbose=False).input_ids) > tokenizer.model_max_length
+
+    return Towers(model, images, texts, too_long, processor.to_json_string())
 
 
 def open_clip_towers(name: str, device: str) -> Towers:
-    """MODEL/WEIGHTS of the package open_clip_torch; WEIGHTS: a tag of it, or a file."""
+    """MODEL/WEIGHTS of the package open_clip_torch; WEIGHTS is one of its tags or a file."""
     import open_clip
 
     architecture, _, weights = name.removeprefix(OPEN_CLIP).partition("/")
@@ -88,7 +99,10 @@ def open_clip_towers(name: str, device: str) -> Towers:
     def texts(batch: list[str]) -> Tensor:
         return model.encode_text(tokenize(batch).to(device))
 
-    return Towers(model, images, texts, prepare)
+    def too_long(text: str) -> bool:  # the last token is padding, 0, in texts that fit
+        return bool(tokenize([text])[0, -1])
+
+    return Towers(model, images, texts, too_long, prepare)
 
 
 class ClipScore:
@@ -96,7 +110,7 @@ class ClipScore:
 
     Args:
         model: transformers CLIPModel folder or Hub id, or open_clip:MODEL/WEIGHTS of open_clip_torch.
-        device: that it runs on.
+        device: where it runs.
     """
 
     def __init__(self, model: str, device: str = "cpu"):
@@ -104,7 +118,7 @@ class ClipScore:
         load = open_clip_towers if model.startswith(OPEN_CLIP) else transformers_towers
         try:
             self.towers = load(model, device)
-        except (OSError, RuntimeError, ValueError) as error:  # open_clip has the latter two for its names
+        except (OSError, RuntimeError, ValueError) as error:  # open_clip raises the latter two for its names
             raise FileNotFoundError(f"cannot load CLIP {model!r}: {one_line(error)}") from error
 
     @torch.no_grad()
@@ -114,20 +128,19 @@ class ClipScore:
 
     @torch.no_grad()
     def cosines(self, image_features: Tensor, prompts: list[str], batch_size: int = 64) -> np.ndarray:
-        """Those of images whose features (N, D) are known, (N,)."""
+        """Cosines of image features (N, D) with their prompts, (N,)."""
         texts = [self.towers.texts(batch).float().cpu() for batch in in_batches(prompts, batch_size)]
         return F.cosine_similarity(image_features, torch.cat(texts)).numpy()
 
     @torch.no_grad()
     def image_features(self, images: Iterable[Image.Image], batch_size: int = 64) -> Tensor:
-        """(N, D), the projected embeddings, of no unit length."""
+        """Projected embeddings, not of unit length, (N, D)."""
         return embed_all(images, lambda batch: self.towers.images(batch).float().cpu(), batch_size)
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of the weights and of how images are prepared, wherever they came from."""
-        preparation = re.sub(r" at 0x[0-9a-f]+", "", str(self.towers.preparation))  # of functions in it
-        digest = hashlib.sha256(preparation.encode())
-        for name, weights in sorted(self.towers.model.state_dict().items()):
-            digest.update(name.encode() + weights.float().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()
+        """Digest of the weights and of how images are prepared."""
+        preparation = re.sub(r" at 0x[0-9a-f]+", "", str(self.towers.preparation))  # addresses of functions
+        weights = sorted(self.towers.model.state_dict().items())
+        arrays = ((name, values.float().cpu().contiguous().numpy().tobytes()) for name, values in weights)
+        return digest(preparation, *(digest(*named) for named in arrays))

@@ -1,9 +1,10 @@
-"""How far generated images are from reference images, as sets: FID, KID and CMMD; and how they vary."""
+"""Distances between sets of generated and reference images (FID, KID, CMMD), and diversity of a set."""
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from typing import Literal
 
 import numpy as np
@@ -14,47 +15,48 @@ from torch import Tensor
 
 from data.files import one_line
 from infer.metrics.clip_score import ClipScore
-from infer.metrics.similarity import Descriptor, embed_all
+from infer.metrics.similarity import Descriptor
 
-INCEPTION = (  # where torch-fidelity takes it from
+INCEPTION = (  # where torch-fidelity downloads it
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
     "weights-inception-2015-12-05-6726825d.pth"
 )
 SIGMA, SCALE = 10.0, 1000.0  # of CMMD
-KERNEL_ROWS = 256
+KERNEL_ROWS = 256  # at a time
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
 
 
 @dataclass(frozen=True)
 class Extractor(Descriptor):
-    """Images -> features, and what they are called."""
+    """Images -> features (B, D), and what they are called: `clip` or `inception`."""
 
     name: str
+
+
+def check_features(features: str | None) -> None:
+    """Raise ValueError if the package that the features need is not installed."""
+    if features == "inception" and find_spec("torch_fidelity") is None:
+        raise ValueError("Inception features need torch-fidelity: pip install 'attraction-basin[inception]'")
 
 
 def extractor(
     features: Literal["clip", "inception"], clip: ClipScore | None = None, device: str = "cpu"
 ) -> Extractor:
-    """What the distances are measured on; ValueError or FileNotFoundError where it is not at hand.
+    """Load what the distances are measured on.
 
     clip: image embeddings of the given CLIP model, not normalized (Kynkäänniemi et al., ICLR 2023).
     inception: the 2048 features of FID's Inception v3, through torch-fidelity, in torch.hub's folder.
+
+    Raises ValueError without the package, FileNotFoundError without the weights.
     """
     if features == "clip":
-        if clip is None:
-            raise ValueError("CLIP features need a CLIP model")
         return Extractor(f"CLIP {clip.fingerprint}", clip.image_features, features)
-    if features != "inception":
-        raise ValueError(f"no features {features!r}; there are clip and inception")
+    check_features(features)
     from torchmetrics.image.fid import NoTrainInceptionV3
 
     try:
         model = NoTrainInceptionV3("inception-v3-compat", ["2048"]).to(device)
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            "Inception features need torch-fidelity: pip install 'attraction-basin[inception]'"
-        ) from error
-    except OSError as error:  # of a download
+    except OSError as error:  # of the download
         raise FileNotFoundError(
             f"cannot load Inception ({one_line(error)}): put the file of {INCEPTION} into "
             f"{torch.hub.get_dir()}/checkpoints"
@@ -72,32 +74,22 @@ class Quality:
     """Distances of image sets to one set of reference images.
 
     Args:
-        extractor: images -> features.
-        reference: the reference images, or their features (M, D).
+        name: of the features, clip or inception.
+        reference: features of the reference images, (M, D); rows of NaN are left out.
 
     Attributes:
-        name: of the features, clip or inception.
-        dimension: of the features, D.
-        references: how many reference images there are, M.
         notes: what the numbers do not show; `measure` adds to them.
     """
 
-    def __init__(self, extractor: Extractor, reference: Iterable[Image.Image] | Tensor):
-        self.extractor, self.name = extractor, extractor.name
-        self.reference = self.features(reference)
-        self.references, self.dimension = self.reference.shape
+    def __init__(self, name: str, reference: Tensor):
+        self.name, self.reference = name, reference[reference.isfinite().all(1)].double()
         self.notes: list[str] = []
-        if self.name != "clip":
-            self.note("CMMD is of CLIP embeddings: there is none with other features.")
-
-    def features(self, images: Iterable[Image.Image] | Tensor) -> Tensor:
-        """(N, D) in double precision."""
-        found = images if isinstance(images, Tensor) else embed_all(images, self.extractor, label="features")
-        return found.double()
+        if name != "clip":
+            self.note("CMMD needs CLIP embeddings: there is none with other features.")
 
     @cached_property
     def within(self) -> float:
-        """Of the reference images: once for all sets."""
+        """CMMD's kernel mean within the reference images: once for all sets."""
         unit = F.normalize(self.reference)
         return kernel_mean(unit, unit)
 
@@ -105,17 +97,17 @@ class Quality:
         if text not in self.notes:
             self.notes.append(text)
 
-    def measure(self, images: Iterable[Image.Image] | Tensor) -> dict[str, float]:
-        """`fid`, `kid`, `cmmd` of images, or of their features (N, D); NaN, and a note, where undefined."""
-        features = self.features(images)
+    def measure(self, features: Tensor) -> dict[str, float]:
+        """`fid`, `kid`, `cmmd` of images' features (N, D); NaN, and a note, where undefined."""
+        features = features.double()
         out = dict.fromkeys(("fid", "kid", "cmmd"), float("nan"))
-        count = min(len(features), self.references)
+        count, dimension = min(len(features), len(self.reference)), self.reference.shape[1]
         if count < 2:
             self.note("FID, KID and CMMD are undefined for fewer than 2 images.")
             return out
-        if count <= self.dimension:
+        if count <= dimension:
             self.note(
-                f"FID over {count:,} images with {self.dimension:,} features is biased: compare within one "
+                f"FID over {count:,} images with {dimension:,} features is biased: compare within one "
                 "table only."
             )
         if is_constant(features) or is_constant(self.reference):
@@ -129,12 +121,12 @@ class Quality:
 
 
 def is_constant(features: Tensor) -> bool:
-    """But for rounding."""
+    """Whether all rows are equal, up to rounding."""
     return torch.allclose(features, features[:1].expand_as(features), rtol=1e-5, atol=1e-6)
 
 
-class Given(torch.nn.Identity):
-    """Takes the place of Inception where torchmetrics is given features."""
+class Features(torch.nn.Identity):
+    """In place of torchmetrics' Inception: passes features through."""
 
     def __init__(self, num_features: int):
         super().__init__()
@@ -145,7 +137,7 @@ def frechet(features: Tensor, reference: Tensor) -> float:
     """FID (Heusel et al., NeurIPS 2017): |m - n|^2 + tr(A + B - 2 (A B)^1/2), of means and covariances."""
     from torchmetrics.image.fid import FrechetInceptionDistance
 
-    metric = FrechetInceptionDistance(feature=Given(features.shape[1]))
+    metric = FrechetInceptionDistance(feature=Features(features.shape[1]))
     metric.update(reference, real=True)
     metric.update(features, real=False)
     return metric.compute().item()
@@ -154,8 +146,7 @@ def frechet(features: Tensor, reference: Tensor) -> float:
 def kernel_distance(features: Tensor, reference: Tensor) -> float:
     """KID (Binkowski et al., ICLR 2018): unbiased squared MMD with the kernel (x.y / D + 1)^3.
 
-    Mean over 100 subsets of at most 1000 images of each set, drawn alike each time; of sets that are no
-    larger, one.
+    Mean over 100 subsets of at most 1000 images of each set, with a fixed seed; one subset if it holds both.
     """
     from torchmetrics.image.kid import KernelInceptionDistance
 
@@ -164,7 +155,7 @@ def kernel_distance(features: Tensor, reference: Tensor) -> float:
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.filterwarnings("ignore", "Metric `Kernel Inception Distance` will save")
         torch.manual_seed(0)
-        metric = KernelInceptionDistance(Given(features.shape[1]), subsets, size)
+        metric = KernelInceptionDistance(Features(features.shape[1]), subsets, size)
         metric.update(reference, real=True)
         metric.update(features, real=False)
         return metric.compute()[0].item()
@@ -172,7 +163,7 @@ def kernel_distance(features: Tensor, reference: Tensor) -> float:
 
 def kernel_mean(left: Tensor, right: Tensor) -> float:
     """Mean over all pairs of exp(-|x - y|^2 / (2 sigma^2)), of unit vectors."""
-    # 1 is taken off each: the differences that count are some 1e-3 of it
+    # without 1 in each: the differences that count are some 1e-3 of it
     total = sum(torch.expm1((rows @ right.T - 1) / SIGMA**2).sum().item() for rows in left.split(KERNEL_ROWS))
     return total / (len(left) * len(right))
 
@@ -180,8 +171,8 @@ def kernel_mean(left: Tensor, right: Tensor) -> float:
 def cmmd(features: Tensor, reference: Tensor, within: float | None = None) -> float:
     """CMMD (Jayasumana et al., CVPR 2024): 1000 times the squared MMD of unit CLIP embeddings, sigma = 10.
 
-    As their code has it, all pairs count, those of an image with itself, too: it is 0 for equal sets. Theirs
-    is of CLIP ViT-L/14 at 336 pixels.
+    As in their code, pairs of an image with itself count: CMMD of equal sets is 0. They use CLIP ViT-L/14 at
+    336 pixels.
     """
     x, y = F.normalize(features.double()), F.normalize(reference.double())
     within = kernel_mean(y, y) if within is None else within
@@ -194,13 +185,11 @@ def diversity(features: Tensor, prompt_ids: Sequence[str]) -> float:
     Prompts with one image do not count; NaN where all have one.
     """
     unit, ids = F.normalize(features.double()), np.asarray(prompt_ids)
-    if len(ids) != len(unit):
-        raise ValueError(f"{len(unit)} images and {len(ids)} prompts")
     means = []
     for key in dict.fromkeys(prompt_ids):
         group = unit[torch.from_numpy(ids == key)]
         if (n := len(group)) > 1:
-            # the sum of all cosines, without those of images with themselves
+            # all cosines but those of images with themselves
             cosines = group.sum(0).square().sum() - group.square().sum()
             means.append(1 - cosines.item() / (n * (n - 1)))
     return float(np.mean(means)) if means else float("nan")

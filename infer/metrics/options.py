@@ -10,8 +10,7 @@ import pandas as pd
 from data.captioned import CaptionedImages, load_captioned
 from data.sources.layouts import open_source
 from infer.metrics.clip_score import check_clip
-from infer.metrics.protocols import ProtocolName
-from infer.metrics.similarity import check_sscd
+from infer.metrics.sscd import ProtocolName, check_sscd
 from infer.options import need, provenance_of
 
 

@@ -1,10 +1,8 @@
-"""How alike two images are: cosine of a weight-free descriptor, or of SSCD, and the search with it."""
+"""Similarity of images, the cosine of their descriptors, and the search for the nearest training image."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
-from urllib.parse import urlsplit
 
 import numpy as np
 import torch
@@ -13,19 +11,19 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from data.files import one_line
-from infer.metrics.protocols import Protocol, protocol_of
-from infer.models.download import check_sha256, fetch, is_url, sha256_of, verify
-
-SSCD_MODELS = {
-    name: f"https://dl.fbaipublicfiles.com/sscd-copy-detection/sscd_{name}.torchscript.pt"
-    for name in ("disc_mixup", "disc_large")
-}
+COPY_THRESHOLD = 0.5  # an image whose similarity to a training image is above this is a copy of it
+CONSTANT = 1.0  # of 255 grey levels: an image whose colours vary less has nothing to compare
+CORRELATION = "correlation of 32x32 RGB"
+BLIND_SPOTS = (
+    "The correlation compares colours pixel by pixel at 32x32. It ignores brightness and contrast (a faded "
+    "copy counts as a copy, and so does any faint image with the same layout) and misses copies that are "
+    "shifted, mirrored or cropped; SSCD, a trained copy detector, is made for those."
+)
 
 
 @dataclass(frozen=True)
 class Descriptor:
-    """Images -> (B, D) on the CPU. Two of one identity give the same, so that what is stored can be told."""
+    """Images -> embeddings (B, D) on the CPU. Descriptors with one identity give the same embeddings."""
 
     identity: str
     embed: Callable[[list[Image.Image]], Tensor]
@@ -34,93 +32,31 @@ class Descriptor:
         return self.embed(images)
 
 
-def correlate(images: list[Image.Image]) -> Tensor:
-    """32x32 RGB, its mean removed, unit length: (B, 3072). The cosine of two is their correlation."""
+def thumbnails(images: list[Image.Image]) -> Tensor:
+    """Box averages of 32x32 RGB in grey levels, (B, 3, 32, 32)."""
     small = [np.asarray(image.convert("RGB").resize((32, 32), Image.Resampling.BOX)) for image in images]
-    flat = torch.from_numpy(np.stack(small)).permute(0, 3, 1, 2).float().flatten(1)
-    return F.normalize(flat - flat.mean(1, keepdim=True))
+    return torch.from_numpy(np.stack(small)).permute(0, 3, 1, 2).float()
 
 
-# Tells copies from non-copies of centred icons, and serves where no copy detector is at hand.
-pixel_descriptor = Descriptor("correlation of 32x32 RGB", correlate)
+def are_constant(thumbnails: Tensor) -> Tensor:
+    """Which images have one colour, or nearly so, (B,): their similarity to anything is undefined."""
+    return thumbnails.flatten(2).std(2, correction=0).amax(1) < CONSTANT
 
 
-def check_sscd(path: str, sha256: str | None = None) -> None:
-    """Whether it can be a model, without downloading it.
-
-    FileNotFoundError without the file, ValueError for another kind of file or another checksum.
-    """
-    check_sha256(sha256)
-    if path in SSCD_MODELS:
-        return
-    if not is_url(path) and not Path(path).is_file():
-        raise FileNotFoundError(
-            f"no SSCD model {path!r}: give a .pt (TorchScript) or .onnx file, its URL, or one of "
-            f"{', '.join(SSCD_MODELS)}, which are Meta's"
-        )
-    name = urlsplit(path).path if is_url(path) else path
-    if not name.endswith((".pt", ".torchscript", ".onnx")):
-        raise ValueError(f"SSCD model {path!r}: only .pt (TorchScript) and .onnx are read")
-    if not is_url(path):
-        verify(path, sha256)
+def correlate(images: list[Image.Image]) -> Tensor:
+    """32x32 RGB without its mean, at unit length, (B, 3072); NaN for constant images."""
+    small = thumbnails(images)
+    flat = small.flatten(1)
+    unit = F.normalize(flat - flat.mean(1, keepdim=True))
+    return unit.masked_fill(are_constant(small)[:, None], torch.nan)
 
 
-def sscd_file(path: str, sha256: str | None = None) -> Path:
-    """The model's file, downloaded where it is a URL or a name of Meta's."""
-    check_sscd(path, sha256)
-    url = SSCD_MODELS.get(path, path)
-    return fetch(url, sha256) if is_url(url) else Path(path)
+pixel_descriptor = Descriptor(CORRELATION, correlate)
 
 
-def onnx_model(path: Path, protocol: Protocol) -> Callable[[Tensor], Tensor]:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise ValueError("an ONNX copy detector needs onnxruntime: pip install -e '.[sscd]'") from error
-
-    session = onnxruntime.InferenceSession(str(path), providers=onnxruntime.get_available_providers())
-    (asked, *_) = session.get_inputs()
-    fixed = [side for side in asked.shape[2:] if isinstance(side, int)]
-    if any(side != protocol.side for side in fixed):
-        raise ValueError(
-            f"it takes images of {fixed}, and the protocol gives {protocol.side}x{protocol.side}"
-        )
-    return lambda pixels: torch.from_numpy(session.run(None, {asked.name: pixels.numpy()})[0])
-
-
-def torchscript_model(path: Path, device: str) -> Callable[[Tensor], Tensor]:
-    model = torch.jit.load(str(path), map_location=device).eval()
-    return lambda pixels: model(pixels.to(device)).float().cpu()
-
-
-def sscd_descriptor(
-    path: str, protocol: str = "skew320", sha256: str | None = None, device: str = "cpu"
-) -> Descriptor:
-    """SSCD (Pizzi et al., CVPR 2022), unit length.
-
-    A TorchScript file is code, which runs when it is loaded: take it from nobody whom you would not let
-    run a program, and give the checksum of one that is downloaded.
-
-    Args:
-        path: TorchScript (.pt) or .onnx file, its URL, or `disc_mixup` or `disc_large`, which are Meta's.
-        protocol: how images are put to it: a key of PROTOCOLS.
-        sha256: checksum of the file.
-        device: for TorchScript; ONNX runs where onnxruntime does.
-
-    Raises FileNotFoundError without the file, ValueError for another kind of file or another checksum.
-    """
-    prepare, file = protocol_of(protocol), sscd_file(path, sha256)
-    try:
-        run = onnx_model(file, prepare) if file.suffix == ".onnx" else torchscript_model(file, device)
-    except Exception as error:  # each runtime has its own kinds
-        again = f"; if it is broken, delete {file}" if str(file) != path else ""
-        raise ValueError(f"cannot read SSCD model {path!r}: {one_line(error)}{again}") from error
-
-    @torch.no_grad()
-    def embed(images: list[Image.Image]) -> Tensor:
-        return F.normalize(run(prepare(images)).float())
-
-    return Descriptor(f"SSCD {sha256_of(file)} {protocol}", embed)
+def similarity(descriptor: Descriptor, images: list[Image.Image], references: list[Image.Image]) -> Tensor:
+    """Cosine of each image with its reference, (B,); NaN where one of both is constant."""
+    return (descriptor(images) * descriptor(references)).sum(1)
 
 
 def in_batches(items: Iterable, size: int) -> Iterator[list]:
@@ -136,7 +72,7 @@ def embed_all(
     label: str | None = None,
     total: int | None = None,
 ) -> Tensor:
-    """(N, D), batch by batch, or (0, 0) of no images; with a label a bar shows."""
+    """Embed batch by batch, (N, D), or (0, 0) without images; a label shows a progress bar."""
     parts = []
     with tqdm(desc=label, total=total, unit="image", disable=label is None) as bar:
         for batch in in_batches(images, batch_size):
@@ -147,8 +83,13 @@ def embed_all(
 
 @dataclass
 class Matches:
-    """Per image: similarity to the most similar of its own training images (NaN without one), the best match
-    among all and its index: of equally good ones the first."""
+    """Similarities per image, NaN where undefined.
+
+    Attributes:
+        own: to the most similar of the image's own training images, (N,).
+        top: to the most similar of all training images, (N,).
+        top_index: which one that is, the first of equals, (N,).
+    """
 
     own: Tensor
     top: Tensor
@@ -158,25 +99,34 @@ class Matches:
 def match(
     images: Tensor, training: Tensor, own: Sequence[Sequence[int]], rows: int = 1024, columns: int = 16384
 ) -> Matches:
-    """Search unit embeddings (N, D) in (M, D); `rows` x `columns` cosines are in memory at once.
+    """Search unit embeddings (N, D) in (M, D) by brute force; rows of NaN match nothing.
 
-    `own`: for each image the places of its own training images.
+    Args:
+        images: embeddings to search for.
+        training: embeddings to search in.
+        own: for each image the indices of its own training images.
+        rows: images at a time; `rows` x `columns` cosines are in memory at once.
+        columns: training images at a time.
     """
+
+    def cosines(some: Tensor, others: Tensor) -> Tensor:
+        return (some @ others.T).nan_to_num(nan=-torch.inf)
+
     top = torch.full((len(images),), -torch.inf)
     index = torch.zeros(len(images), dtype=torch.long)
     for start in range(0, len(images), rows):
         block = slice(start, start + rows)
         for first in range(0, len(training), columns):
-            found = (images[block] @ training[first : first + columns].T).max(1)
-            better = found.values > top[block]  # not >=: the first of equals stays
-            top[block] = torch.where(better, found.values, top[block])
-            index[block] = torch.where(better, found.indices + first, index[block])
-    alike: dict[tuple[int, ...], list[int]] = {}  # images with the same own ones are searched at once
-    for row, places in enumerate(own):
-        alike.setdefault(tuple(places), []).append(row)
-    likeness = torch.full((len(images),), torch.nan)
-    for places, same in alike.items():
-        if places:
-            likeness[same] = (images[same] @ training[list(places)].T).amax(1)
-    top = top.where(images.isfinite().all(1), torch.nan)  # as `own` is by itself
-    return Matches(likeness, top, index)
+            best = cosines(images[block], training[first : first + columns]).max(1)
+            better = best.values > top[block]  # not >=: the first of equals stays
+            top[block] = torch.where(better, best.values, top[block])
+            index[block] = torch.where(better, best.indices + first, index[block])
+    rows_by_own: dict[tuple[int, ...], list[int]] = {}  # images with the same own images are searched at once
+    for row, indices in enumerate(own):
+        rows_by_own.setdefault(tuple(indices), []).append(row)
+    to_own = torch.full((len(images),), -torch.inf)
+    for indices, same in rows_by_own.items():
+        if indices:
+            to_own[same] = cosines(images[same], training[list(indices)]).amax(1)
+    defined = (values.where(values.isfinite(), torch.nan) for values in (to_own, top))
+    return Matches(*defined, index)

@@ -1,24 +1,21 @@
-"""Embeddings of the training images, kept on disk for as long as nothing that they depend on changes."""
+"""Embeddings of the training images, kept on disk while nothing that they depend on changes."""
 
-import hashlib
-import json
 import logging
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from data.captioned import CaptionedImages
-from data.files import DAY, one_line, remove_temporary_files, write_atomically
+from data.files import DAY, digest, one_line, remove_temporary_files, write_atomically
 from infer.metrics.similarity import Descriptor, embed_all
 
 log = logging.getLogger(__name__)
-
-
-def checksum(embeddings: Tensor) -> str:
-    return hashlib.sha256(embeddings.contiguous().numpy()).hexdigest()
 
 
 class TrainingEmbeddings:
@@ -26,8 +23,8 @@ class TrainingEmbeddings:
 
     Args:
         images: the training images.
-        resolution: that they are cropped and resized to before a descriptor sees them.
-        cache: folder of the files, one for each descriptor, resolution and set of images; None: none.
+        resolution: they are resized and cropped to it before a descriptor sees them.
+        cache: folder with a file for each descriptor, resolution and set of images; None: nothing is kept.
     """
 
     def __init__(self, images: CaptionedImages, resolution: int, cache: str | Path | None = None):
@@ -37,59 +34,44 @@ class TrainingEmbeddings:
     @cached_property
     def digest(self) -> str:
         """Of ids and encoded images, in order."""
-        digest = hashlib.sha256(b"2")  # how they are decoded: raise it when that changes
-        for sample in self.images.samples:
-            digest.update(f"{sample.id}\0{len(sample.image)}\0".encode())
-            digest.update(sample.image)
-        return digest.hexdigest()
+        return digest(*(digest(sample.id, sample.image) for sample in self.images.samples))
 
     def by(self, descriptor: Descriptor) -> Tensor:
-        """(M, D), from the cache if it holds just these."""
+        """Embeddings (M, D), from the cache if they are there; NaN for images without one."""
         if self.cache is None:
             return self.embed(descriptor)
-        asked = {
-            "descriptor": descriptor.identity,
-            "resolution": str(self.resolution),
-            "images": str(len(self.images)),
-            "images_sha256": self.digest,
-        }
-        path = self.cache / f"{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]}.safetensors"
+        path = self.cache / f"{digest(descriptor.identity, self.resolution, self.digest)}.safetensors"
         if path.exists():
             try:
-                return read(path, asked)
-            except ValueError as error:
-                log.warning("%s is not used, the training images are embedded anew: %s", path, error)
+                return load_file(path)["embeddings"]
+            except (SafetensorError, OSError, KeyError) as error:
+                log.warning("%s is damaged (%s): training images are embedded again", path, one_line(error))
         embeddings = self.embed(descriptor)
-        about = asked | {"embeddings_sha256": checksum(embeddings)}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             remove_temporary_files(path.parent, older_than=DAY)
-            write_atomically(path, lambda part: save_file({"embeddings": embeddings}, part, about))
-        except (OSError, SafetensorError) as error:  # it cost much, and serves without being kept
+            write_atomically(path, lambda part: save_file({"embeddings": embeddings}, part))
+        except (OSError, SafetensorError) as error:
             log.warning("embeddings of training images are not kept: %s", one_line(error))
         return embeddings
 
     def embed(self, descriptor: Descriptor) -> Tensor:
-        if not len(self.images):
-            raise ValueError("there is no training image to search")
-        images = (sample.rgb(self.resolution) for sample in self.images.samples)
+        readable: list[int] = []
+        images = self.decoded(readable)
         embeddings = embed_all(images, descriptor, label="embed training images", total=len(self.images))
-        if not embeddings.isfinite().all():
-            raise ValueError(f"{descriptor.identity} gives numbers that are not finite for training images")
-        return embeddings.contiguous()
+        if not embeddings.isfinite().all(1).any():
+            raise ValueError(f"{descriptor.identity} gives no finite numbers for any training image")
+        out = torch.full((len(self.images), embeddings.shape[1]), torch.nan)
+        out[readable] = embeddings
+        return out
 
-
-def read(path: Path, asked: dict[str, str]) -> Tensor:
-    """ValueError for a file that is broken or is of something else."""
-    try:
-        with safe_open(path, "pt") as file:
-            about, embeddings = file.metadata() or {}, file.get_tensor("embeddings")
-    except (SafetensorError, OSError) as error:
-        raise ValueError(one_line(error)) from error
-    if others := [
-        f"{key} is {about.get(key)}, not {value}" for key, value in asked.items() if about.get(key) != value
-    ]:
-        raise ValueError("; ".join(others))
-    if about.get("embeddings_sha256") != checksum(embeddings):
-        raise ValueError("its content is not what was written")
-    return embeddings
+    def decoded(self, readable: list[int]) -> Iterator[Image.Image]:
+        """Images that can be decoded; their indices are added to `readable`, the others are named."""
+        for index, sample in enumerate(self.images.samples):
+            try:
+                image = sample.rgb(self.resolution)
+            except Exception as error:  # image decoders raise many kinds
+                log.warning("training image %r is left out of the search: %s", sample.id, one_line(error))
+                continue
+            readable.append(index)
+            yield image

@@ -10,16 +10,17 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from data.files import write_atomically
+from infer.metrics.columns import Column
 from infer.report.figures import plots_of
 from infer.report.plots import Plot, drawn, save
 from infer.report.study import Study, read_study
-from infer.report.table import Cell, Column, cell, columns_of
+from infer.report.table import Cell, cell, columns_of
 
 ARROWS = {"↓": r"$\downarrow$", "↑": r"$\uparrow$", "": ""}
 LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
          "<": r"\textless{}", ">": r"\textgreater{}", "–": "--"}  # fmt: skip
 TABLES = (".csv", ".parquet", ".md", ".tex")
-PLOT_FILE = re.compile(r"(frontier_memorized|sweep\d+|memorized_pull|pull|distributions)\.(svg|png)")
+PLOT_FILE = re.compile(r"(frontier_memorized|sweep\d+|difference(_memorized)?|distributions)\.(svg|png)")
 LATEX |= {sign: f"\\{sign}" for sign in "&%$#_{}"}
 
 
@@ -33,7 +34,7 @@ def export(study: Study, plots: Iterable[tuple[Plot, Figure]]) -> list[Path]:
     paths = []
     for population, table in study.tables.items():
         stem = study.folder / ("table" if population == "all" else f"table_{population}")
-        texts = {".md": markdown(table), ".tex": latex(table, study.populations[population])}
+        texts = {".md": markdown(table), ".tex": latex(table, study.populations[population]["name"])}
         texts[".csv"] = table.to_csv(index=False)
         for suffix, text in texts.items():
             paths.append(stem.with_suffix(suffix))
@@ -49,26 +50,26 @@ def export(study: Study, plots: Iterable[tuple[Plot, Figure]]) -> list[Path]:
 
 
 def stale(folder: Path, written: list[Path]) -> list[Path]:
-    """Exports of a former comparison that had a subset, a sweep or traces which this one has not."""
-    found = [path for path in folder.glob("table_memorized.*") if path.suffix in TABLES]
+    """Exports of a former comparison that had a subset, a sweep or traces that this one does not have."""
+    tables = [path for path in folder.glob("table_memorized.*") if path.suffix in TABLES]
     plots = [path for path in (folder / "plots").iterdir() if PLOT_FILE.fullmatch(path.name)]
-    return [path for path in found + plots if path not in written]
+    return [path for path in tables + plots if path not in written]
 
 
 def shown(table: pd.DataFrame) -> dict[str, Column]:
-    """What a printed table has room for; the rest is in the CSV."""
+    """The columns of a printed table; the CSV has all."""
     return {name: column for name, column in columns_of(table).items() if not column.minor}
 
 
-def printed(found: Cell, minus: str = "−") -> list[str]:
+def printed(content: Cell, minus: str = "−") -> list[str]:
     """A cell's parts: `0.523 [0.411, 0.601]`, `Δ −0.412 [−0.477, −0.346]`, `published 0.286`."""
     interval, change = (f" [{ends.replace(' to ', ', ')}]" if ends else ""
-                        for ends in (found.interval, found.delta_interval))  # fmt: skip
-    parts = [f"{found.value}{interval}"]
-    if found.delta:
-        parts.append(f"Δ {found.delta}{change}")
-    if found.published:
-        parts.append(f"published {found.published}")
+                        for ends in (content.interval, content.delta_interval))  # fmt: skip
+    parts = [f"{content.value}{interval}"]
+    if content.delta:
+        parts.append(f"Δ {content.delta}{change}")
+    if content.published:
+        parts.append(f"published {content.published}")
     return [part.replace("-", minus) for part in parts]
 
 
@@ -82,7 +83,7 @@ def markdown(table: pd.DataFrame) -> str:
     heads = [f"{column.group} {column.label} {column.better}".strip() for column in columns.values()]
     lines = [["mitigation", *heads], ["---", *["---:"] * len(heads)]]
     for name, cells in rows_of(table, columns):
-        lines.append([escape_markdown(name), *("; ".join(printed(found)) for found in cells)])
+        lines.append([escape_markdown(name), *("; ".join(printed(content)) for content in cells)])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
@@ -94,10 +95,10 @@ def latex(table: pd.DataFrame, caption: str) -> str:
     """A booktabs table: values with intervals in brackets, published figures in a row of their own below."""
     columns, lines = shown(table), []
     for name, cells in rows_of(table, columns):
-        values = [printed(found._replace(delta="", published=""), "-")[0] for found in cells]
+        values = [printed(content._replace(delta="", published=""), "-")[0] for content in cells]
         lines.append([escape_latex(name), *map(latex_numbers, values)])
-        if any(found.published for found in cells):
-            lines.append([r"\quad published", *(latex_numbers(found.published) for found in cells)])
+        if any(content.published for content in cells):
+            lines.append([r"\quad published", *(latex_numbers(content.published) for content in cells)])
     heads = [
         (escape_latex(column.group), f"{escape_latex(column.label)} {ARROWS[column.better]}".strip())
         for column in columns.values()

@@ -1,4 +1,4 @@
-"""The figures of the report: what each draws, from a comparison's tables, samples and traces."""
+"""The figures of the report, drawn from a comparison's tables, samples and traces."""
 
 from functools import partial
 
@@ -7,58 +7,62 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from infer.report.plots import INK, Plot, place_labels
-from infer.report.study import Study, Sweep, finite, is_number
+from infer.metrics.similarity import COPY_THRESHOLD
+from infer.report.plots import Plot, place_labels
+from infer.report.study import Study, Sweep, finite
+from infer.report.style import COPY_COLOR, INK, OTHER_COLOR
 
 OWN, CLIP = "similarity_own_mean", "clip_score_mean"
-COPIED, OTHER = "#e5534b", "#8b909a"
 MARKERS = {"none": "s", "base_model": "D"}
-PULL = "RMS(cond. − uncond.)"
+DIFFERENCE = "RMS(cond. − uncond.)"
+EXPLAINED = (
+    "Difference between the conditional and the unconditional prediction: how much the prompt steers a step. "
+)
+FEW = 5  # prompts, below which a curve is drawn thin and without its spread
 
 
 def plots_of(study: Study) -> list[Plot]:
     """All figures for which the comparison has the numbers."""
     plots = [
         Plot(
-            "frontier" if name == "all" else f"frontier_{name}", "Similarity against alignment",
+            "frontier" if population == "all" else f"frontier_{population}", "Similarity against alignment",
             "Better is up and to the left; lines: 95 % intervals.", partial(draw_frontier, study, table),
-            population=name,
+            population=population,
         )
-        for name, table in study.tables.items()
+        for population, table in study.tables.items()
     ]  # fmt: skip
-    for sweep in study.sweeps:
-        if all(map(is_number, sweep.points.values())):
-            place = study.sweeps.index(sweep) + 1
-            plots.append(
-                Plot(
-                    f"sweep{place}", f"Sweep of {sweep.name}", "With 95 % intervals.",
-                    partial(draw_sweep, study, sweep), 3.4,
-                )
-            )  # fmt: skip
+    plots += [
+        Plot(
+            f"sweep{index}", f"Sweep of {sweep.name}", "With 95 % intervals; dotted: none.",
+            partial(draw_sweep, study, sweep), 3.4,
+        )
+        for index, sweep in enumerate(study.sweeps, 1) if sweep.is_numeric
+    ]  # fmt: skip
     single = {name: study.samples[name] for name in study.single}
     with_trace = [name for name in study.single if name in study.traces]
     if "none" in study.traces and study.memorized is not None:
-        waits = sum(bool(frame["transition_timestep"].notna().any()) for frame in single.values())
+        rows = sum(bool(frame["transition_timestep"].notna().any()) for frame in single.values())
         plots.append(
             Plot(
-                "memorized_pull", "Pull of the prompt without mitigation",
-                "Mean and 10–90 %; below, transitions: median and 10–90 %.",
-                partial(draw_memorized, study), 2.9 + 0.17 * waits,
+                "difference_memorized", "What the prompt adds, without mitigation",
+                f"{EXPLAINED}Mean and 10–90 %; below, transitions: median and 10–90 %.",
+                partial(draw_memorized, study), 2.9 + 0.17 * rows,
             )
         )  # fmt: skip
     if with_trace:
         legend = {name: study.colors[name] for name in with_trace}
         plots.append(
             Plot(
-                "pull", "Pull of the prompt under each mitigation",
-                "Mean over images; dot: median transition.", partial(draw_pull, study, with_trace),
-                legend=legend,
+                "difference", "What the prompt adds, under each mitigation",
+                f"{EXPLAINED}Mean over images; dot: median transition.",
+                partial(draw_difference, study, with_trace), legend=legend,
             )
         )  # fmt: skip
     if any(frame["similarity_own"].notna().any() for frame in single.values()):
         plots.append(
             Plot(
-                "distributions", "Similarity of every image", "Line: mean; dotted: 0.5.",
+                "distributions", "Similarity of every image",
+                f"Line: mean; dotted: {COPY_THRESHOLD:g}, above which an image counts as a copy.",
                 partial(draw_distributions, study), max(3.1, 0.7 + 0.3 * len(single)),
             )
         )  # fmt: skip
@@ -124,60 +128,68 @@ def draw_sweep(study: Study, sweep: Sweep, figure: Figure) -> None:
 
 def draw_memorized(study: Study, figure: Figure) -> None:
     """The curves that tell memorized prompts from others, and where each mitigation has its transitions."""
-    moves = [name for name in study.single if study.samples[name]["transition_timestep"].notna().any()]
-    ratios = [7, max(1, len(moves))]
-    axes = figure.subplots(2, sharex=True, height_ratios=ratios) if moves else [figure.subplots()]
-    trace, memorized = study.traces["none"], study.memorized
-    of = {
-        "memorized": trace["prompt_id"].isin(memorized),
-        "not memorized": ~trace["prompt_id"].isin(memorized),
-    }
-    for (label, chosen), color in zip(of.items(), (COPIED, OTHER), strict=True):
-        steps = trace[chosen].groupby("timestep")["difference_rms"]
-        if steps.ngroups:
-            low, high = steps.quantile(0.1), steps.quantile(0.9)
+    moving = [name for name in study.single if study.samples[name]["transition_timestep"].notna().any()]
+    heights = [7, max(1, len(moving))]
+    axes = figure.subplots(2, sharex=True, height_ratios=heights) if moving else [figure.subplots()]
+    trace = study.traces["none"]
+    memorized = trace["prompt_id"].isin(study.memorized)
+    groups = {"memorized": (memorized, COPY_COLOR), "not memorized": (~memorized, OTHER_COLOR)}
+    for label, (chosen, color) in groups.items():
+        steps, prompts = (
+            trace[chosen].groupby("timestep")["difference_rms"],
+            trace[chosen]["prompt_id"].nunique(),
+        )
+        if not steps.ngroups:
+            continue
+        low, high, few = steps.quantile(0.1), steps.quantile(0.9), prompts < FEW
+        if not few:
             axes[0].fill_between(low.index, low, high, color=color, alpha=0.15, linewidth=0)
-            count = trace[chosen]["prompt_id"].nunique()
-            axes[0].plot(low.index, steps.mean(), color=color, label=f"{label}, n = {count}")
-    style_pull(axes[0])
+        text = f"{label}, {prompts} {'prompt' if prompts == 1 else 'prompts'}{': too few' if few else ''}"
+        style = {"linewidth": 0.8, "linestyle": (0, (3, 2))} if few else {}
+        axes[0].plot(low.index, steps.mean(), color=color, label=text, **style)
+    style_difference(axes[0])
     axes[0].margins(y=0.2)
     axes[0].legend(frameon=False, fontsize=8, loc="upper left")
-    if not moves:
+    if not moving:
         return
     axes[0].set_xlabel("")
-    for place, name in enumerate(moves):
-        rows, color = study.samples[name], study.colors[name]
-        copied = rows["prompt_id"].isin(memorized)
-        for group, shift, face in ((rows[copied], -0.15, color), (rows[~copied], 0.15, "none")):
-            low, middle, high = group["transition_timestep"].astype(float).quantile([0.1, 0.5, 0.9])
-            axes[1].plot([low, high], [place + shift] * 2, color=color, alpha=0.6, linewidth=1)
-            axes[1].plot(middle, place + shift, "o", color=color, markerfacecolor=face, markersize=4)
-    axes[1].set(xlabel="timestep (open dots: not memorized)", ylim=(len(moves) - 0.4, -0.6))
-    axes[1].set_yticks(range(len(moves)), moves, fontsize=8)
+    for row, name in enumerate(moving):
+        samples, color = study.samples[name], study.colors[name]
+        of_memorized = samples["prompt_id"].isin(study.memorized)
+        for group, shift, face in ((of_memorized, -0.15, color), (~of_memorized, 0.15, "none")):
+            timesteps = samples["transition_timestep"][group].astype(float)
+            low, middle, high = timesteps.quantile([0.1, 0.5, 0.9])
+            axes[1].plot([low, high], [row + shift] * 2, color=color, alpha=0.6, linewidth=1)
+            axes[1].plot(middle, row + shift, "o", color=color, markerfacecolor=face, markersize=4)
+    axes[1].set(xlabel="timestep (open dots: not memorized)", ylim=(len(moving) - 0.4, -0.6))
+    axes[1].set_yticks(range(len(moving)), [shorten(name) for name in moving], fontsize=8)
     axes[1].tick_params(axis="y", length=0)
     axes[1].grid(True, axis="x")
 
 
-def draw_pull(study: Study, names: list[str], figure: Figure) -> None:
+def draw_difference(study: Study, names: list[str], figure: Figure) -> None:
     ax = figure.subplots()
     for name in names:
-        steps = study.traces[name].groupby("timestep")["difference_rms"]
-        measured = steps.count() * 2 >= len(
-            study.samples[name]
-        )  # over few images it would be a mean of others
-        mean = steps.mean().where(measured)
+        steps, samples = study.traces[name].groupby("timestep")["difference_rms"], study.samples[name]
+        # a mean over few of the images would be a mean of others
+        mean = steps.mean().where(steps.count() * 2 >= len(samples))
         ax.plot(mean.index, mean, color=study.colors[name])
-        transition, curve = study.samples[name]["transition_timestep"].median(), mean.dropna()
+        transition, curve = samples["transition_timestep"].median(), mean.dropna()
         if pd.notna(transition) and len(curve):
             height = np.interp(transition, curve.index, curve)
             ax.plot(transition, height, "o", color=study.colors[name], markersize=7, markeredgewidth=0)
-    style_pull(ax)
+    style_difference(ax)
 
 
-def style_pull(ax: Axes) -> None:
-    ax.set(xlabel="timestep", ylabel=PULL, xlim=(1000, 0))
+def style_difference(ax: Axes) -> None:
+    ax.set(xlabel="timestep", ylabel=DIFFERENCE, xlim=(1000, 0))
     ax.set_ylim(bottom=0)
     ax.grid(True)
+
+
+def shorten(name: str, length: int = 28) -> str:
+    """The name, with a gap in its middle if it is too long to stand beside an axis."""
+    return name if len(name) <= length else f"{name[: length // 2]}…{name[-length // 2 + 1 :]}"
 
 
 def draw_distributions(study: Study, figure: Figure) -> None:
@@ -185,13 +197,13 @@ def draw_distributions(study: Study, figure: Figure) -> None:
     similarities = {name: study.samples[name]["similarity_own"].dropna() for name in study.single}
     everything = pd.concat(similarities)
     edges = np.linspace(min(0, everything.min()), max(1, everything.max()), 41)
-    ax.axvline(0.5, color=INK, alpha=0.5, linewidth=0.8, linestyle=(0, (2, 3)))
+    ax.axvline(COPY_THRESHOLD, color=INK, alpha=0.5, linewidth=0.8, linestyle=(0, (2, 3)))
     for row, (name, values) in enumerate(similarities.items()):
         counts, _ = np.histogram(values, edges)
         tops = row - 0.8 * counts / max(1, counts.max())
         ax.stairs(tops, edges, baseline=row, fill=True, color=study.colors[name])
         ax.vlines(values.mean(), row - 0.9, row, color=INK, linewidth=1.2)
     ax.set(xlabel="similarity to own training image", ylim=(len(similarities) - 0.8, -1))
-    ax.set_yticks(np.arange(len(similarities)) - 0.3, list(similarities))
+    ax.set_yticks(np.arange(len(similarities)) - 0.3, map(shorten, similarities))
     ax.tick_params(axis="y", length=0)
     ax.spines["left"].set_visible(False)

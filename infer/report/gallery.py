@@ -1,7 +1,7 @@
-"""The gallery of the report: per prompt and sample one strip of images, with numbers and traces for the page.
+"""The gallery of the report: per prompt and sample a strip of images, with their numbers and traces.
 
 A strip is one WebP with the training image and all generated ones side by side, in the order of `names`, and
-nothing where an image is missing: a thousand rows are a thousand images, not ten thousand.
+a gap where an image is missing: a thousand rows are a thousand images, not ten thousand.
 """
 
 import base64
@@ -17,38 +17,31 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from infer.metrics.columns import IMAGE_COLUMNS
 from infer.report.study import Study, inside
 from infer.report.table import number
 
 MAX_ROWS = 1000
-LARGE, SMALLEST = 256, 64  # sides of an embedded image in pixels: by how many there are
+LARGE, SMALLEST = 256, 64  # pixels along an embedded image, depending on how many there are
 PIXELS = 150e6  # in all of the embedded images
-EXACT_SIDE, EXACT_IMAGES = 96, 2500  # images up to this size, if no more than these, are embedded exactly
+EXACT, EXACT_IMAGES = 96, 2500  # images up to this size, if no more than these, are embedded exactly
 STRIP = 16383  # pixels, the most that a WebP can be wide
-Records = dict[tuple[str, int], dict[str, Any]]
-Traces = dict[tuple[str, int], dict[str, Any]]
-FACTS = {
-    "similarity_own": ("similarity to own", "{:.3f}"),
-    "similarity_top": ("similarity to nearest", "{:.3f}"),
-    "top_train_id": ("nearest image", "{}"),
-    "sscd_own": ("SSCD to own", "{:.3f}"),
-    "sscd_top": ("SSCD to nearest", "{:.3f}"),
-    "sscd_top_id": ("SSCD nearest image", "{}"),
-    "clip_score": ("CLIP score", "{:.3f}"),
-    "transition_timestep": ("transition", "timestep {:.0f}"),
-    "gated": ("below the gate", "yes"),
-    "guidance_scale": ("guidance scale", "{:g}"),
-    "nfe": ("UNet evaluations", "{:.0f}"),
-    "seconds": ("seconds", "{:.2f}"),
-    "seed": ("seed", "{}"),
-    "alternative_prompt": ("alternative prompt", "{}"),
-    "failed_step": ("failed at step", "{:.0f}"),
-}
+Records = dict[tuple[str, int], dict[str, Any]]  # by prompt and sample
 
 
 @dataclass
 class Gallery:
-    """`columns`: what stands side by side, a sweep's points in one; `strips`: of each row, as base64."""
+    """What the page needs to draw the gallery.
+
+    Attributes:
+        names: the mitigations, in the order of a strip.
+        columns: what is shown side by side; a sweep's points are one column.
+        facts: labels of the numbers of an image.
+        rows: per prompt and sample the prompt and, per mitigation, numbers and a trace.
+        strips: the images of each row, as base64.
+        timesteps: the schedules that traces refer to.
+        notes: on gaps.
+    """
 
     names: list[str]
     columns: list[dict[str, Any]]
@@ -60,22 +53,24 @@ class Gallery:
 
 
 def make_gallery(study: Study) -> Gallery:
-    """A row per prompt and sample, those most similar under the first mitigation first; notes on gaps."""
+    """A row per prompt and sample, those most similar under the first mitigation first."""
     columns = columns_of(study)
     names = [name for column in columns for name in column["names"]]
     records, keys = ranked(study, names)
     shown, frames = keys[:MAX_ROWS], study.samples.values()
-    facts = [name for name in FACTS if any(name in rows and rows[name].notna().any() for rows in frames)]
+    facts = [
+        name for name in IMAGE_COLUMNS if any(name in rows and rows[name].notna().any() for rows in frames)
+    ]
     paths = [paths_of(study.folder, key, {name: records[name].get(key) for name in names}) for key in shown]
-    side, exact = side_of(len(shown), len(names) + 1)
+    size, exact = size_of(len(shown), len(names) + 1)
     with ThreadPoolExecutor() as pool:
-        strips = [*pool.map(lambda row: strip_of(row, side, exact), paths)]
-    gallery = Gallery(names, columns, [FACTS[name][0] for name in facts])
+        strips = [*pool.map(lambda row: strip_of(row, size, exact), paths)]
+    gallery = Gallery(names, columns, [IMAGE_COLUMNS[name][0] for name in facts])
     traces = {name: traces_of(frame, shown, gallery.timesteps) for name, frame in study.traces.items()}
     for key, (strip, there, scaled) in zip(shown, strips, strict=True):
         cells = [
-            cell_of(name, records[name].get(key), facts, traces.get(name, {}).get(key)) if found else None
-            for name, found in zip(names, there[1:], strict=True)
+            cell_of(name, records[name].get(key), facts, traces.get(name, {}).get(key)) if exists else None
+            for name, exists in zip(names, there[1:], strict=True)
         ]
         prompt = next(images[key]["prompt"] for images in records.values() if key in images)
         row = {"id": key[0], "sample": int(key[1]), "prompt": prompt, "training": there[0], "scaled": scaled}
@@ -85,13 +80,16 @@ def make_gallery(study: Study) -> Gallery:
         gallery.notes.append(
             f"{len(shown)} of {len(keys)} rows are shown; the other images are in the folder."
         )
-    of_training = [*{row["id"]: row["training"] for row in gallery.rows}.values()]
-    generated = [found for _, there, _ in strips for found in there[1:]]
-    for kind, found in (("training", of_training), ("generated", generated)):
-        if not all(found):
-            gallery.notes.append(
-                f"Missing {kind} images in these rows: {found.count(False)} of {len(found)}."
-            )
+    of_training = {row["id"]: row["training"] for row in gallery.rows}
+    exist = {
+        "training": [*of_training.values()],
+        "generated": [e for _, there, _ in strips for e in there[1:]],
+    }
+    gallery.notes += [
+        f"Missing {kind} images in these rows: {images.count(False)} of {len(images)}."
+        for kind, images in exist.items()
+        if not all(images)
+    ]
     return gallery
 
 
@@ -106,7 +104,7 @@ def columns_of(study: Study) -> list[dict[str, Any]]:
 
 
 def ranked(study: Study, names: list[str]) -> tuple[dict[str, Records], list[tuple[str, int]]]:
-    """The rows of each mitigation by prompt and sample; these, the most similar under the first one first."""
+    """Each mitigation's rows by prompt and sample, and these keys, the most similar ones first."""
     records = {}
     for name in names:
         ordered = study.samples[name].sort_values("similarity_own", ascending=False)
@@ -115,22 +113,23 @@ def ranked(study: Study, names: list[str]) -> tuple[dict[str, Records], list[tup
 
 
 def paths_of(folder: Path, key: tuple[str, int], row: dict[str, dict | None]) -> list[Path | None]:
-    """Of the training image and of each generated one."""
+    """Paths of the training image and of each generated one."""
     training = inside(folder / "training", f"{key[0]}.png")
     return [training, *(data and inside(folder / name, data["image"]) for name, data in row.items())]
 
 
 def cell_of(name: str, data: dict, facts: list[str], trace: dict | None) -> dict[str, Any]:
     """What the page knows of one image."""
-    own, moved = data.get("similarity_own"), data.get("transition_timestep")
+    own = known(data.get("similarity_own"))
     return {
-        "own": None if pd.isna(own) else round(float(own), 4),
+        "own": own and round(own, 4),
         "clip": number(data.get("clip_score")),
         "facts": [
-            number(None if data.get(fact) is False else data.get(fact), FACTS[fact][1]) for fact in facts
+            number(None if data.get(fact) is False else data.get(fact), IMAGE_COLUMNS[fact][1])
+            for fact in facts
         ],
         "file": quote(f"{name}/{data['image']}"),
-        "moved": known(moved),
+        "transition": known(data.get("transition_timestep")),
         "trace": trace,
     }
 
@@ -139,50 +138,48 @@ def known(value: float | None) -> float | None:
     return None if pd.isna(value) else float(value)
 
 
-def side_of(rows: int, tiles: int) -> tuple[int, bool]:
-    """The side that embedded images may have, and whether small ones are kept exactly."""
+def size_of(rows: int, tiles: int) -> tuple[int, bool]:
+    """How many pixels along embedded images may have, and whether small ones are kept exactly."""
     fitting = int(math.sqrt(PIXELS / max(1, rows * tiles)) // 16 * 16)
     return min(max(SMALLEST, fitting), LARGE, STRIP // tiles), rows * tiles <= EXACT_IMAGES
 
 
-def strip_of(paths: list[Path | None], side: int, exact: bool) -> tuple[str, list[bool], bool]:
-    """The images side by side as base64, which of them there are, and whether any was scaled down."""
-    images = [path and thumbnail(path, side) for path in paths]
+def strip_of(paths: list[Path | None], size: int, exact: bool) -> tuple[str, list[bool], bool]:
+    """The images side by side as base64, which of them exist, and whether any was scaled down."""
+    images = [path and thumbnail(path, size) for path in paths]
     tile = max((max(image.size) for image, _ in filter(None, images)), default=1)
     strip = Image.new("RGBA", (tile * len(images), tile))
-    for place, found in enumerate(images):
-        if found:
-            image = found[0]
-            strip.paste(image, (place * tile + (tile - image.width) // 2, (tile - image.height) // 2))
-    exactly = {"lossless": True, "quality": 50, "method": 0}  # its best effort takes 20 times as long
+    for index, (image, _) in ((index, pair) for index, pair in enumerate(images) if pair):
+        strip.paste(image, (index * tile + (tile - image.width) // 2, (tile - image.height) // 2))
+    exactly = {"lossless": True, "quality": 50, "method": 0}  # a higher effort takes 20 times as long
     buffer = io.BytesIO()
-    strip.save(buffer, "WEBP", **(exactly if exact and tile <= EXACT_SIDE else {"quality": 85}))
-    there = [found is not None for found in images]
+    strip.save(buffer, "WEBP", **(exactly if exact and tile <= EXACT else {"quality": 85}))
+    there = [pair is not None for pair in images]
     scaled = any(shrunk for _, shrunk in filter(None, images))
     return base64.b64encode(buffer.getvalue()).decode(), there, scaled
 
 
-def thumbnail(path: Path, side: int) -> tuple[Image.Image, bool] | None:
-    """The image, no larger than `side`, and whether it was; None if it is missing or cannot be read."""
+def thumbnail(path: Path, size: int) -> tuple[Image.Image, bool] | None:
+    """The image, no larger than `size`, and whether it was; None if it is missing or cannot be read."""
     try:
         with Image.open(path) as opened:
             image = opened.convert("RGB")
-    except OSError:
+    except Exception:  # image decoders raise many kinds
         return None
-    large = max(image.size) > side
+    large = max(image.size) > size
     if large:
-        image.thumbnail((side, side))
+        image.thumbnail((size, size))
     return image, large
 
 
-def traces_of(traces: pd.DataFrame, keys: list, timesteps: list[list[float | None]]) -> Traces:
-    """Per image: which timesteps, the magnitudes as bytes of their maximum (255: none), and scale changes."""
-    found, wanted = {}, set(keys)
+def traces_of(traces: pd.DataFrame, keys: list, timesteps: list[list[float | None]]) -> Records:
+    """Per image: its timesteps, differences as bytes of their maximum (255: none), changes of the scale."""
+    out, shown = {}, set(keys)
     ordered = traces.sort_values("step")
-    for key, places in ordered.groupby(["prompt_id", "sample"]).indices.items():
-        if key not in wanted:
+    for key, positions in ordered.groupby(["prompt_id", "sample"]).indices.items():
+        if key not in shown:
             continue
-        rows = ordered.iloc[places]
+        rows = ordered.iloc[positions]
         times = [*map(known, rows["timestep"].round(1))]
         if times not in timesteps:
             timesteps.append(times)
@@ -192,9 +189,9 @@ def traces_of(traces: pd.DataFrame, keys: list, timesteps: list[list[float | Non
         scale = rows["guidance_scale"].to_numpy(float)
         same = (scale[1:] == scale[:-1]) | (np.isnan(scale[1:]) & np.isnan(scale[:-1]))
         changes = [0, *(np.flatnonzero(~same) + 1)]
-        found[key] = {
+        out[key] = {
             "times": timesteps.index(times), "max": float(f"{highest:.4g}"),
             "size": base64.b64encode(shares.tobytes()).decode(),
             "scale": [[int(step), known(scale[step])] for step in changes],
         }  # fmt: skip
-    return found
+    return out

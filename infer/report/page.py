@@ -1,4 +1,4 @@
-"""The page to look at after a comparison: headline, table, plots and a gallery in one HTML file."""
+"""The report of a comparison: headline, table, plots and gallery in one HTML file."""
 
 import json
 from pathlib import Path
@@ -8,16 +8,19 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from data.files import write_atomically
+from infer.metrics.aggregate import can_win
+from infer.metrics.similarity import BLIND_SPOTS, COPY_THRESHOLD
 from infer.report.export import export
 from infer.report.figures import plots_of
 from infer.report.gallery import Gallery, make_gallery
 from infer.report.plots import drawn, inline
 from infer.report.study import Study, read_study
+from infer.report.style import COPY_COLOR
 from infer.report.table import best_of, cell, columns_of, headline
 
 
 def write_report(folder: Path) -> Path:
-    """Write `<folder>/report.html` from a comparison folder: one page, complete in itself; and exports."""
+    """Write `<folder>/report.html`, a page complete in itself, and exports; return its path."""
     study = read_study(Path(folder))
     plots = [(plot, drawn(plot)) for plot in plots_of(study)]
     gallery = make_gallery(study)
@@ -27,15 +30,14 @@ def write_report(folder: Path) -> Path:
         .render(
             about=study.about,
             headline=headline(study.tables["all"].query("mitigation in @study.single")),
+            blind_spots=BLIND_SPOTS,
             populations=study.populations,
-            hints=study.hints,
-            remarks=study.remarks,
             tables={name: layout(study, name) for name in study.tables},
             plots=[(plot, inline(plot, figure)) for plot, figure in plots],
             colors=study.colors,
+            copy_color=COPY_COLOR,
             legend=[*study.single, *(sweep.name for sweep in study.sweeps)],
             deltas=any(name.endswith("_delta") for name in study.tables["all"]),
-            shown=gallery.names[0],
             gallery=gallery,
             data=embedded(gallery),
             strips="\n".join(gallery.strips),
@@ -49,7 +51,7 @@ def write_report(folder: Path) -> Path:
 
 def templates() -> Environment:
     return Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
+        loader=FileSystemLoader(Path(__file__).parent / "web"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
 
@@ -58,15 +60,14 @@ def layout(study: Study, population: str) -> dict[str, Any]:
     """A table by blocks of rows: the mitigations, then each sweep."""
     table = study.tables[population]
     columns, by_name = columns_of(table), {row["mitigation"]: row for row in table.to_dict("records")}
-    best = best_of(table.query("mitigation in @study.single"), columns)
+    rivals = table[table["mitigation"].isin(study.single)]
+    best, ranked = best_of(rivals, columns), set(rivals["mitigation"][can_win(rivals)])
 
     def cells(name: str) -> dict[str, tuple[Any, bool]]:
-        found = {column: cell(by_name[name], column, about) for column, about in columns.items()}
-        marked = name in study.single and name != "base_model"
-        return {column: (made, marked and made.value == best.get(column)) for column, made in found.items()}
+        row = {column: cell(by_name[name], column, about) for column, about in columns.items()}
+        return {column: (c, name in ranked and c.value == best.get(column)) for column, c in row.items()}
 
-    order = [name for name in by_name if name in study.single]
-    blocks = [("", {name: (name, cells(name)) for name in order})]
+    blocks = [("", {name: (name, cells(name)) for name in by_name if name in study.single})]
     for sweep in study.sweeps:
         points = {name: (f"{sweep.option} {value}", cells(name)) for name, value in sweep.points.items()}
         blocks.append((sweep.name, points))
@@ -82,6 +83,6 @@ def embedded(gallery: Gallery) -> Markup:
     """The gallery's numbers and captions as JSON that no caption can break out of."""
     data = {
         "names": gallery.names, "columns": gallery.columns, "facts": gallery.facts,
-        "timesteps": gallery.timesteps, "rows": gallery.rows,
+        "timesteps": gallery.timesteps, "rows": gallery.rows, "threshold": COPY_THRESHOLD,
     }  # fmt: skip
     return Markup(json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"))

@@ -1,43 +1,32 @@
 """A comparison for the terminal."""
 
-from collections.abc import Callable
+import shutil
 
 import pandas as pd
 from rich import box
 from rich.table import Table
 
-SHOWN: dict[str, tuple[str, Callable[[float], str]]] = {
-    "similarity_own_mean": ("own sim", "{:.3f}".format),
-    "similarity_own_p95": ("p95", "{:.3f}".format),
-    "similarity_top_mean": ("top sim", "{:.3f}".format),
-    "sscd_own_mean": ("SSCD", "{:.3f}".format),
-    "sscd_own_p95": ("p95", "{:.3f}".format),
-    "clip_score_mean": ("CLIP", "{:.3f}".format),
-    "fid": ("FID", "{:.1f}".format),
-    "nfe_mean": ("NFE", "{:.1f}".format),
-    "seconds_per_image": ("s/img", "{:.3f}".format),
-    "fired_share": ("fired", "{:.0%}".format),
-    "transition_timestep_median": ("t", "{:.0f}".format),
-    "failed": ("failed", "{:.0f}".format),
-    "unreadable": ("unread.", "{:.0f}".format),
-}
+from infer.metrics.aggregate import in_order
+from infer.metrics.columns import COLUMNS, LOST
+from infer.report.table import number
 
 
 def terminal_table(table: pd.DataFrame) -> Table:
-    """The comparison for the terminal: one line per mitigation."""
-    quiet = [key for key in ("failed", "unreadable") if key in table and not table[key].any()]
-    shown = {
-        key: value
-        for key, value in SHOWN.items()
-        if key in table and table[key].notna().any() and key not in quiet
-    }
+    """One line per mitigation; as many columns as fit beside the whole names."""
+    table = in_order(table)
+    shown = [name for name, column in COLUMNS.items() if column.short and name in table]
+    shown = [name for name in shown if (table[name].any() if name in LOST else table[name].notna().any())]
+    shown.sort(key=LOST.__contains__)  # at the end
+    cells = {name: [number(value, COLUMNS[name].format) for value in table[name]] for name in shown}
+    widths = {name: 1 + max(len(text) for text in (COLUMNS[name].short, *cells[name])) for name in shown}
+    free = shutil.get_terminal_size().columns - 2 - table["mitigation"].str.len().max()
+    optional = [name for name in reversed(shown) if name not in LOST and not name.endswith("own_mean")]
+    while sum(widths[name] for name in shown) > free and optional:
+        shown.remove(optional.pop(0))
     out = Table(title="same prompts, same seeds", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     out.add_column("mitigation", overflow="fold", min_width=12)
-    for title, _ in shown.values():
-        out.add_column(title, justify="right", no_wrap=True)
-    for _, row in table.iterrows():
-        out.add_row(
-            row["mitigation"],
-            *("" if pd.isna(row[key]) else form(row[key]) for key, (_, form) in shown.items()),
-        )
+    for name in shown:
+        out.add_column(COLUMNS[name].short, justify="right", no_wrap=True)
+    for index, mitigation in enumerate(table["mitigation"]):
+        out.add_row(mitigation, *(cells[name][index] for name in shown))
     return out

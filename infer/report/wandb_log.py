@@ -1,5 +1,7 @@
 """A comparison in Weights & Biases: table, plots, a gallery, and each number as a summary metric."""
 
+import os
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,7 @@ import pandas as pd
 from infer.report.figures import plots_of
 from infer.report.gallery import LARGE, columns_of, paths_of, ranked, thumbnail
 from infer.report.plots import drawn, save
-from infer.report.study import read_study
+from infer.report.study import Study, read_study
 from infer.report.table import number
 
 ROWS = 32
@@ -17,8 +19,10 @@ ROWS = 32
 def log_to_wandb(folder: Path, run: Any, rows: int = ROWS) -> None:
     """Log a comparison folder to a W&B run, its plots as `write_report` draws them.
 
+    The gallery is named `gallery`, or `gallery_32_of_500` where it does not hold all rows.
+
     Args:
-        folder: comparison folder.
+        folder: comparison folder; W&B's copies of images stay in it until they are uploaded.
         run: what `wandb.init` returned.
         rows: how many prompts and samples the gallery has, the most similar ones first.
     """
@@ -29,26 +33,49 @@ def log_to_wandb(folder: Path, run: Any, rows: int = ROWS) -> None:
         "table" if population == "all" else f"table_{population}": wandb.Table(dataframe=table)
         for population, table in study.tables.items()
     }
-    pictures = study.folder / "plots"
-    pictures.mkdir(exist_ok=True)
+    plots = study.folder / "plots"
+    plots.mkdir(exist_ok=True)
     for plot in plots_of(study):
-        _, png = save(plot, drawn(plot), pictures)
+        _, png = save(plot, drawn(plot), plots)
         logged[f"plots/{plot.name}"] = wandb.Image(str(png), caption=f"{plot.title}. {plot.caption}")
+    with media_in(study.folder / "wandb"):
+        name, gallery = gallery_table(study, rows)
+        run.log(logged | {name: gallery})
+    for mitigation, numbers in study.tables["all"].set_index("mitigation").select_dtypes("number").iterrows():
+        run.summary.update(
+            {f"{mitigation}/{column}": float(v) for column, v in numbers.items() if pd.notna(v)}
+        )
+
+
+def gallery_table(study: Study, rows: int) -> tuple[str, Any]:
+    """The gallery as a W&B table, and its name, which says how many of how many rows it holds."""
+    import wandb
+
     names = [name for column in columns_of(study) for name in column["names"]]
     records, keys = ranked(study, names)
-    gallery = wandb.Table(columns=["prompt", "sample", "training image", *names])
+    table = wandb.Table(columns=["prompt", "sample", "training image", *names])
     for key in keys[:rows]:
-        found = {name: records[name].get(key) for name in names}
-        images = [path and thumbnail(path, LARGE) for path in paths_of(study.folder, key, found)]
+        row = {name: records[name].get(key) for name in names}
+        thumbnails = [path and thumbnail(path, LARGE) for path in paths_of(study.folder, key, row)]
         captions = [
             "",
-            *(f"similarity {number((data or {}).get('similarity_own'))}" for data in found.values()),
+            *(f"similarity {number((data or {}).get('similarity_own'))}" for data in row.values()),
         ]
-        pairs = zip(images, captions, strict=True)
-        shown = [image and wandb.Image(image[0], caption=caption) for image, caption in pairs]
-        gallery.add_data(next(data["prompt"] for data in found.values() if data), int(key[1]), *shown)
-    run.log(logged | {"gallery": gallery})
-    for row in study.tables["all"].set_index("mitigation").select_dtypes("number").iterrows():
-        run.summary.update(
-            {f"{row[0]}/{column}": float(value) for column, value in row[1].items() if pd.notna(value)}
-        )
+        images = [
+            pair and wandb.Image(pair[0], caption=caption)
+            for pair, caption in zip(thumbnails, captions, strict=True)
+        ]
+        table.add_data(next(data["prompt"] for data in row.values() if data), int(key[1]), *images)
+    return "gallery" if len(keys) <= rows else f"gallery_{rows}_of_{len(keys)}", table
+
+
+@contextmanager
+def media_in(folder: Path):
+    """W&B copies the images of a table to `folder`, not to the home folder, unless WANDB_DATA_DIR is set."""
+    before = os.environ.get("WANDB_DATA_DIR")
+    os.environ["WANDB_DATA_DIR"] = before or str(folder.resolve())
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["WANDB_DATA_DIR"]

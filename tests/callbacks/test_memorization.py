@@ -13,7 +13,7 @@ from PIL import Image
 from callbacks.sample_grid import sheet
 from data.captioned import load_captioned
 from infer.denoising.noise import sample_seed
-from infer.metrics.similarity import sscd_descriptor
+from infer.metrics.sscd import sscd_descriptor
 from tests.callbacks.test_monitor import poison
 from tests.train import fits as fitting
 from tests.train.fits import ACCUMULATED, BATCH, full, short, start, unet

@@ -38,7 +38,7 @@ def test_an_interval_is_that_of_a_loop_over_resampled_prompts() -> None:
 def test_memory_is_bounded_and_nothing_depends_on_it(many: int, monkeypatch: pytest.MonkeyPatch) -> None:
     values = world(np.random.default_rng(2), 5, 2)
     expected = estimate(values, STATISTICS, values / 2)
-    monkeypatch.setattr(statistics, "MANY", many)
+    monkeypatch.setattr(statistics, "CHUNK", many)
     assert estimate(values, STATISTICS, values / 2) == expected
 
 

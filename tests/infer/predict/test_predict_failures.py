@@ -14,10 +14,10 @@ from torch import Tensor
 from data.captioned import load_captioned
 from infer.__main__ import main
 from infer.denoising.sampling import embed
+from infer.metrics.aggregate import summarize
 from infer.metrics.clip_score import ClipScore
-from infer.metrics.score import TrainingSet, score
+from infer.metrics.score_images import TrainingSet, score_folder
 from infer.metrics.similarity import pixel_descriptor
-from infer.metrics.summary import summarize
 from infer.models.pipeline import load_pipeline
 from tests.conftest import CAPTIONS
 from tests.infer.predict import runs as predicting
@@ -75,7 +75,7 @@ def test_failures_are_left_out_of_the_scores(
     """Not a number in the row, and means and percentiles of the others."""
     out = predict("--prompts", captions(tmp_path))
     training = TrainingSet.embed(load_captioned(str(tiny_shards)), 16, {"similarity": pixel_descriptor})
-    rows = score(out, training, ClipScore(str(tiny_clip)))
+    rows = score_folder(out, training, ClipScore(str(tiny_clip)))
     assert rows["prompt"][1] == poisoned
     for name in ("similarity_own", "similarity_top", "top_train_id", "clip_score"):
         assert rows[name].isna().tolist() == [False, True, False, False]

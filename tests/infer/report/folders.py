@@ -12,7 +12,7 @@ from PIL import Image
 PROMPTS = {"cat": "a <script>alert(1)</script> cat", "dog": """a "dog" & an 'owl'""", "fox": "a fox"}
 SIMILARITY = {"none": 0.937, "base_model": 0.352, "og<b>stp": 0.413}
 CLIP = {"none": 0.311, "base_model": 0.308, "og<b>stp": 0.287}
-SWEEP = {f"stp-timestep{value}": value for value in (400, 500, 600)}
+SWEEP = {f"emoji/stp(timestep={value})": value for value in (400, 500, 600)}
 
 
 class Page(HTMLParser):
@@ -45,34 +45,34 @@ class Page(HTMLParser):
 
     def facts(self, name: str) -> list[dict[str, str]]:
         """Of the images of a mitigation, row by row."""
-        place = self.data["names"].index(name)
-        cells = [row["cells"][place] for row in self.data["rows"]]
+        index = self.data["names"].index(name)
+        cells = [row["cells"][index] for row in self.data["rows"]]
         return [dict(zip(self.data["facts"], cell["facts"], strict=True)) for cell in cells if cell]
 
 
 def build(
-    folder: Path, prompts: dict[str, str], mitigations: dict[str, float], samples: int = 2, side: int = 8
+    folder: Path, prompts: dict[str, str], mitigations: dict[str, float], samples: int = 2, size: int = 8
 ) -> Path:
-    """A comparison of mitigations, with their similarities; og* and stp* have a transition."""
+    """A comparison of mitigations, with their similarities; og*, stp* and emoji/* have a transition."""
     noise, table = np.random.default_rng(0), []
     (folder / "training").mkdir(parents=True)
     for prompt_id in prompts:
-        Image.new("RGB", (side, side), "teal").save(folder / "training" / f"{prompt_id}.png")
+        Image.new("RGB", (size, size), "teal").save(folder / "training" / f"{prompt_id}.png")
     keys = [(prompt_id, sample) for prompt_id in prompts for sample in range(samples)]
     step = np.arange(50)
     for shade, (name, similarity) in enumerate(mitigations.items()):
         (folder / name / "images").mkdir(parents=True)
-        moved = float(SWEEP.get(name, 640)) if name.startswith(("og", "stp")) else None
+        timestep = float(SWEEP.get(name, 640)) if name.startswith(("og", "stp", "emoji")) else None
         rows = []
-        for place, (prompt_id, sample) in enumerate(keys):
+        for index, (prompt_id, sample) in enumerate(keys):
             image = f"images/{prompt_id}-{sample}.png"
-            pixels = np.array([30 * shade, min(255, 40 * place), 90]) + noise.integers(0, 9, (side, side, 3))
+            pixels = np.array([30 * shade, min(255, 40 * index), 90]) + noise.integers(0, 9, (size, size, 3))
             Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / name / image)
             rows.append({
-                "prompt_id": prompt_id, "sample": sample, "prompt": prompts[prompt_id], "seed": 2**62 + place,
-                "mitigation": name, "guidance_scale": 7.5, "transition_timestep": moved, "nfe": 100,
+                "prompt_id": prompt_id, "sample": sample, "prompt": prompts[prompt_id], "seed": 2**62 + index,
+                "mitigation": name, "guidance_scale": 7.5, "transition_timestep": timestep, "nfe": 100,
                 "seconds": 0.5, "image": image, "top_train_id": "cat", "similarity_top": 0.9,
-                "similarity_own": similarity - place / 99, "clip_score": CLIP.get(name, 0.3),
+                "similarity_own": similarity - index / 99, "clip_score": CLIP.get(name, 0.3),
             })  # fmt: skip
         pd.DataFrame(rows).to_parquet(folder / name / "samples.parquet")
         pd.DataFrame({
@@ -81,7 +81,7 @@ def build(
             "step": np.tile(step, len(keys)), "timestep": np.tile(981.0 - 20 * step, len(keys)),
             "unconditional_rms": 1.0, "conditional_rms": 1.0,
             "difference_rms": np.tile(np.where(step < 9, np.nan, 0.1 + step / 1000), len(keys)),
-            "guidance_scale": np.tile(np.where(step < 17 * bool(moved), -2, 7.5), len(keys)),
+            "guidance_scale": np.tile(np.where(step < 17 * bool(timestep), -2, 7.5), len(keys)),
         }).to_parquet(folder / name / "traces.parquet")  # fmt: skip
         table.append({
             "mitigation": name, "images": len(keys), "similarity_own_mean": similarity,
@@ -89,12 +89,24 @@ def build(
             "similarity_own_mean_delta": similarity - mitigations["none"],
             "similarity_own_mean_delta_low": similarity - mitigations["none"] - 0.021,
             "similarity_own_mean_delta_high": similarity - mitigations["none"] + 0.022,
-            "similarity_own_std": 0.021, "similarity_own_p95": 0.971, "share_above_05": 0.825, "fid": None,
+            "similarity_own_std": 0.021, "similarity_own_p95": 0.971, "fid": None,
+            "similarity_own_share_above_05": 0.825,
             "clip_score_mean": CLIP.get(name, 0.3), "nfe_mean": 100.0, "seconds_per_image": 0.53,
-            "transition_timestep_median": moved, "lpips_mean": 0.678,
+            "transition_timestep_median": timestep, "lpips_mean": 0.678,
         })  # fmt: skip
     pd.DataFrame(table).to_parquet(folder / "comparison.parquet")
+    write_about(folder)
     return folder
+
+
+def write_about(folder: Path, **changes: Any) -> None:
+    """What a comparison says of itself."""
+    names = ("base_model", "features", "memorized")
+    about = {"title": "a title", "model": "m", "descriptor": "correlation", "clip": "c"} | dict.fromkeys(
+        names
+    )
+    about |= {"notes": [], "sweeps": []} | changes
+    (folder / "comparison.json").write_text(json.dumps(about))
 
 
 def three(folder: Path) -> Path:
@@ -105,10 +117,10 @@ def three(folder: Path) -> Path:
     return folder
 
 
-def swept(folder: Path, prompts: int = 12, side: int = 8) -> Path:
+def swept(folder: Path, prompts: int = 12, size: int = 8) -> Path:
     """All that a comparison can have: a sweep, a table of the memorized prompts, and published figures."""
     mitigations = {"none": 0.9, "stp": 0.5, "og_stp": 0.3} | {name: v / 1000 for name, v in SWEEP.items()}
-    build(folder, {f"p{i}": f"prompt number {i}" for i in range(prompts)}, mitigations, samples=1, side=side)
+    build(folder, {f"p{i}": f"prompt number {i}" for i in range(prompts)}, mitigations, samples=1, size=size)
     table = pd.read_parquet(folder / "comparison.parquet")
     published = table["mitigation"].map({"none": 0.655, "stp": 0.286})
     table.assign(similarity_own_p95_published=published, fid_published=published * 20).to_parquet(
@@ -116,19 +128,8 @@ def swept(folder: Path, prompts: int = 12, side: int = 8) -> Path:
     )
     table.assign(similarity_own_mean=0.111).to_parquet(folder / "comparison_memorized.parquet")
     points = [{"value": value, "mitigation": name} for name, value in reversed(SWEEP.items())]
-    about = {
-        "title": "swept", "features": "CLIP data/emoji/clip",
-        "memorized": {"threshold": 0.5, "prompts": 7, "of": prompts},
-        "sweeps": [{"preset": "stp", "option": "timestep", "points": points}],
-    }  # fmt: skip
-    (folder / "comparison.json").write_text(json.dumps(about))
-    return folder
-
-
-def remarked(folder: Path) -> Path:
-    """The same, with what chose the memorized prompts, and a note on them."""
-    path = swept(folder) / "comparison.json"
-    about = json.loads(path.read_text())
-    about["memorized"] |= {"measure": "SSCD", "notes": ["a note on the chosen <u>", "another"]}
-    path.write_text(json.dumps(about))
+    notes = ["a note on the chosen <u>", "another"]
+    memorized = {"threshold": 0.5, "measure": "SSCD", "prompts": 7, "of": prompts, "notes": notes}
+    sweep = {"preset": "emoji/stp", "option": "timestep", "points": points}
+    write_about(folder, title="swept", features="clip, 99 images", memorized=memorized, sweeps=[sweep])
     return folder

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from infer.report.page import write_report
-from tests.infer.report.folders import SWEEP, build, remarked, swept, three
+from tests.infer.report.folders import SWEEP, build, swept, three
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -28,22 +28,24 @@ def browser() -> Iterator:
 
 @pytest.fixture(scope="module")
 def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_report(swept(tmp_path_factory.mktemp("swept"), side=32))
+    return write_report(swept(tmp_path_factory.mktemp("swept"), size=32))
 
 
 @pytest.fixture
 def opened(browser) -> Iterator:
     """Open a page, offline; what it throws, or asks for from elsewhere, fails the test at its end."""
-    contexts, told = [], []
+    contexts, errors = [], []
 
     def open_page(target: Path, **options):
         viewport = options.pop("viewport", {"width": 1300, "height": 900})
         context = browser.new_context(offline=True, viewport=viewport, **options)
         contexts.append(context)
         page = context.new_page()
-        page.on("console", lambda message: told.append(message.text) if message.type == "error" else None)
-        page.on("pageerror", lambda error: told.append(str(error)))
-        page.on("request", lambda request: told.append(request.url) if leaves(request.url, target) else None)
+        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on(
+            "request", lambda request: errors.append(request.url) if leaves(request.url, target) else None
+        )
         page.goto(target.as_uri())
         page.locator(".shot").first.wait_for()
         return page
@@ -51,7 +53,7 @@ def opened(browser) -> Iterator:
     yield open_page
     for context in contexts:
         context.close()
-    assert told == []
+    assert errors == []
 
 
 def leaves(url: str, target: Path) -> bool:
@@ -127,7 +129,7 @@ def test_the_slider_of_the_column_changes_all_rows(opened, target: Path):
     names = page.locator(".gallery tbody tr .shot[data-column='3']").evaluate_all(
         "all => all.map(e => e.dataset.name)"
     )
-    assert set(names) == {"stp-timestep400"}
+    assert set(names) == {"emoji/stp(timestep=400)"}
     assert settled(page, ".gallery tbody tr:nth-child(2) .shot >> nth=3 >> canvas", before) != before
 
 
@@ -146,8 +148,8 @@ def test_the_table_switches_population_columns_and_folds(opened, target: Path):
     assert not point.is_visible()
 
 
-def test_the_notes_on_memorized_prompts_come_with_their_table(opened, tmp_path: Path):
-    page = opened(write_report(remarked(tmp_path)))
+def test_the_notes_on_memorized_prompts_come_with_their_table(opened, target: Path):
+    page = opened(target)
     note = page.get_by_text("a note on the chosen")
     assert not note.is_visible()
     page.get_by_text("memorized without mitigation").click()
@@ -186,6 +188,25 @@ def test_a_phone_needs_no_sideways_scrolling(opened, target: Path):
     assert box["x"] >= 0 and box["x"] + box["width"] <= 360 and page.evaluate(SIDEWAYS) == 0
 
 
+def test_at_1400_pixels_every_mitigation_is_in_sight_and_every_column_in_reach(opened, tmp_path: Path):
+    """Nine mitigations with long labels: names are whole, the table scrolls beside them."""
+    names = {"none": 0.9, "emoji/og_stp+detour(timestep=650)": 0.1} | {f"emoji/m{i}": 0.5 for i in range(7)}
+    build(tmp_path, {"cat": "a cat"}, names, samples=1)
+    path, table = tmp_path / "comparison.parquet", pd.read_parquet(tmp_path / "comparison.parquet")
+    table.assign(**{f"sscd_{kind}": 0.5 for kind in ("own_mean", "own_p95")}, kid=0.1, cmmd=0.2).to_parquet(
+        path
+    )
+    page = opened(write_report(tmp_path), viewport={"width": 1400, "height": 900})
+    box = page.locator(".gallery td").last.bounding_box()
+    assert page.evaluate(SIDEWAYS) == 0 and box["x"] + box["width"] <= 1400
+    page.locator(".numbers:visible").evaluate("table => { table.parentElement.scrollLeft = 9999; }")
+    last, name = (page.locator(f".numbers:visible tbody tr {cell}").last for cell in ("td:not(.minor)", "th"))
+    for cell in (last.bounding_box(), name.bounding_box()):
+        assert cell["x"] >= 0 and cell["x"] + cell["width"] <= 1400
+    for head in page.locator(".numbers tbody th, .gallery thead div").all():
+        assert head.evaluate("cell => cell.scrollWidth <= cell.clientWidth + 1")
+
+
 def test_captions_do_nothing_and_missing_images_are_said(opened, tmp_path: Path):
     page = opened(write_report(three(tmp_path)))
     assert page.locator(".gallery tbody tr p").first.inner_text() == "a <script>alert(1)</script> cat"
@@ -196,7 +217,7 @@ def test_captions_do_nothing_and_missing_images_are_said(opened, tmp_path: Path)
 
 
 def test_large_images_come_from_their_files_where_these_are(opened, tmp_path: Path):
-    target = write_report(build(tmp_path, {"cat": "a cat"}, {"none": 0.9}, samples=1, side=300))
+    target = write_report(build(tmp_path, {"cat": "a cat"}, {"none": 0.9}, samples=1, size=300))
     page = opened(target)
     page.locator(".shot").click()
     page.wait_for_function("document.querySelector('dialog figure:nth-of-type(2) canvas').width === 300")

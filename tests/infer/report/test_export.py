@@ -6,7 +6,7 @@ from PIL import Image
 
 from infer.report.export import escape_latex, write_exports
 from infer.report.page import write_report
-from tests.infer.report.folders import build, swept, three
+from tests.infer.report.folders import build, swept, three, write_about
 
 
 @pytest.fixture
@@ -28,12 +28,19 @@ def test_all_of_the_table_is_in_the_csv_and_the_parquet(folder: Path):
 def test_the_report_brings_its_exports(folder: Path):
     write_report(folder)
     names = {path.name for path in (folder / "plots").iterdir()}
-    stems = {"frontier", "frontier_memorized", "sweep1", "memorized_pull", "pull", "distributions"}
+    stems = {
+        "frontier",
+        "frontier_memorized",
+        "sweep1",
+        "difference_memorized",
+        "difference",
+        "distributions",
+    }
     assert names == {f"{stem}.{suffix}" for stem in stems for suffix in ("svg", "png")}
     assert (folder / "table.tex").is_file() and not list(folder.glob(".*"))
     with Image.open(folder / "plots" / "frontier.png") as image:
         assert image.width > 800 and image.convert("RGB").getpixel((0, 0)) == (255, 255, 255)
-    svg = (folder / "plots" / "pull.svg").read_text()
+    svg = (folder / "plots" / "difference.svg").read_text()
     assert "#1f2328" in svg and "#123456" not in svg
 
 
@@ -42,9 +49,9 @@ def test_exports_of_a_former_comparison_go(folder: Path):
     own = [folder / "table_memorized.txt", folder / "plots" / "sweep_mine.svg", folder / "table_mine.csv"]
     for path in own:
         path.write_text("mine")
-    for name in ("comparison_memorized.parquet", "comparison.json", "none/traces.parquet"):
-        (folder / name).unlink()
-    for path in folder.glob("*stp*/traces.parquet"):
+    (folder / "comparison_memorized.parquet").unlink()
+    write_about(folder)
+    for path in folder.rglob("traces.parquet"):
         path.unlink()
     written = {path for path in write_exports(folder) if path.parent == folder / "plots"}
     stems = {"frontier", "distributions"}

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from infer.report import gallery as report_gallery
-from infer.report.gallery import side_of, thumbnail
+from infer.report.gallery import size_of, thumbnail
 from infer.report.page import write_report
 from tests.infer.report.folders import SIMILARITY, SWEEP, Page, build, swept, three
 
@@ -78,7 +78,7 @@ def test_a_path_that_leaves_its_folder_is_refused(folder: Path, column: str, val
 
 def test_a_sweep_is_one_column(tmp_path: Path):
     columns = Page(write_report(swept(tmp_path))).data["columns"]
-    assert [column["title"] for column in columns] == ["none", "stp", "og_stp", "stp: timestep"]
+    assert [column["title"] for column in columns] == ["none", "stp", "og_stp", "emoji/stp: timestep"]
     assert columns[-1]["names"] == [*SWEEP] and columns[-1]["values"] == ["400", "500", "600"]
 
 
@@ -89,7 +89,7 @@ def test_a_trace_comes_back_from_its_bytes(written: Path):
     shares = np.frombuffer(base64.b64decode(cell["trace"]["size"]), np.uint8)
     assert (shares[:9] == 255).all()
     assert np.allclose(shares[9:] / 254 * cell["trace"]["max"], 0.1 + np.arange(9, 50) / 1000, atol=0.001)
-    assert cell["trace"]["scale"] == [[0, -2.0], [17, 7.5]] and cell["moved"] == 640
+    assert cell["trace"]["scale"] == [[0, -2.0], [17, 7.5]] and cell["transition"] == 640
 
 
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
@@ -109,7 +109,7 @@ def test_a_number_that_is_not_finite_is_a_gap(folder: Path, value: float):
     assert cell["trace"]["scale"] == [[0, 7.5], [20, None], [22, 7.5]]
     assert data["timesteps"][cell["trace"]["times"]][2:5] == [941.0, None, 901.0]
     other = next(row["cells"][0] for row in data["rows"] if (row["id"], row["sample"]) == ("cat", 1))
-    assert other["own"] is None and other["moved"] is None
+    assert other["own"] is None and other["transition"] is None
 
 
 def test_the_nearest_image_by_sscd_is_told_beside_that_by_correlation(folder: Path):
@@ -127,8 +127,8 @@ def test_many_or_large_images_are_embedded_smaller(tmp_path: Path):
     assert image.size == (256, 192) and scaled
     assert not thumbnail(tmp_path / "small.png", 256)[1]
     assert thumbnail(tmp_path / "none.png", 256) is None
-    assert side_of(100, 9) == (256, True) and side_of(1000, 9) == (128, False)
-    assert side_of(1000, 60)[0] == 64 and side_of(1, 200)[0] * 200 <= 16383
+    assert size_of(100, 9) == (256, True) and size_of(1000, 9) == (128, False)
+    assert size_of(1000, 60)[0] == 64 and size_of(1, 200)[0] * 200 <= 16383
 
 
 def test_files_with_odd_names_are_found_by_the_page(tmp_path: Path):
@@ -141,7 +141,7 @@ def test_files_with_odd_names_are_found_by_the_page(tmp_path: Path):
 def test_a_thousand_rows_stay_light(tmp_path: Path):
     prompts = {f"p{i:04}": f"a prompt with the number {i}" for i in range(1000)}
     mitigations = {"none": 11.0, "stp": 10.8, "og_stp": 10.5, "og_dtp": 10.4}
-    build(tmp_path, prompts, mitigations, samples=1, side=64)
+    build(tmp_path, prompts, mitigations, samples=1, size=64)
     start = time.perf_counter()
     target = write_report(tmp_path)
     assert time.perf_counter() - start < 120

@@ -27,7 +27,7 @@ def test_tables_plots_gallery_and_numbers_are_logged(tmp_path: Path):
     assert set(run.logged["table_memorized"].get_column("similarity_own_mean")) == {0.111}
     plots = [name for name, value in run.logged.items() if isinstance(value, wandb.Image)]
     assert {"plots/frontier", "plots/sweep1", "plots/distributions"} <= set(plots)
-    gallery = run.logged["gallery"]
+    gallery = run.logged["gallery_5_of_12"]
     assert len(gallery.data) == 5 and gallery.columns[2:5] == ["training image", "none", "stp"]
     assert all(isinstance(value, wandb.Image) for value in gallery.data[0][2:])
     assert run.summary["og_stp/similarity_own_mean"] == 0.3
@@ -44,8 +44,10 @@ def test_a_missing_image_leaves_a_gap(tmp_path: Path):
 
 
 def test_an_offline_run_holds_it_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Its copies of the images lie in the comparison's folder, too."""
     folder = three(tmp_path / "compare")
     monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.delenv("WANDB_DATA_DIR", raising=False)
     with wandb.init(mode="offline", dir=tmp_path, project="test") as run:
         log_to_wandb(folder, run)
         files, summary = Path(run.dir), dict(run.summary)
@@ -53,4 +55,5 @@ def test_an_offline_run_holds_it_all(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert summary["table"]["_type"] == summary["gallery"]["_type"] == "table-file"
     assert (files / summary["plots/frontier"]["path"]).is_file()
     stored = json.loads((files / summary["gallery"]["path"]).read_text())
+    assert len([*(folder / "wandb/artifacts/staging").iterdir()]) >= 6 * 3
     assert len(stored["data"]) == 6 and stored["data"][0][2:] == ["Image"] * 4

@@ -1,6 +1,6 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const strips = document.getElementById("strips").textContent.trim().split("\n");
-const SMALL = 96;  // images up to this side are shown pixel by pixel
+const SMALL = 96;  // images up to this size are shown pixel by pixel
 const points = data.columns.map(() => 0);  // the chosen point of each column: of a sweep there are several
 const gallery = document.querySelector(".gallery"), dialog = document.querySelector("dialog");
 
@@ -20,15 +20,15 @@ function strip(row) {
   }
   return decoded.get(row);
 }
-async function paint(canvas, row, place) {
-  const image = await strip(row), side = image.naturalHeight;
-  canvas.width = canvas.height = side;
-  canvas.classList.toggle("small", side <= SMALL);
-  canvas.getContext("2d").drawImage(image, place * side, 0, side, side, 0, 0, side, side);
+async function paint(canvas, row, index) {
+  const image = await strip(row), size = image.naturalHeight;
+  canvas.width = canvas.height = size;
+  canvas.classList.toggle("small", size <= SMALL);
+  canvas.getContext("2d").drawImage(image, index * size, 0, size, size, 0, 0, size, size);
 }
-const placeOf = new Map(data.names.map((name, place) => [name, place]));
+const indexOf = new Map(data.names.map((name, index) => [name, index]));
 const nameAt = column => data.columns[column].names[points[column]];
-const cellOf = (row, name) => data.rows[row].cells[placeOf.get(name)];
+const cellOf = (row, name) => data.rows[row].cells[indexOf.get(name)];
 
 function shot(row, column) {
   const name = nameAt(column), cell = cellOf(row, name);
@@ -38,7 +38,7 @@ function shot(row, column) {
   if (cell.own !== null) button.append(make("i", { className: "bar", style: `--s: ${Math.max(0, cell.own)}` }));
   button.append(make("span", {}, make("b", { textContent: own }), `CLIP ${cell.clip}`));
   Object.assign(button.dataset, { row, column, name });
-  paint(canvas, row, placeOf.get(name) + 1);
+  paint(canvas, row, indexOf.get(name) + 1);
   return button;
 }
 
@@ -93,16 +93,16 @@ for (const slider of gallery.querySelectorAll("[data-sweep]")) {
 
 // The dialog
 let shown;
-function full(canvas, row, place, file) {
-  const asked = shown;
-  paint(canvas, row, place).then(() => {
+function full(canvas, row, index, file) {
+  const current = shown;
+  paint(canvas, row, index).then(() => {
     if (!data.rows[row].scaled) return;
     const image = new Image();  // the file itself, if the page still lies beside it
     image.onload = () => {
-      if (shown !== asked) return;
-      const side = canvas.width = canvas.height = Math.max(image.naturalWidth, image.naturalHeight);
-      canvas.classList.toggle("small", side <= SMALL);
-      canvas.getContext("2d").drawImage(image, (side - image.naturalWidth) / 2, (side - image.naturalHeight) / 2);
+      if (shown !== current) return;
+      const size = canvas.width = canvas.height = Math.max(image.naturalWidth, image.naturalHeight);
+      canvas.classList.toggle("small", size <= SMALL);
+      canvas.getContext("2d").drawImage(image, (size - image.naturalWidth) / 2, (size - image.naturalHeight) / 2);
     };
     image.src = file;
   });
@@ -136,9 +136,9 @@ function show(row, column) {
   if (!cell) return;
   const canvas = right.querySelector("canvas");
   canvas.ariaLabel = name;
-  full(canvas, row, placeOf.get(name) + 1, cell.file);
+  full(canvas, row, indexOf.get(name) + 1, cell.file);
   link.href = cell.file;
-  const none = name !== "none" && placeOf.has("none") && cellOf(row, "none");
+  const none = name !== "none" && indexOf.has("none") && cellOf(row, "none");
   if (cell.trace) drawTrace(chart, cell, color, name, none?.trace ? none : null);
 }
 

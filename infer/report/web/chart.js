@@ -30,7 +30,7 @@ function path(points) {
   return d;
 }
 
-// The pull of the prompt over the timesteps, beside that without mitigation, and below it the guidance scale.
+// The difference between the predictions over the timesteps, that without mitigation, and the guidance scale.
 function drawTrace(svg, cell, color, name, reference) {
   const [width, height] = clear(svg), left = 38, right = width - 12, top = 22, floor = height - 86, base = height - 22;
   const times = data.timesteps[cell.trace.times];
@@ -48,7 +48,7 @@ function drawTrace(svg, cell, color, name, reference) {
   for (const level of [top, floor]) draw(svg, "line", { x1: left, x2: right, y1: level, y2: level, stroke: "var(--line)" });
   draw(svg, "text", { x: left - 6, y: top + 4, "text-anchor": "end" }, Number(highest.toPrecision(2)));
   draw(svg, "text", { x: left - 6, y: floor + 4, "text-anchor": "end" }, 0);
-  const title = draw(svg, "text", { x: left, y: 12 }, "pull of the prompt: ");
+  const title = draw(svg, "text", { x: left, y: 12 }, "conditional − unconditional prediction: ");
   draw(title, "tspan", { style: `fill: ${color}; font-weight: 600` }, name);
   if (reference) {
     draw(title, "tspan", {}, " (thin: none)");
@@ -74,10 +74,10 @@ function drawTrace(svg, cell, color, name, reference) {
   });
   draw(svg, "path", { d: steps, fill: "none", stroke: color, "stroke-width": 2 });
 
-  if (cell.moved !== null) {
-    const at = x(cell.moved), before = at > (left + right) / 2;
+  if (cell.transition !== null) {
+    const at = x(cell.transition), before = at > (left + right) / 2;
     draw(svg, "line", { x1: at, x2: at, y1: top, y2: base, stroke: "var(--ink)", "stroke-dasharray": "3 3", class: "transition" });
-    draw(svg, "text", { x: at + (before ? -5 : 5), y: floor - 5, "text-anchor": before ? "end" : "start", style: "fill: var(--ink)" }, `transition ${cell.moved}`);
+    draw(svg, "text", { x: at + (before ? -5 : 5), y: floor - 5, "text-anchor": before ? "end" : "start", style: "fill: var(--ink)" }, `transition ${cell.transition}`);
   }
   for (let time = 0; time <= first; time += 200)
     draw(svg, "text", { x: x(time), y: height - 6, "text-anchor": "middle" }, time);
@@ -88,8 +88,8 @@ function drawPoints(svg, cells, color, chosen) {
   const [width, height] = clear(svg), inset = 8;  // half of the slider's thumb
   const x = i => inset + i / (cells.length - 1) * (width - 2 * inset);
   const y = own => height - 8 - Math.max(0, Math.min(1, own)) * (height - 20);
-  for (const own of [0, 0.5, 1])
-    draw(svg, "line", { x1: 0, x2: width, y1: y(own), y2: y(own), stroke: "var(--line)", "stroke-dasharray": own === 0.5 ? "2 3" : "none" });
+  for (const own of [0, data.threshold, 1])
+    draw(svg, "line", { x1: 0, x2: width, y1: y(own), y2: y(own), stroke: "var(--line)", "stroke-dasharray": own === data.threshold ? "2 3" : "none" });
   const owns = cells.map(cell => cell?.own ?? null);
   draw(svg, "path", { d: path(owns.map((own, i) => [x(i), own === null ? null : y(own)])), fill: "none", stroke: color, "stroke-width": 1.5 });
   owns.forEach((own, i) => {

@@ -4,8 +4,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from infer.metrics.aggregate import (
+    can_win,
+    check_same_images,
+    in_order,
+    memorized_prompts,
+    notes_on,
+    summarize,
+)
 from infer.metrics.bootstrap import STATISTICS, by_prompt, estimate
-from infer.metrics.summary import check_same_images, memorized_by, memorized_prompts, notes_on, summarize
+from infer.metrics.columns import measure_of
 
 WAITS = {"never_fired": 0, "without_alternative": None, "peak_memory_gib": 1.5}
 
@@ -21,7 +29,7 @@ def scored(prompts: int = 6, samples: int = 3, seed: int = 0, **columns) -> pd.D
             "similarity_own": random.random(count), "similarity_top": random.random(count),
             "clip_score": random.random(count), "transition_timestep": 500.0, "gated": False,
             "nfe": random.integers(50, 100, count), "seconds": random.random(count),
-            "alternative_prompt": None, "failed_step": None, "unreadable": False,
+            "alternative_prompt": None, "failed_step": None, "unreadable": False, "undefined": False,
         }
     ).assign(**columns)  # fmt: skip
     return rows.sample(frac=1, random_state=1)
@@ -32,7 +40,7 @@ def test_a_row_holds_the_statistics_of_its_images() -> None:
     row = summarize("stp", rows, WAITS, none)
     expected = estimate(by_prompt(rows, "similarity_own"), STATISTICS, by_prompt(none, "similarity_own"))
     for name, value in expected.items():
-        assert row[name if name.startswith("share") else f"similarity_own_{name}"] == value
+        assert row[f"similarity_own_{name}"] == value
     assert row["clip_score_mean"] == pytest.approx(rows["clip_score"].mean())
     assert row["clip_score_mean_delta"] == pytest.approx((rows["clip_score"] - none["clip_score"]).mean())
     assert row["similarity_top_p95"] == pytest.approx(rows["similarity_top"].quantile(0.95))
@@ -53,13 +61,22 @@ def test_gated_images_are_no_transitions() -> None:
 
 
 def test_what_was_left_out_is_counted() -> None:
-    """Rows without scores are in no statistic, nor 0."""
-    lost = {"failed_step": [None, None, 3, None], "unreadable": [False, False, False, True]}
-    rows = scored(4, 1, similarity_own=[0.2, 0.4, np.nan, np.nan], **lost)
-    rows["alternative_prompt"] = ["x", None, "y", "z"]
+    """Rows without scores are in no statistic, nor 0, and with more than a few of them no row wins."""
+    lost = {
+        "failed_step": [None, None, 3, None, None],
+        "unreadable": [False, False, False, True, False],
+        "undefined": [False, False, False, False, True],
+    }
+    rows = scored(5, 1, similarity_own=[0.2, 0.4, np.nan, np.nan, np.nan], **lost)
+    rows["alternative_prompt"] = ["x", None, "y", "z", "u"]
     row = summarize("detour", rows, WAITS | {"without_alternative": 1})
     assert row["similarity_own_mean"] == pytest.approx(0.3)
-    assert (row["failed"], row["unreadable"], row["without_alternative"]) == (1, 1, 1)
+    assert (row["failed"], row["unreadable"], row["undefined"], row["without_alternative"]) == (1, 1, 1, 1)
+    table = pd.DataFrame(
+        {"mitigation": ["none", "a", "b", "base_model"], "images": 100, "undefined": [0, 5, 6, 0]}
+    )
+    assert can_win(table).tolist() == [True, True, False, False]
+    assert in_order(table)["mitigation"].tolist() == ["none", "base_model", "a", "b"]
 
 
 def test_a_prompt_is_memorized_if_one_of_its_images_is() -> None:
@@ -94,8 +111,9 @@ def test_runs_of_other_images_are_not_compared(change, message: str) -> None:
      (25, 1, ["want 100"]), (100, 1, [])],
 )  # fmt: skip
 def test_what_so_few_prompts_cannot_show_is_said(prompts: int, samples: int, expected: list[str]) -> None:
-    """However many samples each has; prompts without scores do not count."""
+    """However many samples each has; prompts without scores do not count, those with a score of 0 do."""
     rows = scored(prompts, samples)
+    rows.loc[rows["prompt_id"] == "p0", "similarity_own"] = 0.0
     lost = scored(3, 1, prompt_id=["x", "y", "z"], similarity_own=np.nan)
     for given in (rows, pd.concat([rows, lost])):
         notes = notes_on(given)
@@ -105,5 +123,5 @@ def test_what_so_few_prompts_cannot_show_is_said(prompts: int, samples: int, exp
 
 def test_with_a_copy_detector_it_says_what_is_memorized() -> None:
     rows = scored(3, 1, similarity_own=[0.9, 0.9, 0.1], sscd_own=[0.2, 0.6, 0.7])
-    assert memorized_prompts(rows) == ["p1", "p2"] and memorized_by(rows) == "sscd_own"
+    assert memorized_prompts(rows) == ["p1", "p2"] and measure_of(rows) == "sscd_own"
     assert memorized_prompts(rows.drop(columns="sscd_own")) == ["p0", "p1"]

@@ -1,0 +1,104 @@
+"""A mitigation's row in a comparison's table, from its scored images."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from infer.metrics.bootstrap import STATISTICS, by_prompt, estimate
+from infer.metrics.columns import LOST, MEASURES, measure_of
+from infer.metrics.similarity import COPY_THRESHOLD
+
+FEW, TAIL = 20, 100  # prompts below which intervals of means, and of 95th percentiles, are too narrow
+MOST_LOST = 0.05  # share of images without similarity above which a mitigation is not ranked
+
+
+def check_same_images(runs: Mapping[str, pd.DataFrame]) -> None:
+    """Raise ValueError, with what differs, unless all runs have the same prompts, samples and seeds."""
+    requests = {
+        name: {(row.prompt_id, row.sample): (row.prompt, row.seed) for row in rows.itertuples()}
+        for name, rows in runs.items()
+    }
+    first, reference = next(iter(requests.items()))
+    for name, images in requests.items():
+        for here, there in ((first, name), (name, first)):
+            if lacking := [key for key in requests[here] if key not in requests[there]]:
+                raise ValueError(
+                    f"{here} and {there} have different prompts or samples: {len(lacking)} images of "
+                    f"{here} are not in {there}, the first is {lacking[0][0]!r}, sample {lacking[0][1]}"
+                )
+        for key, (prompt, seed) in reference.items():
+            if images[key] != (prompt, seed):
+                kind, index = ("seeds", 1) if images[key][0] == prompt else ("prompts", 0)
+                raise ValueError(
+                    f"{first} and {name} have different {kind}: {key[0]!r}, sample {key[1]}, has "
+                    f"{reference[key][index]!r} in {first} and {images[key][index]!r} in {name}"
+                )
+
+
+def memorized_prompts(unmitigated: pd.DataFrame) -> list[str]:
+    """Prompts of which an image without mitigation is a copy of its training image."""
+    highest = unmitigated.groupby("prompt_id")[measure_of(unmitigated)].max()
+    return list(highest.index[highest > COPY_THRESHOLD])
+
+
+def summarize(
+    name: str, rows: pd.DataFrame, summary: Mapping[str, Any], unmitigated: pd.DataFrame | None = None
+) -> dict[str, Any]:
+    """A row of the table: statistics with intervals and paired differences, costs, and counts.
+
+    Args:
+        name: label of the mitigation.
+        rows: scored images.
+        summary: the run's `summary.json`.
+        unmitigated: scored images of the run without mitigation, of the same prompts and seeds.
+    """
+    out: dict[str, Any] = {"mitigation": name, "images": len(rows), "prompts": rows["prompt_id"].nunique()}
+    for measure in filter(rows.columns.__contains__, MEASURES):
+        statistics = {statistic: STATISTICS[statistic] for statistic in MEASURES[measure]}
+        reference = None if unmitigated is None else by_prompt(unmitigated, measure)
+        estimates = estimate(by_prompt(rows, measure), statistics, reference)
+        out |= {f"{measure}_{key}": value for key, value in estimates.items()}
+    timesteps, has_transition = (
+        rows["transition_timestep"].astype(float),
+        summary.get("never_fired") is not None,
+    )
+    has_detour = summary.get("without_alternative") is not None
+    return out | {
+        "nfe_mean": rows["nfe"].mean(),
+        "seconds_per_image": rows["seconds"].mean(),
+        "peak_memory_gib": summary.get("peak_memory_gib"),
+        "fired_share": timesteps[~rows["gated"]].notna().mean() if has_transition else np.nan,
+        "gated_share": rows["gated"].mean() if has_transition else np.nan,
+        "transition_timestep_median": timesteps.median(),
+        "without_alternative": rows["alternative_prompt"].isna().sum() if has_detour else np.nan,
+        "failed": int(rows["failed_step"].notna().sum()),
+        "unreadable": int(rows["unreadable"].sum()),
+        "undefined": int(rows["undefined"].sum()),
+    }
+
+
+def can_win(table: pd.DataFrame) -> pd.Series:
+    """Whether a row of the table may be called the best: nearly all of its images have a similarity."""
+    lost = table.reindex(columns=LOST, fill_value=0).sum(axis=1)
+    return (table["mitigation"] != "base_model") & (lost <= MOST_LOST * table["images"])
+
+
+def in_order(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows as they are shown everywhere: `none`, the base model, then the others as they were given."""
+    rank = table["mitigation"].map({"none": 0, "base_model": 1}).fillna(2)
+    return table.iloc[rank.argsort(kind="stable")].reset_index(drop=True)
+
+
+def notes_on(rows: pd.DataFrame) -> list[str]:
+    """Notes on intervals over few prompts."""
+    prompts = int(rows.loc[rows["similarity_own"].notna(), "prompt_id"].nunique())
+    if prompts == 1:
+        return ["One prompt with scores: there are no intervals, which are over prompts."]
+    notes = []
+    if 1 < prompts < FEW:
+        notes.append(f"{prompts} prompts with scores: intervals over fewer than {FEW} are too narrow.")
+    if 1 < prompts < TAIL:
+        notes.append(f"{prompts} prompts with scores: intervals of 95th percentiles want {TAIL} or more.")
+    return notes
