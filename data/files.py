@@ -2,16 +2,31 @@
 
 import hashlib
 import os
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+TEMPORARY = re.compile(r"\.[0-9a-f]{32}(\.\w+)?")  # names that `write_atomically` gives
 
-def write_atomically(path: Path, write: Any) -> None:
-    """`write(temporary path)`, then rename: the file is whole or absent."""
-    part = path.with_name(f".{uuid4().hex}{path.suffix}")
-    write(part)
-    os.replace(part, path)
+
+def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
+    """Call `write(temporary path)`, then rename: the file is whole or absent, and no temporary file stays."""
+    temporary = path.with_name(f".{uuid4().hex}{path.suffix}")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def remove_temporary_files(folder: Path) -> None:
+    """Remove what killed runs left of `write_atomically`. Nobody may be writing below the folder."""
+    for path in folder.rglob(".*"):
+        if TEMPORARY.fullmatch(path.name) and path.is_file():
+            path.unlink(missing_ok=True)
 
 
 def one_line(error: Exception) -> str:

@@ -45,6 +45,18 @@ def correlate(images: list[Image.Image]) -> Tensor:
 pixel_descriptor = Descriptor("correlation of 32x32 RGB", correlate)
 
 
+def are_constant(images: list[Image.Image]) -> Tensor:
+    """Which images have one color, or nearly so, (B,): their similarity to anything is undefined."""
+    small = [np.asarray(image.convert("RGB").resize((32, 32), Image.Resampling.BOX)) for image in images]
+    return torch.from_numpy(np.stack(small)).float().flatten(1, 2).std(1, correction=0).amax(1) < 1
+
+
+def similarity(descriptor: Descriptor, images: list[Image.Image], references: list[Image.Image]) -> Tensor:
+    """Cosine of each image with its reference, (B,); NaN where one of both is constant."""
+    cosine = (descriptor(images) * descriptor(references)).sum(1)
+    return cosine.masked_fill(are_constant(images) | are_constant(references), torch.nan)
+
+
 def check_sscd(path: str, sha256: str | None = None) -> None:
     """Whether it can be a model, without downloading it.
 

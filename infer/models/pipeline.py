@@ -109,6 +109,16 @@ def update_with_end(digest: Any, path: Path) -> None:
         digest.update(file.read())
 
 
+def resolved_revision(name: str, revision: str | None = None) -> str | None:
+    """The commit of a Hub model that was loaded, as the Hub's client keeps it; None for files and folders."""
+    if not is_hub_id(name):
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    path = try_to_load_from_cache(name, "model_index.json", revision=revision)
+    return Path(path).parent.name if isinstance(path, str) else None
+
+
 def pipeline_class() -> type:
     """StableDiffusionPipeline, imported without hints about the image processors that we do not use."""
     from transformers.utils import logging

@@ -57,8 +57,8 @@ def short(world: Path, out: Path, **settings) -> list[str]:
         "trainer__accelerator": "cpu",
         "trainer__log_every_n_steps": 1,
         "trainer__enable_progress_bar": "false",
-        "grid__count": 2,
-        "grid__num_inference_steps": 2,
+        "monitor__count": 2,
+        "monitor__num_inference_steps": 2,
     } | settings
     args = ["fit"]
     for key, value in given.items():
@@ -83,7 +83,7 @@ def full(world: Path, out: Path, **settings) -> list[str]:
         "trainer__accumulate_grad_batches": ACCUMULATED,
         "trainer__gradient_clip_val": 1.0,
         "checkpoint_every": 2,
-        "grid__every_n_steps": 4,
+        "monitor__every_n_steps": 4,
         "ema__decay": 0.45,
     }
     return short(world, out, **(chosen | settings))

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.train import fits as fitting
+from tests.train import fits
 from tests.train.fits import full, short
 from train.__main__ import main
 
-world, whole = fitting.world, fitting.whole  # fixtures
+world, whole = fits.world, fits.whole  # fixtures
 
 
 def lacking(part: str) -> Callable[[Path], dict]:

@@ -15,14 +15,14 @@ from torch import Tensor
 from data.captioned import load_captioned
 from data.captions import Captioning, Captions
 from data.exposure import Exposure
-from tests.train import fits as fitting
+from tests.train import fits
 from tests.train.fits import planned, short, spied, spy, start, stop, unet
 from train.__main__ import main
 from train.dataset.draws import PlannedDraws
 from train.embedding_noise import with_mixup
 from train.objective import SharedDraws
 
-world = fitting.world  # fixture
+world = fits.world  # fixture
 
 WEIGHTED = {"weight": 4, "duplicated_fraction": 0.4, "duplicate": "image"}
 STEPS, ROWS = 3, 4

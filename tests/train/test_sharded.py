@@ -36,7 +36,7 @@ SETTINGS = {
     "data__batch_size": 3,
     "data__exposure": {"copies": 3, "duplicated_fraction": 0.5},
     "checkpoint_every": 2,
-    "grid__every_n_steps": 2,
+    "monitor__every_n_steps": 2,
     "ema__decay": 0.45,
 }
 

@@ -16,7 +16,7 @@ from infer.denoising.noise import sample_seed
 from infer.models.lora import LORA_FILE
 from infer.models.pipeline import load_pipeline
 from tests.infer.models.model_files import assert_equal, failure, weights
-from tests.train import fits as fitting
+from tests.train import fits
 from tests.train.fits import (
     ACCUMULATED,
     BATCH,
@@ -33,13 +33,13 @@ from tests.train.fits import (
 from train.__main__ import main
 from train.base_model.unet import BaseTraining
 
-world = fitting.world  # a fixture
+world = fits.world  # a fixture
 RANK, ALPHA = 2, 8
-TEXT = "trained_text."  # begins the text encoder's names in a checkpoint
+TEXT = "text_encoder."  # begins the text encoder's names in a checkpoint
 KINDS = {
-    "text": {"model__text_encoder": "true"},
+    "text": {"model__train_text_encoder": "true"},
     "lora": {"model__lora_rank": RANK, "model__lora_alpha": ALPHA},
-    "both": {"model__text_encoder": "true", "model__lora_rank": RANK, "model__lora_alpha": ALPHA},
+    "both": {"model__train_text_encoder": "true", "model__lora_rank": RANK, "model__lora_alpha": ALPHA},
     "8bit": {"model__optimizer": "adamw8bit"},
 }
 LORA, TRAINED_TEXT = {"lora", "both"}, {"text", "both"}
@@ -173,7 +173,7 @@ def test_the_latents_are_cached_when_captions_cannot_be(world: Path, tmp_path: P
     """And training cannot tell: the same losses without a cache."""
     losses = []
     for name, cache in (("cached", tmp_path / "cache"), ("live", "null")):
-        settings = {"data__cache": cache, "trainer__max_steps": 3, "grid__every_n_steps": 99}
+        settings = {"data__cache": cache, "trainer__max_steps": 3, "monitor__every_n_steps": 99}
         if name == "cached":
             settings |= {"data__cache_dtype": "float32"}
         assert main(parts(world, tmp_path / name, "text", **settings)) == 0
@@ -294,7 +294,7 @@ def test_two_processes_train_what_one_does(world: Path, tmp_path: Path) -> None:
         "model__lr": 1e-3,
         "model__caption_dropout": 0.25,
         "trainer__max_steps": 5,
-        "grid__every_n_steps": 99,
+        "monitor__every_n_steps": 99,
     }
     two, one = tmp_path / "two", tmp_path / "one"
     devices = {"trainer__devices": 2, "trainer__strategy": "ddp", "data__batch_size": 3}

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from data.captioned import Sample
 from data.sources.shards import read_stats
 from data.sources.stream import ShardStream, pixels_of, stream_paths, usable
+from infer.denoising.sampling import side_of
 from train.dataset.cache import key_of
 
 
@@ -67,11 +68,9 @@ class StreamedData(pl.LightningDataModule):
         trainer = self.trainer
         self.paths = self.find(trainer.world_size)
         check_batch(self.paths, self.batch_size * trainer.world_size * trainer.accumulate_grad_batches)
-        module = trainer.lightning_module
-        self.side = module.native_resolution if self.resolution is None else self.resolution
-        module.check_resolution(self.side)
+        self.side = side_of(trainer.lightning_module.pipe, self.resolution)
 
-    def shown_first(self, count: int) -> list[tuple[Sample, str]]:
+    def watched(self, count: int) -> list[tuple[Sample, str]]:
         """The first images of the shards, with their captions: what to look at while training."""
         found = chain.from_iterable(usable([path], Counter()) for path in self.paths)
         shown = (sample for sample in found if not isinstance(pixels_of(sample, self.side), Exception))
