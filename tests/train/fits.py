@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from itertools import islice
 from pathlib import Path
 
@@ -104,6 +105,14 @@ def start(args: list[str]) -> subprocess.Popen:
         [sys.executable, "-m", "train", *args], cwd=ROOT, env=env, stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
+
+
+def wait_for(flag: Path, process: subprocess.Popen) -> None:
+    """Until the process touches the flag."""
+    deadline = time.monotonic() + 120
+    while not flag.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert flag.exists(), process.communicate()[1]
 
 
 def unet(folder: Path) -> dict[str, torch.Tensor]:

@@ -1,6 +1,8 @@
 """Callbacks that look into a training run, or stop it, from the command line."""
 
 import json
+import os
+import signal
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -40,6 +42,23 @@ class Spy(pl.Callback):
             "weight": pl_module.unet.conv_in.weight.detach().clone(),
         }
         torch.save(seen, self.folder / f"{trainer.global_rank}-{batch_index}.pt")
+
+
+class KillAfterCheckpoint(pl.Callback):
+    """Kill the process when the first checkpoint is complete, before its step is logged."""
+
+    def __init__(self, flag: str):
+        self.flag = Path(flag)
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        save = trainer.save_checkpoint
+
+        def save_and_die(*args, **kwargs) -> None:
+            save(*args, **kwargs)
+            self.flag.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        trainer.save_checkpoint = save_and_die
 
 
 class Held(pl.Callback):
