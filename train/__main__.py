@@ -28,28 +28,14 @@ MODULES = {  # model and data of each command
     "autoencoder": ("train.base_model.autoencoder.AutoencoderTraining", "train.base_model.images.ImageData"),
     "clip": ("train.base_model.clip.ClipTraining", "train.base_model.images.ImageData"),
 }
-HELP = {
-    "fit": "Finetune on planned exposures until it memorizes. Options are in groups: data (which images, how "
-    "often), model (what is trained), monitor, ema, hub, trainer (Lightning's).",
-    "stream": "Finetune on shards that do not fit in memory; exposures are counted.",
-    "base": "Train the bundled base model's UNet from nothing.",
-    "autoencoder": "Train the bundled base model's autoencoder.",
-    "clip": "Train the bundled base model's CLIP.",
-}
 LISTS = ("--data.sources", "--data.ordinary", "--wandb_tags")
 DENOISERS = ("fit", "stream", "base")  # which count exposures and are monitored
 FINETUNES = ("fit", "stream")  # whose model gets a card, and may be uploaded to the Hub
 
 
-def load_class(path: str) -> type:
-    from importlib import import_module
-
-    module, _, name = path.rpartition(".")
-    return getattr(import_module(module), name)
-
-
 def build(kind: str, args: list[str]):
     """The LightningCLI of one command: everything is instantiated, nothing runs."""
+    from pydoc import locate
     from tempfile import TemporaryDirectory
 
     from jsonargparse.typing import PositiveInt
@@ -79,11 +65,9 @@ def build(kind: str, args: list[str]):
 
     class TrainCLI(LightningCLI):
         def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-            parser.add_argument(
-                "--out", type=str, required=True, help="run folder, such as outputs/demo/finetune"
-            )
-            help_text = "optimizer steps between checkpoints"
-            parser.add_argument("--checkpoint_every", type=PositiveInt, default=500, help=help_text)
+            parser.add_argument("--out", required=True, help="run folder, such as outputs/demo/finetune")
+            steps = "optimizer steps between checkpoints"
+            parser.add_argument("--checkpoint_every", type=PositiveInt, default=500, help=steps)
             parser.add_class_arguments(WandbOptions, None)
             parser.add_lightning_class_args(EMA, "ema")
             # each epoch continues the run's draws; the size of the model is in the plan
@@ -116,10 +100,8 @@ def build(kind: str, args: list[str]):
                 callbacks.append(TQDMProgressBar(refresh_rate=10))
             loggers = [CSVLogger(self.folder, name="", version="")]
             if self.config.wandb != "off":
-                wandb = {
-                    name: self.config[f"wandb_{name}"] for name in ("project", "entity", "group", "tags")
-                }
-                loggers.append(wandb_logger(self.folder, self.config.wandb, **wandb))
+                names = ("wandb", "wandb_project", "wandb_entity", "wandb_group", "wandb_tags")
+                loggers.append(wandb_logger(self.folder, *(self.config[name] for name in names)))
             trainer = super().instantiate_trainer(
                 default_root_dir=str(self.folder),
                 logger=loggers + [each for each in as_list(options.logger) if isinstance(each, Logger)],
@@ -128,17 +110,14 @@ def build(kind: str, args: list[str]):
                 **kwargs,
             )
             if keep:  # an exported model marks the run as finished: only the last checkpoint is written later
-                at = next(
-                    (n for n, each in enumerate(trainer.callbacks) if isinstance(each, Checkpoints)), None
-                )
-                trainer.callbacks.insert(
-                    len(trainer.callbacks) if at is None else at, Export(kind in FINETUNES)
-                )
+                trainer.callbacks.append(Export(kind in FINETUNES))
+                trainer.callbacks.sort(key=lambda callback: isinstance(callback, Checkpoints))
             return trainer
 
+    classes = [locate(path) for path in MODULES[kind]]
     try:
         cli = TrainCLI(
-            *map(load_class, MODULES[kind]),
+            *classes,
             run=False,
             args=args,
             save_config_callback=None,
@@ -148,7 +127,7 @@ def build(kind: str, args: list[str]):
                 "exit_on_error": False,
                 "prog": f"python -m train {kind}",
                 "usage": f"python -m train {kind} --config FILE [--option value ...]",
-                "description": HELP[kind],
+                "description": " ".join(cls.__doc__.partition("\n")[0] for cls in classes),
             },
         )
     except RuntimeError as error:
@@ -201,9 +180,8 @@ def run(kind: str, cli: Any) -> None:
     from train.run_folder import exported_steps, join_metrics, keep_metrics, last_checkpoint, memorized
 
     folder, trainer, model, data = cli.folder, cli.trainer, cli.model, cli.datamodule
-    monitor, hub = (
-        next((c for c in trainer.callbacks if isinstance(c, kind)), None) for kind in (Monitor, PushToHub)
-    )
+    by_type = {type(callback): callback for callback in trainer.callbacks}
+    monitor, hub = by_type.get(Monitor), by_type.get(PushToHub)
     results = ["exposures.parquet"] if kind in DENOISERS else []
 
     def ends(step: int | None) -> bool:

@@ -25,7 +25,7 @@ from train.dataset.encoders import encode_images, encode_prompts, weights_digest
 from train.embedding_noise import with_gaussian, with_mixup
 from train.lora_layers import add_lora, has_lora, save_lora
 from train.model_check import check_model, config_of
-from train.objective import SharedDraws, epsilon_rms, min_snr_weight, offset_noise, target
+from train.objective import SharedDraws, epsilon_rms, min_snr_weight, offset_noise, training_target
 from train.optimizers import adamw8bit, make_optimizer
 from train.schedule import check_cosine, lr_schedule
 from train.sharded import Sharded, gathered, shard
@@ -207,8 +207,8 @@ class Finetune(pl.LightningModule):
         if self.channels_last:
             noisy = noisy.contiguous(memory_format=torch.channels_last)
         prediction = self.unet(noisy, timesteps, encoder_hidden_states).sample
-        wanted = target(self.noise_scheduler, latents, noise, timesteps)
-        errors = F.mse_loss(prediction.float(), wanted, reduction="none").flatten(1).mean(1)
+        target = training_target(self.noise_scheduler, latents, noise, timesteps)
+        errors = F.mse_loss(prediction.float(), target, reduction="none").flatten(1).mean(1)
         out = {"errors": errors.detach(), "timesteps": timesteps}
         weighted = errors
         if self.min_snr_gamma is not None:

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -177,25 +176,6 @@ def test_checkpointing_gives_the_same_gradients(text: bool):
     assert len(once) == 1 + text and all("lora_" in key for key in plain)
     assert all(gradient.abs().max() > 0 for gradient in plain.values())
     assert_equal(again, plain, rtol=1e-4, atol=1e-5)
-
-
-def test_training_changes_the_adapters_only():
-    pipe = random_pipeline()
-    for part in (pipe.unet, pipe.text_encoder):
-        add_lora(part, 4, None)
-    before = weights(pipe)
-    trained = [*trainable(pipe.unet).values(), *trainable(pipe.text_encoder).values()]
-    optimizer, losses = torch.optim.AdamW(trained, 2e-2), []
-    wanted = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(3))
-    for _ in range(20):
-        loss = F.mse_loss(prediction(pipe), wanted)
-        losses.append(loss.item())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert losses[-1] < 0.9 * losses[0]
-    changed = {key for key, weight in weights(pipe).items() if not torch.equal(weight, before[key])}
-    assert changed == {key for key in before if "lora_" in key}
 
 
 REFUSALS: dict[str, tuple[Callable[[], nn.Module], int, float | None, str]] = {

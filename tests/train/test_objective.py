@@ -12,7 +12,7 @@ from lightning.pytorch import Trainer
 from train.base_model.autoencoder import edges, psnr, quiet_start, whiten
 from train.base_model.clip import contrastive_loss
 from train.finetune import Finetune
-from train.objective import SharedDraws, generator_for, min_snr_weight, offset_noise, target
+from train.objective import SharedDraws, generator_for, min_snr_weight, offset_noise, training_target
 from train.schedule import lr_schedule
 
 CPU = torch.device("cpu")
@@ -38,7 +38,7 @@ def test_the_target_is_the_closed_form(kind: str) -> None:
     timesteps = torch.tensor([0, 300, 700, 999])
     alpha = scheduler.alphas_cumprod[timesteps].sqrt().view(-1, 1, 1, 1)
     sigma = (1 - scheduler.alphas_cumprod[timesteps]).sqrt().view(-1, 1, 1, 1)
-    found = target(scheduler, x, noise, timesteps)
+    found = training_target(scheduler, x, noise, timesteps)
     expected = noise if kind == "epsilon" else alpha * noise - sigma * x
     torch.testing.assert_close(found, expected)
     noisy = scheduler.add_noise(x, noise, timesteps)
@@ -48,7 +48,7 @@ def test_the_target_is_the_closed_form(kind: str) -> None:
 def test_models_that_predict_the_sample_are_refused() -> None:
     x = torch.zeros(1, 3, 2, 2)
     with pytest.raises(ValueError, match="'sample' is not supported"):
-        target(DDPMScheduler(prediction_type="sample"), x, x, torch.tensor([1]))
+        training_target(DDPMScheduler(prediction_type="sample"), x, x, torch.tensor([1]))
 
 
 def test_a_generator_is_a_function_of_its_key() -> None:
@@ -140,7 +140,7 @@ def test_without_options_the_loss_is_the_plain_one() -> None:
     timesteps = torch.randint(0, 1000, (64,), generator=generator)
     scheduler = DDPMScheduler(prediction_type="v_prediction", beta_schedule="scaled_linear")
     assert torch.equal(noisy, scheduler.add_noise(latents, noise, timesteps))
-    plain = F.mse_loss(noisy / 2, target(scheduler, latents, noise, timesteps))
+    plain = F.mse_loss(noisy / 2, training_target(scheduler, latents, noise, timesteps))
     torch.testing.assert_close(made["loss"], plain, rtol=1e-6, atol=0)
     assert torch.equal(made["timesteps"], timesteps)
     torch.testing.assert_close(made["errors"].mean(), made["loss"])

@@ -128,7 +128,7 @@ def test_two_steps(optimizer: str, rank: int | None, model: Path, tmp_path: Path
     assert "free in" in (tmp_path / "plan.txt").read_text()
     try:
         peak = run(["fit", *args], tmp_path / "fit.txt")
-        tensors = sizes_of(read_configs(str(model))).trained(False, rank)
+        tensors = sizes_of(read_configs(str(model)), False, rank).trained
         written = (out / "checkpoints/last.ckpt").stat().st_size
         steps = ", ".join(f"{each:.1f}" for each in json.loads(seconds.read_text()))
         print(

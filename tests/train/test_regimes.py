@@ -180,12 +180,6 @@ def test_the_mix_is_drawn_from_beta(parameter: float) -> None:
     assert np.abs(partners / 2000 - 1 / 3).max() < 5 * np.sqrt(2 / 9 / 2000)
 
 
-def test_a_batch_of_one_cannot_be_mixed(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    args = short(world, tmp_path / "run", model__embedding_mixup=1.0, data__batch_size=1)
-    assert main(args) == 1
-    assert "mixes the captions of a batch: raise data.batch_size" in capsys.readouterr().err
-
-
 def magnitudes(pipe: StableDiffusionPipeline, batches: list[dict], embedding: Tensor) -> Tensor:
     """RMS of eps_c - eps_u by the first weights on what a fit was given, (draws,)."""
     schedule = DDPMScheduler.from_config(pipe.scheduler.config)

@@ -5,6 +5,7 @@ number of processes completes an interrupted cache.
 """
 
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,10 @@ def shard_path(folder: Path, number: int) -> Path:
 
 
 def missing_shards(folder: Path, rows: int) -> list[int]:
-    """Numbers of the files that are still to be written."""
+    """Numbers of the files that are still to be written. What a killed run left a day ago is removed."""
+    for path in folder.glob(".*.safetensors"):
+        if time.time() - path.stat().st_mtime > 86400:
+            path.unlink(missing_ok=True)
     return [number for number in range(-(-rows // SHARD)) if not shard_path(folder, number).exists()]
 
 

@@ -15,6 +15,7 @@ from train.dataset.cache import Shards
 
 Draw = tuple[int, int]  # its number in the run, and the image's index
 log = logging.getLogger(__name__)
+SKIPPED: set[str] = set()  # ids that this process has logged
 
 
 class PlannedDraws(DistributedSampler):
@@ -117,8 +118,8 @@ def stacked(samples: Sequence[Sample], resolution: int, flip: bool) -> tuple[Ten
     return torch.stack([pixels, pixels.flip(-1)] if flip else [pixels], 1), torch.tensor(readable)
 
 
-def unreadable(name: str, error: Exception, seen: set[str] = set()) -> None:  # noqa: B006  (of the process)
+def unreadable(name: str, error: Exception) -> None:
     """Log that an image is skipped; each image once, and the first few only."""
-    if name not in seen and len(seen) < NAMED:
+    if name not in SKIPPED and len(SKIPPED) < NAMED:
         log.warning("skipped %r, which cannot be decoded: %s", name, error)
-    seen.add(name)
+    SKIPPED.add(name)

@@ -10,8 +10,7 @@ from train.plan.sizes import FLOAT, Sizes, moments
 
 def checkpoint_bytes(model: Finetune, known: Sizes, average: bool) -> int:
     """Trained weights, their average if one is kept (float32 each) and the optimizer's moments."""
-    tensors = known.trained(model.train_text_encoder, model.lora_rank)
-    return FLOAT * (1 + average) * sum(tensors) + moments(tensors, model.optimizer)
+    return FLOAT * (1 + average) * sum(known.trained) + moments(known.trained, model.optimizer)
 
 
 def memory_bytes(
@@ -22,19 +21,18 @@ def memory_bytes(
     A lower bound: activations, copies in 16 bits and DDP's buckets come on top. An encoder whose outputs are
     cached stays in main memory.
     """
-    frozen = 0 if model.lora_rank is None else sum(known.trained(model.train_text_encoder, None))
+    frozen = known.vae if live_images else 0
+    if model.lora_rank:
+        frozen += known.unet + (known.text_encoder if model.train_text_encoder else 0)
     if live_captions and not model.train_text_encoder:
-        frozen += sum(known.text_encoder)
-    if live_images:
-        frozen += sum(known.vae)
-    gradients = sum(known.trained(model.train_text_encoder, model.lora_rank))
-    return (checkpoint_bytes(model, known, average) + FLOAT * gradients) // shards + FLOAT * frozen
+        frozen += known.text_encoder
+    return (checkpoint_bytes(model, known, average) + FLOAT * sum(known.trained)) // shards + FLOAT * frozen
 
 
 def export_bytes(model: Finetune, known: Sizes) -> int:
     """The whole pipeline in float32, and the LoRA that is fused into it."""
-    lora = 0 if model.lora_rank is None else sum(known.trained(model.train_text_encoder, model.lora_rank))
-    return FLOAT * (sum(known.unet) + sum(known.text_encoder) + sum(known.vae) + lora)
+    lora = sum(known.trained) if model.lora_rank else 0
+    return FLOAT * (known.unet + known.text_encoder + known.vae + lora)
 
 
 def cached_captions(model: Finetune, data: LatentData, captions: Captions | None) -> int:

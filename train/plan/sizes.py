@@ -1,4 +1,4 @@
-"""Sizes of a model from its configs alone: no weights are read, nothing is downloaded."""
+"""A model's parts without weights, from its configs alone: nothing is downloaded."""
 
 import json
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from torch import nn
 
 from infer.denoising.sampling import side_of
 from infer.models.weights import is_file_name, is_hub_id
-from train.lora_layers import ATTENTION
+from train.lora_layers import add_lora
 from train.model_check import token_count
 
 FLOAT = 4  # bytes
@@ -32,19 +32,18 @@ class Sizes:
     """Sizes of a Stable Diffusion pipeline.
 
     Attributes:
-        unet, text_encoder, vae: entries of each parameter tensor.
-        unet_lora, text_encoder_lora: (in, out) of each attention projection.
+        unet, text_encoder, vae: number of parameters.
+        trained: entries of each trained tensor.
         channels: of the latents.
         factor: pixels per latent entry, along a side.
         sample_size: side of the latents that the UNet was made for.
         tokens, width: shape of a caption's embedding.
     """
 
-    unet: tuple[int, ...]
-    text_encoder: tuple[int, ...]
-    vae: tuple[int, ...]
-    unet_lora: tuple[tuple[int, int], ...]
-    text_encoder_lora: tuple[tuple[int, int], ...]
+    unet: int
+    text_encoder: int
+    vae: int
+    trained: list[int]
     channels: int
     factor: int
     sample_size: int
@@ -56,13 +55,6 @@ class Sizes:
         unet = SimpleNamespace(config=SimpleNamespace(sample_size=self.sample_size))
         side = side_of(SimpleNamespace(vae_scale_factor=self.factor, unet=unet), resolution) // self.factor
         return self.channels, side, side
-
-    def trained(self, text_encoder: bool, rank: int | None) -> tuple[int, ...]:
-        """Entries of each trained tensor. A LoRA has two per projection: A (rank, in) and B (out, rank)."""
-        if rank is None:
-            return self.unet + (self.text_encoder if text_encoder else ())
-        layers = self.unet_lora + (self.text_encoder_lora if text_encoder else ())
-        return tuple(rank * width for layer in layers for width in layer)
 
 
 def moments(tensors: Iterable[int], optimizer: str) -> int:
@@ -99,10 +91,10 @@ def read_configs(name: str, revision: str | None = None) -> Configs | None:
     return {part: json.loads(Path(path).read_text()) for part, path in paths.items()}
 
 
-def sizes_of(configs: Configs) -> Sizes:
-    """Sizes of the models that the configs describe.
+def sizes_of(configs: Configs, train_text_encoder: bool = False, lora_rank: int | None = None) -> Sizes:
+    """Sizes of the models that the configs describe, with the parameters that would be trained.
 
-    Parameters are counted on the meta device: files of weights may hold buffers, or one model several times.
+    They are counted on the meta device: files of weights may hold buffers, or one model several times.
     """
     import torch
     from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -110,27 +102,26 @@ def sizes_of(configs: Configs) -> Sizes:
 
     text_config = CLIPTextConfig.from_dict(configs["text_encoder"])
     with torch.device("meta"):
-        parts = (
+        unet, vae = (
             UNet2DConditionModel.from_config(configs["unet"]),
-            CLIPTextModel(text_config),
             AutoencoderKL.from_config(configs["vae"]),
         )
+        text_encoder = CLIPTextModel(text_config)
+        counts = [parameters(part) for part in (unet, text_encoder, vae)]
+        trained = [unet, text_encoder] if train_text_encoder else [unet]
+        if lora_rank:
+            for part in trained:
+                add_lora(part, lora_rank, None)
     return Sizes(
-        *(tuple(weight.numel() for weight in part.parameters()) for part in parts),
-        *(projections(part) for part in parts[:2]),
-        channels=parts[2].config.latent_channels,
-        factor=2 ** (len(parts[2].config.block_out_channels) - 1),
-        sample_size=parts[0].config.sample_size,
+        *counts,
+        trained=[p.numel() for part in trained for p in part.parameters() if p.requires_grad],
+        channels=vae.config.latent_channels,
+        factor=2 ** (len(vae.config.block_out_channels) - 1),
+        sample_size=unet.config.sample_size,
         tokens=token_count(configs["tokenizer"], configs["text_encoder"]),
         width=text_config.hidden_size,
     )
 
 
-def projections(part: nn.Module) -> tuple[tuple[int, int], ...]:
-    """(in, out) of the layers that `train.lora_layers.add_lora` changes."""
-    ends = tuple(f".{layer}" for layer in ATTENTION)
-    return tuple(
-        (module.in_features, module.out_features)
-        for name, module in part.named_modules()
-        if name.endswith(ends)
-    )
+def parameters(part: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in part.parameters())

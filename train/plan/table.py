@@ -102,7 +102,7 @@ def known_sizes(model: Finetune, monitor: Any) -> tuple[Sizes | None, str]:
     where = "local"
     if is_hub_id(model.pipeline):
         where = "on the Hub, downloaded before" if configs else "on the Hub: downloaded when the fit starts"
-    return configs and sizes_of(configs), where
+    return configs and sizes_of(configs, model.train_text_encoder, model.lora_rank), where
 
 
 def scheduler_from(config: dict[str, Any]) -> Any:
@@ -177,12 +177,15 @@ def caption_options(data: LatentData) -> str:
 
 def trained_parts(model: Finetune, known: Sizes) -> str:
     """Parts and parameters, such as `UNet: 865,910,724 parameters`."""
-    parts = "UNet and text encoder" if model.train_text_encoder else "UNet"
-    trained = f"{sum(known.trained(model.train_text_encoder, model.lora_rank)):,} parameters"
+    parts, whole = (
+        ("UNet and text encoder", known.unet + known.text_encoder)
+        if model.train_text_encoder
+        else ("UNet", known.unet)
+    )
+    trained = f"{sum(known.trained):,} parameters"
     if model.lora_rank is None:
         return f"{parts}: {trained}"
-    frozen = sum(known.trained(model.train_text_encoder, None))
-    return f"LoRA of rank {model.lora_rank} on {parts}: {trained}, beside {frozen:,} frozen"
+    return f"LoRA of rank {model.lora_rank} on {parts}: {trained}, beside {whole:,} frozen"
 
 
 def callback_named(trainer: Any, name: str) -> Any:

@@ -179,6 +179,7 @@ def test_a_full_disk_is_noticed_before_the_work(
     assert not list((tmp_path / "cache").rglob("*.safetensors"))
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_work(world: Path, tmp_path: Path) -> None:
     """1,100 images make five shards, two or three for each; the latents are those that one process makes."""
     random = np.random.default_rng(3)
