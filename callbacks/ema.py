@@ -5,9 +5,12 @@ from contextlib import contextmanager
 
 import lightning.pytorch as pl
 import torch
+from jsonargparse.typing import restricted_number_type
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn import Parameter
+
+Decay = restricted_number_type("Decay", float, [(">=", 0), ("<", 1)])
 
 
 def trained(pl_module: pl.LightningModule) -> list[Parameter]:
@@ -15,18 +18,16 @@ def trained(pl_module: pl.LightningModule) -> list[Parameter]:
 
 
 class EMA(pl.Callback):
-    """Average the parameters that are trained; validation and export see the average.
+    """Average the trained parameters; validation, monitor and export use the average.
 
     average <- k average + (1 - k) weights, k = min(decay, (1 + step) / (10 + step)): the early, fast-moving
     weights are forgotten. Lightning's own averaging copies the whole module, its frozen parts included.
 
     Args:
-        decay: largest k, in [0, 1); 0: no average is kept, the weights are as they are.
+        decay: largest k; 0: no average.
     """
 
-    def __init__(self, decay: float = 0.999):
-        if not 0 <= decay < 1:
-            raise ValueError(f"EMA decay must be in [0, 1), not {decay}")
+    def __init__(self, decay: Decay = 0.999):
         self.decay = decay
         self.average: list[Tensor] = []
 
@@ -38,14 +39,14 @@ class EMA(pl.Callback):
             self.average = [placed(a, w) for a, w in zip(self.average, weights, strict=True)]
         else:
             self.average = [w.clone() for w in weights]
-        self.seen = trainer.global_step
+        self.last_step = trainer.global_step
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_) -> None:
         step = trainer.global_step
-        if not self.decay or step == self.seen:  # a batch of an accumulated step
+        if not self.decay or step == self.last_step:  # a batch of an accumulated step
             return
-        self.seen = step
+        self.last_step = step
         keep = min(self.decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(self.average, self.weights, 1 - keep)
 
@@ -63,7 +64,7 @@ class EMA(pl.Callback):
     on_validation_end = on_validation_start
 
     def state_dict(self) -> dict:
-        """Of whole tensors, also where the weights are sharded; called on all ranks."""
+        """Whole tensors, also where the weights are sharded; called on all ranks."""
         return {"average": [entire(average) for average in self.average]}
 
     def load_state_dict(self, state_dict: dict) -> None:
@@ -71,14 +72,14 @@ class EMA(pl.Callback):
 
 
 def placed(whole: Tensor, like: Tensor) -> Tensor:
-    """With the type and device of `like`, and sharded as it is."""
+    """With the dtype, device and sharding of `like`."""
     if isinstance(like, DTensor):
         return distribute_tensor(whole.to(like.device, like.dtype), like.device_mesh, like.placements)
     return whole.to(like)
 
 
 def entire(tensor: Tensor) -> Tensor:
-    """A sharded tensor gathered, on the CPU of the first rank, which writes it; others as they are."""
+    """A sharded tensor gathered on the CPU of the first rank, which writes it; other tensors unchanged."""
     if not isinstance(tensor, DTensor):
         return tensor
     whole = tensor.full_tensor()
@@ -87,15 +88,15 @@ def entire(tensor: Tensor) -> Tensor:
 
 @contextmanager
 def averaged(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Iterator[bool]:
-    """Within the block the module holds the average, if one is kept (True); the raw weights come back.
+    """Swap the average into the module for the block; yields whether there is one.
 
-    Called on all ranks: weights that are sharded are gathered in the first one's pipeline.
+    Called on all ranks: sharded weights are gathered in the first rank's pipeline.
     """
     ema = next((callback for callback in trainer.callbacks if isinstance(callback, EMA)), None)
     kept = bool(ema and ema.average)
     if kept:
         ema.swap(pl_module)
-    if any(isinstance(parameter, DTensor) for parameter in pl_module.trained.parameters()):
+    if any(isinstance(parameter, DTensor) for parameter in pl_module.parameters()):
         pl_module.gather()
     try:
         yield kept

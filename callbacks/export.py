@@ -10,22 +10,25 @@ from data.files import write_atomically, write_json
 
 
 class Export(pl.Callback):
-    """At the end of fit, `pl_module.export(<run>/pipeline)`, with averaged weights if an EMA runs.
+    """Call `pl_module.export(<run>/pipeline)` at the end of fit, with averaged weights if an EMA runs.
 
-    The folder is complete or absent: it is written beside its place and moved there.
+    The folder is complete or absent: it is written under another name and then renamed. With `card` it has a
+    model card.
     """
 
-    def __init__(self, folder: str = "pipeline", card: bool = False):
-        self.folder, self.card = folder, card
+    def __init__(self, card: bool = False):
+        self.card = card
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         with averaged(trainer, pl_module) as kept:
             if trainer.is_global_zero:
+                for logger in trainer.loggers:
+                    logger.save()  # the exported model marks the run as finished: metrics are on disk before
                 self.write(trainer, pl_module, kept)
         trainer.strategy.barrier()
 
     def write(self, trainer: pl.Trainer, pl_module: pl.LightningModule, kept: bool) -> None:
-        target = Path(trainer.default_root_dir) / self.folder
+        target = Path(trainer.default_root_dir) / "pipeline"
 
         def export(part: Path) -> None:
             pl_module.eval()

@@ -2,47 +2,46 @@
 
 import lightning.pytorch as pl
 import torch
+from jsonargparse.typing import NonNegativeInt
 from torch import Tensor
 
 
 class LossBins(pl.Callback):
-    """`loss_t0_250`, `loss_t250_500` ...: mean squared error of the samples there since the last log.
+    """Log `loss_t0_250`, `loss_t250_500` ...: mean squared errors of each bin's samples since the last log.
 
-    Unweighted, also where the loss to minimize is weighted; of all ranks and accumulated batches; nan where
-    no sample fell. The sums stay on the device until they are logged.
+    Unweighted, also where the training loss is weighted; over all ranks and accumulated batches; NaN for a
+    bin without samples. The sums stay on the device until they are logged.
 
     Args:
-        count: equal intervals of timesteps; 0: none are logged.
+        count: number of equal intervals of timesteps; 0: nothing is logged.
     """
 
-    def __init__(self, count: int = 4):
-        if count < 0:
-            raise ValueError(f"loss_bins.count must be at least 0, not {count}")
+    def __init__(self, count: NonNegativeInt = 4):
         self.count = count
         self.sums: Tensor | None = None  # errors and samples, (2, count)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.seen = trainer.global_step
-        kept = self.sums  # a checkpoint's are those of all ranks: one takes them up
-        if kept is None or kept.shape[1] != self.count or trainer.global_rank:
-            kept = torch.zeros(2, self.count)
-        self.sums = kept.to(pl_module.device)
+        self.last_step = trainer.global_step
+        sums = self.sums  # a checkpoint's are those of all ranks: only the first continues with them
+        if sums is None or sums.shape[1] != self.count or trainer.global_rank:
+            sums = torch.zeros(2, self.count)
+        self.sums = sums.to(pl_module.device)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs, *_) -> None:
         if not self.count:
             return
-        steps = pl_module.noise_schedule.config.num_train_timesteps
+        steps = pl_module.noise_scheduler.config.num_train_timesteps
         errors, timesteps = outputs["errors"], outputs["timesteps"]
-        place = timesteps * self.count // steps
-        self.sums.index_add_(1, place, torch.stack([errors, torch.ones_like(errors)]))
-        stepped, self.seen = trainer.global_step != self.seen, trainer.global_step
+        bins = timesteps * self.count // steps
+        self.sums.index_add_(1, bins, torch.stack([errors, torch.ones_like(errors)]))
+        stepped, self.last_step = trainer.global_step != self.last_step, trainer.global_step
         every = trainer.log_every_n_steps
-        if not (stepped and every and (self.seen % every == 0 or trainer.should_stop)):
+        if not (stepped and every and (self.last_step % every == 0 or trainer.should_stop)):
             return
         total, samples = trainer.strategy.reduce(self.sums, reduce_op="sum")
-        edges = [-(-steps * bin // self.count) for bin in range(self.count + 1)]  # rounded up, as `place` is
-        for bin, mean in enumerate(total / samples):
-            pl_module.log(f"loss_t{edges[bin]}_{edges[bin + 1]}", mean)
+        edges = [-(-steps * edge // self.count) for edge in range(self.count + 1)]  # rounded up, as `bins`
+        for number, mean in enumerate(total / samples):
+            pl_module.log(f"loss_t{edges[number]}_{edges[number + 1]}", mean)
         self.sums = torch.zeros_like(self.sums)
 
     def state_dict(self) -> dict:

@@ -25,11 +25,15 @@ class WandbOptions:
     wandb_tags: list[str] = field(default_factory=list)
 
 
-def wandb_logger(folder: Path, offline: bool) -> Any:
+def wandb_logger(
+    folder: Path, mode: str, project: str | None, entity: str | None, group: str | None, tags: list[str]
+) -> Any:
     """Logger whose id is kept in `<folder>/wandb_id.txt`, so that a resumed run is one run.
 
     Of several processes only the first logs, and its id counts: others may not put theirs in its place.
     """
+    import os
+
     from lightning.pytorch.loggers import WandbLogger
     from lightning.pytorch.utilities import rank_zero_only
 
@@ -40,8 +44,11 @@ def wandb_logger(folder: Path, offline: bool) -> Any:
     return WandbLogger(
         name=folder.name,
         save_dir=folder,
-        project="attraction-basin",
+        project=project or os.environ.get("WANDB_PROJECT", "attraction-basin"),
         id=path.read_text() if rank_zero_only.rank == 0 else None,
-        offline=offline,
+        offline=mode == "offline",
         resume="allow",
+        entity=entity,
+        group=group,
+        tags=tags or None,
     )

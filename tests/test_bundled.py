@@ -52,7 +52,7 @@ def test_the_demo_in_miniature(tmp_path: Path) -> None:
             ["fit", "--config", "configs/train/demo.yaml", "--out", str(run),
              "--data.cache", str(tmp_path / "cache"), "--data.limit", "6",
              "--data.ordinary", f"[{SHARDS}/noto-v1-00000.tar.gz]", "--data.batch_size", "8",
-             "--model.warmup_steps", "1", "--trainer.max_steps", "3", "--grid.num_inference_steps", "3",
+             "--model.warmup_steps", "1", "--trainer.max_steps", "3", "--monitor.num_inference_steps", "3",
              "--data.exposure.copies", "2"]  # three steps of eight show each image twice
         )
         == 0

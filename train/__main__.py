@@ -12,8 +12,8 @@ The bundled base model itself:
   python -m train clip        --config configs/train/emoji/clip.yaml
   python -m train base        --config configs/train/emoji/unet.yaml
 
-Every command takes --help, --print_config and dotted options (--model.lr 1e-5). Run one again and it goes on.
---debug shows the traceback behind an error.
+Every command takes --help, --print_config and dotted options (--model.lr 1e-5). The same command continues an
+interrupted run. --debug shows the traceback behind an error.
 """
 
 import sys
@@ -21,44 +21,27 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-KINDS = {
+MODULES = {  # model and data of each command
     "fit": ("train.finetune.Finetune", "train.dataset.planned.LatentData"),
     "stream": ("train.finetune.Finetune", "train.dataset.streamed.StreamedData"),
     "base": ("train.base_model.unet.BaseTraining", "train.dataset.planned.LatentData"),
     "autoencoder": ("train.base_model.autoencoder.AutoencoderTraining", "train.base_model.images.ImageData"),
     "clip": ("train.base_model.clip.ClipTraining", "train.base_model.images.ImageData"),
 }
-ABOUT = {
-    "fit": "Finetune on planned exposures until it memorizes. Options are in groups: data (which images, how "
-    "often), model (what is trained), grid (the monitor), ema, hub, trainer (Lightning's).",
-    "stream": "Finetune on shards that do not fit in memory; exposures are counted.",
-    "base": "Train the bundled base model's UNet from nothing.",
-    "autoencoder": "Train the bundled base model's autoencoder.",
-    "clip": "Train the bundled base model's CLIP.",
-}
-LISTS = ("--data.sources", "--data.ordinary")
-FINETUNES = ("fit", "stream")  # whose model gets a card, and may go to the Hub
-
-
-def load_class(path: str) -> type:
-    from importlib import import_module
-
-    module, _, name = path.rpartition(".")
-    return getattr(import_module(module), name)
-
-
-def no_advertisement(record: Any) -> bool:
-    return "Tip:" not in record.getMessage()
+LISTS = ("--data.sources", "--data.ordinary", "--wandb_tags")
+DENOISERS = ("fit", "stream", "base")  # which count exposures and are monitored
+FINETUNES = ("fit", "stream")  # whose model gets a card, and may be uploaded to the Hub
 
 
 def build(kind: str, args: list[str]):
-    """The LightningCLI of one command, everything instantiated and nothing run."""
-    import logging
-    import warnings
+    """The LightningCLI of one command: everything is instantiated, nothing runs."""
+    from pydoc import locate
+    from tempfile import TemporaryDirectory
 
+    from jsonargparse.typing import PositiveInt
     from lightning.pytorch.callbacks import TQDMProgressBar
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-    from lightning.pytorch.loggers import CSVLogger
+    from lightning.pytorch.loggers import CSVLogger, Logger
     from lightning.pytorch.strategies import StrategyRegistry
 
     from callbacks.checkpoints import Checkpoints
@@ -68,76 +51,73 @@ def build(kind: str, args: list[str]):
     from callbacks.finite import Finite
     from callbacks.hub import PushToHub
     from callbacks.loss_bins import LossBins
-    from callbacks.memorization import Memorization
+    from callbacks.monitor import Monitor
     from callbacks.provenance import Provenance
-    from callbacks.streamed_exposures import StreamedExposures
-    from callbacks.wandb_run import wandb_logger
+    from callbacks.wandb_run import WandbOptions, wandb_logger
     from data.arguments import parse
     from train.checkpoint_file import WholeFile
-    from train.run_folder import check_slurm
+    from train.quiet import quiet
     from train.sharded import Sharded, check
-    from train.trainer_options import as_lists, check_trainer
+    from train.trainer_options import as_lists, check_options, check_slurm
 
-    warnings.filterwarnings("ignore", module="lightning")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # of kernels for inference in 4 bits
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(no_advertisement)
-    counting = {"LatentData": Exposures, "StreamedData": StreamedExposures}.get(KINDS[kind][1].split(".")[-1])
+    quiet()
     StrategyRegistry.register("sharded", Sharded, "weights spread over the devices", override=True)
 
     class TrainCLI(LightningCLI):
         def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-            parser.add_argument(
-                "--out", type=str, required=True, help="run folder, such as outputs/demo/finetune"
-            )
-            parser.add_argument(
-                "--checkpoint_every", type=int, default=500, help="optimizer steps between checkpoints"
-            )
-            parser.add_argument(
-                "--wandb", choices=["off", "offline", "online"], default="off", help="W&B logging"
-            )
+            parser.add_argument("--out", required=True, help="run folder, such as outputs/demo/finetune")
+            steps = "optimizer steps between checkpoints"
+            parser.add_argument("--checkpoint_every", type=PositiveInt, default=500, help=steps)
+            parser.add_class_arguments(WandbOptions, None)
             parser.add_lightning_class_args(EMA, "ema")
-            if counting:
-                parser.add_lightning_class_args(Memorization, "grid")
+            # each epoch continues the run's draws; the size of the model is in the plan
+            defaults = {"reload_dataloaders_every_n_epochs": 1} if kind in DENOISERS else {}
+            defaults["enable_model_summary"] = False
+            parser.set_defaults({f"trainer.{name}": value for name, value in defaults.items()})
+            if kind in DENOISERS:
+                parser.add_lightning_class_args(Monitor, "monitor")
                 parser.add_lightning_class_args(LossBins, "loss_bins")
             if kind in FINETUNES:
                 parser.add_lightning_class_args(PushToHub, "hub")
 
         def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:
             self.config = parse(parser, as_lists(args, LISTS))
-            check_trainer(self.config.trainer, validates=not counting)
-            if self.config.checkpoint_every < 1:
-                raise ValueError(f"checkpoint_every must be at least 1, not {self.config.checkpoint_every}")
+            check_options(self.config.trainer)
 
         def instantiate_trainer(self, **kwargs):
-            root = Path(self.config.out)
-            counted = [counting(), Provenance()] if counting else []
-            checkpoints = Checkpoints(root / "checkpoints", self.config.checkpoint_every)
-            own, plugins = (
-                each if isinstance(each, list) else [each] if each else []
-                for each in (self.config_init.trainer.callbacks, self.config_init.trainer.plugins)
-            )
-            bar = self.config.trainer.enable_progress_bar is not False
-            bars = [TQDMProgressBar(refresh_rate=10)] if bar else []
-            # Finite comes first: nothing is made of broken weights.
-            callbacks = [*own, Finite(), *counted, checkpoints, *bars]
-            loggers = [CSVLogger(root, name="", version="")]
+            options = self.config_init.trainer
+            self.folder = Path(self.config.out)
+            if options.fast_dev_run:  # leaves nothing behind
+                self.trial = TemporaryDirectory()
+                self.folder = Path(self.trial.name)
+            callbacks = [*as_list(options.callbacks), Finite()]  # Finite before all that uses the weights
+            if kind in DENOISERS:
+                callbacks += [Exposures(), Provenance(flat(self.config))]
+            keep = not options.fast_dev_run
+            if keep and options.enable_checkpointing is not False:
+                callbacks.append(Checkpoints(self.folder / "checkpoints", self.config.checkpoint_every))
+            if options.enable_progress_bar is not False:
+                callbacks.append(TQDMProgressBar(refresh_rate=10))
+            loggers = [CSVLogger(self.folder, name="", version="")]
             if self.config.wandb != "off":
-                loggers.append(wandb_logger(root, offline=self.config.wandb == "offline"))
+                names = ("wandb", "wandb_project", "wandb_entity", "wandb_group", "wandb_tags")
+                loggers.append(wandb_logger(self.folder, *(self.config[name] for name in names)))
             trainer = super().instantiate_trainer(
-                default_root_dir=str(root),
-                logger=loggers,
+                default_root_dir=str(self.folder),
+                logger=loggers + [each for each in as_list(options.logger) if isinstance(each, Logger)],
                 callbacks=callbacks,
-                plugins=[*plugins, WholeFile()],
+                plugins=[*as_list(options.plugins), WholeFile()],
                 **kwargs,
             )
-            # An exported model says that the run is finished: only the last checkpoint comes later.
-            trainer.callbacks.insert(len(trainer.callbacks) - 1, Export(card=kind in FINETUNES))
+            if keep:  # an exported model marks the run as finished: only the last checkpoint is written later
+                trainer.callbacks.append(Export(kind in FINETUNES))
+                trainer.callbacks.sort(key=lambda callback: isinstance(callback, Checkpoints))
             return trainer
 
+    classes = [locate(path) for path in MODULES[kind]]
     try:
         cli = TrainCLI(
-            load_class(KINDS[kind][0]),
-            load_class(KINDS[kind][1]),
+            *classes,
             run=False,
             args=args,
             save_config_callback=None,
@@ -147,7 +127,7 @@ def build(kind: str, args: list[str]):
                 "exit_on_error": False,
                 "prog": f"python -m train {kind}",
                 "usage": f"python -m train {kind} --config FILE [--option value ...]",
-                "description": ABOUT[kind],
+                "description": " ".join(cls.__doc__.partition("\n")[0] for cls in classes),
             },
         )
     except RuntimeError as error:
@@ -157,41 +137,84 @@ def build(kind: str, args: list[str]):
     check_slurm(cli.trainer)
     if isinstance(cli.trainer.strategy, Sharded):
         check(cli.model, cli.trainer)
-    if counting:
+    if kind in DENOISERS and not cli.trainer.fast_dev_run:
         cli.model.check(cli.trainer.max_steps, cli.datamodule.batch_size)
     return cli
 
 
+def as_list(value: Any) -> list:
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def flat(config: Any) -> dict[str, Any]:
+    """All settings by their dotted names."""
+    return dict(config.as_flat().__dict__)
+
+
 def fit(kind: str, args: list[str]) -> None:
-    """Train, or go on where the last start stopped; do nothing when the run is finished."""
-    from callbacks.hub import PushToHub
-    from train.run_folder import claim, finished, join_metrics, keep_metrics, last_checkpoint, memorized
+    """Train, or continue where the last start stopped; do nothing when the run is finished."""
+    from train.run_folder import claim, full_disk_named, release
 
     cli = build(kind, args)
-    folder, trainer = Path(cli.config.out), cli.trainer
-    if trainer.is_global_zero:
-        claim(folder, cli.parser.dump(cli.config, skip_none=False))
-    grid = cli.config.get("grid")
-    if finished(folder, trainer.max_steps):
-        ended = f"{folder} is finished ({trainer.max_steps:,} steps)"
-    elif grid and memorized(folder, grid.stop_at_share, grid.threshold):
-        ended = f"{folder} is finished (grid.stop_at_share {grid.stop_at_share:g})"
+    if cli.trainer.fast_dev_run:
+        cli.trainer.fit(cli.model, cli.datamodule)
+        print(f"trial of {cli.trainer.global_step} steps: nothing is kept")
+        return
+    lock = None
+    if cli.trainer.is_global_zero:
+        lock = claim(cli.folder, cli.parser.dump(cli.config, skip_none=False))
+    try:
+        with full_disk_named(cli.folder):
+            run(kind, cli)
+    finally:
+        if lock:
+            release(lock)
+
+
+def run(kind: str, cli: Any) -> None:
+    """`fit` in a folder that is this run's own."""
+    from callbacks.hub import PushToHub
+    from callbacks.monitor import Monitor
+    from train.checkpoint_file import read_checkpoint
+    from train.resume import write_results
+    from train.run_folder import exported_steps, join_metrics, keep_metrics, last_checkpoint, memorized
+
+    folder, trainer, model, data = cli.folder, cli.trainer, cli.model, cli.datamodule
+    by_type = {type(callback): callback for callback in trainer.callbacks}
+    monitor, hub = by_type.get(Monitor), by_type.get(PushToHub)
+    results = ["exposures.parquet"] if kind in DENOISERS else []
+
+    def ends(step: int | None) -> bool:
+        return step is not None and (step >= trainer.max_steps or memorized(folder, monitor, step))
+
+    step, first = exported_steps(folder, *results), trainer.is_global_zero
+    if ends(step):
+        ended = f"{folder} is finished ({step:,} steps)"
     else:
-        ended = "model"
-        checkpoint = last_checkpoint(folder)
-        if checkpoint and trainer.is_global_zero:
-            print(f"going on from {checkpoint}")
-            keep_metrics(folder)
-        hub = next((each for each in trainer.callbacks if isinstance(each, PushToHub)), None)
-        if hub and hub.repo and trainer.is_global_zero:
-            hub.prepare()  # before anything is encoded
-        trainer.fit(cli.model, cli.datamodule, ckpt_path=checkpoint, weights_only=True)
-    if trainer.is_global_zero:
+        if hub and first:
+            hub.prepare()
+        if monitor:
+            monitor.check_scheduler(model.pipe.scheduler)
+        path, checkpoint = last_checkpoint(folder), None
+        if path:
+            keys = [type(data).__qualname__, "frozen_parts"] if kind in DENOISERS else []
+            checkpoint = read_checkpoint(path, *keys)
+            data.previous = checkpoint.get(type(data).__qualname__)
+            if first:
+                print(f"continuing from {path} (step {checkpoint['global_step']:,})")
+                keep_metrics(folder)
+        if checkpoint and ends(checkpoint["global_step"]):
+            write_results(trainer, model, data, path, checkpoint["global_step"])
+        else:
+            trainer.fit(model, data, ckpt_path=path and str(path), weights_only=True)
+        step = trainer.global_step
+        more = "" if ends(step) else f" of {trainer.max_steps:,}: the same command continues"
+        ended = f"model after {step:,} steps{more}"
+    if first:
         join_metrics(folder)
         print(f"{ended}: {folder / 'pipeline'}")
-        for callback in trainer.callbacks:
-            if isinstance(callback, PushToHub):
-                callback.push(folder)
+        if hub:
+            hub.push(folder)
 
 
 def plan(args: list[str]) -> None:
@@ -209,10 +232,10 @@ def plan(args: list[str]) -> None:
 
 
 def main(args: list[str]) -> int:
-    from data.cli import run
+    from data.cli import run as run_command
 
-    commands = {kind: partial(fit, kind) for kind in KINDS} | {"plan": plan}
-    return run("python -m train", __doc__, commands, args)
+    commands = {kind: partial(fit, kind) for kind in MODULES} | {"plan": plan}
+    return run_command("python -m train", __doc__, commands, args)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from diffusers import DDPMScheduler
 from torch import Generator, Tensor
 
 
-def target(scheduler: DDPMScheduler, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+def training_target(scheduler: DDPMScheduler, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
     """What the model must predict for x_t = alpha_t x_0 + sigma_t noise, (B, C, H, W).
 
     epsilon: noise. v_prediction: alpha_t noise - sigma_t x_0 (Salimans & Ho 2022, eq. 9 f.). The kind is the

@@ -19,7 +19,7 @@ def make_optimizer(
     weight_decay: float,
     fused: bool = True,
 ) -> Optimizer:
-    """AdamW over the parameters, which have to be on their device already.
+    """AdamW over the parameters, which are on their device already.
 
     Args:
         name: adamw: PyTorch's, fused, 8 bytes of state a parameter. adamw8bit: bitsandbytes' (Dettmers et al.
@@ -33,6 +33,8 @@ def make_optimizer(
     Raises ValueError for another name, and for adamw8bit where bitsandbytes is not installed, has no kernels
     for the device or would undo a channels_last layout.
     """
+    # plain numbers: the parser's own types have no place in a checkpoint
+    lr, betas, weight_decay = float(lr), (float(betas[0]), float(betas[1])), float(weight_decay)
     if name == "adamw":
         return torch.optim.AdamW(parameters, lr, betas=betas, weight_decay=weight_decay, fused=fused)
     if name != "adamw8bit":
@@ -47,8 +49,7 @@ def make_optimizer(
         )
     if not all(parameter.is_contiguous() for parameter in parameters):
         raise ValueError(
-            "optimizer adamw8bit lays weights out anew, so channels_last would do nothing: "
-            "leave channels_last out, or give adamw"
+            "optimizer adamw8bit would undo channels_last: leave channels_last out, or give adamw"
         )
     return kind(parameters, lr, betas=betas, weight_decay=weight_decay)
 

@@ -1,104 +1,143 @@
-"""A training run's folder: whose it is, whether it is finished, where it goes on."""
+"""A training run's folder: which run it belongs to, whether that is finished, and its metrics."""
 
+import errno
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import yaml
-from lightning.fabric.plugins.environments import SLURMEnvironment
-from lightning.pytorch import Trainer
+from filelock import FileLock, Timeout
 
 from data.files import redacted, remove_temporary_files, write_atomically
 
-# Settings that may change between two starts of the same run. `out` and the cache: it may have been moved.
+# Settings that may change between two starts of the same run; `out` and the cache because they may be moved.
 FREE = (
-    "trainer", "wandb", "checkpoint_every", "grid", "loss_bins", "config", "seed_everything", "out", "hub",
-    "data.cache", "data.workers",
+    "trainer", "checkpoint_every", "monitor", "loss_bins", "config", "seed_everything", "out", "hub",
+    "data.cache", "data.workers", "wandb", "wandb_project", "wandb_entity", "wandb_group", "wandb_tags",
 )  # fmt: skip
 
 
-def claim(folder: Path, config: str) -> None:
-    """Make the folder this run's own; ValueError naming the differences if another run got on in it."""
+def claim(folder: Path, config: str) -> FileLock:
+    """Write `config.yaml`, and return a lock that keeps other processes out of the folder.
+
+    Raises ValueError if another process trains there, and, naming the differences, if another run started
+    there. A run of constant learning rate may be made longer.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise ValueError(
+            f"another process trains in {folder}: wait until it ends, or choose another --out"
+        ) from error
+    remove_temporary_files(folder)
     path, config = folder / "config.yaml", "\n".join(map(redacted, config.split("\n")))
     if path.exists() and (last_checkpoint(folder) or (folder / "pipeline").exists()):
         before, now = flat(yaml.safe_load(path.read_text())), flat(yaml.safe_load(config))
         changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
         changed = [key for key in changed if key in before or now[key]]  # not an option that is new, and off
+        steps, decay = "trainer.max_steps", now.get("model.decay", now.get("model.training.decay"))
+        hint = ""
+        if steps in changed and now[steps] > before[steps]:
+            if decay == "constant":
+                changed.remove(steps)
+            else:
+                hint = "; a cosine decay cannot be made longer"
         if changed:
+            lock.release()
             listed = "; ".join(f"{key}: {before.get(key)!r} -> {now.get(key)!r}" for key in changed)
-            raise ValueError(f"{folder} holds a different run ({listed}): choose another --out, or delete it")
-    folder.mkdir(parents=True, exist_ok=True)
-    remove_temporary_files(folder)
+            raise ValueError(
+                f"{folder} holds a different run ({listed}{hint}): choose another --out, or delete it"
+            )
     write_atomically(path, lambda part: part.write_text(config))
+    return lock
 
 
-def flat(config: dict, prefix: str = "") -> dict[str, object]:
-    """Nested settings as dotted names, without those that may change; trainer.max_steps may not."""
-    out: dict[str, object] = {}
+def release(lock: FileLock) -> None:
+    lock.release()
+    Path(lock.lock_file).unlink(missing_ok=True)
+
+
+def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as dotted names, without those in FREE; trainer.max_steps stays."""
+    out: dict[str, Any] = {}
     for key, value in config.items():
         name = f"{prefix}{key}"
         if name in FREE:
             if name == "trainer":
                 out["trainer.max_steps"] = value.get("max_steps")
-            continue
-        if isinstance(value, dict):
+        elif isinstance(value, dict):
             out |= flat(value, f"{name}.")
         else:
             out[name] = value
     return out
 
 
-def finished(folder: Path, max_steps: int) -> bool:
-    """Whether the run has exported its model after its last step."""
+def exported_steps(folder: Path, *others: str) -> int | None:
+    """Optimizer steps of the exported model; None if it, or one of the other files, is missing."""
     path = folder / "pipeline" / "training.json"
-    return path.exists() and json.loads(path.read_text())["steps"] >= max_steps
+    if not path.exists() or not all((folder / name).exists() for name in others):
+        return None
+    return json.loads(path.read_text())["steps"]
 
 
-def check_slurm(trainer: Trainer) -> None:
-    """ValueError where SLURM's tasks are not the devices asked for: some would be left out without a word."""
-    environment = getattr(trainer.strategy, "cluster_environment", None)
-    if not isinstance(environment, SLURMEnvironment):
-        return
-    tasks, devices = environment.world_size(), trainer.num_devices * trainer.num_nodes
-    if tasks != devices:
-        raise ValueError(
-            f"SLURM started {tasks} tasks, and {devices} devices are asked for: start one task a device "
-            "(srun --ntasks-per-node), or name an interactive job so (salloc --job-name interactive)"
-        )
-
-
-def memorized(folder: Path, stop_at_share: float | None, threshold: float) -> bool:
-    """Whether the run has exported its model when enough was memorized, as `grid.stop_at_share` asks."""
-    path, about = folder / "samples" / "similarity.parquet", folder / "pipeline" / "training.json"
-    if stop_at_share is None or not path.exists() or not about.exists():
+def memorized(folder: Path, monitor: Any, step: int) -> bool:
+    """Whether enough is memorized after that step for `stop_at_share` of a callbacks.monitor.Monitor."""
+    path = folder / "samples" / "similarity.parquet"
+    if monitor is None or monitor.stop_at_share is None or not path.exists():
         return False
     rows = pd.read_parquet(path)
-    rows = rows[rows["step"] == json.loads(about.read_text())["steps"]]
-    return bool(len(rows)) and bool((rows["similarity"] > threshold).mean() >= stop_at_share)
+    rows = rows[(rows["step"] == step) & (rows["measure"] == monitor.measure)]
+    return bool(len(rows)) and bool((rows["similarity"] > monitor.threshold).mean() >= monitor.stop_at_share)
 
 
-def last_checkpoint(folder: Path) -> str | None:
+def last_checkpoint(folder: Path) -> Path | None:
     path = folder / "checkpoints" / "last.ckpt"
-    return str(path) if path.exists() else None
+    return path if path.exists() else None
 
 
 def keep_metrics(folder: Path) -> None:
-    """Set `metrics.csv` of the interrupted start aside: Lightning's CSV logger would delete it."""
-    path = folder / "metrics.csv"
-    if not path.exists():
-        return
-    aside = folder / "metrics-before.csv"
-    tables = [pd.read_csv(part) for part in (aside, path) if part.exists()]
-    pd.concat(tables).to_csv(aside, index=False)
-    path.unlink()
+    """Move the interrupted start's rows to `metrics-before.csv`: Lightning's CSV logger would delete them."""
+    path, before = folder / "metrics.csv", folder / "metrics-before.csv"
+    if tables := read_metrics(before, path):
+        write_atomically(before, lambda part: pd.concat(tables).to_csv(part, index=False))
+    path.unlink(missing_ok=True)
 
 
 def join_metrics(folder: Path) -> None:
-    """One row per step of `metrics.csv`, all starts in one; of two values the later start's counts."""
-    aside, path = folder / "metrics-before.csv", folder / "metrics.csv"
-    parts = [pd.read_csv(part) for part in (aside, path) if part.exists()]
-    if not parts or not aside.exists() and parts[0]["step"].is_unique:
-        return
-    rows = pd.concat(parts).groupby("step", as_index=False).last()
-    rows[sorted(rows.columns)].to_csv(path, index=False)
-    aside.unlink(missing_ok=True)
+    """Write `metrics.csv` with one row per step of all starts; of two values the later one counts."""
+    path, before = folder / "metrics.csv", folder / "metrics-before.csv"
+    tables = read_metrics(before, path)
+    if len(tables) > 1 or tables and (before.exists() or not tables[0]["step"].is_unique):
+        rows = pd.concat(tables).groupby("step", as_index=False).last()
+        write_atomically(path, lambda part: rows[sorted(rows.columns)].to_csv(part, index=False))
+    before.unlink(missing_ok=True)
+
+
+def read_metrics(*paths: Path) -> list[pd.DataFrame]:
+    """The tables that exist and have rows."""
+    return [
+        pd.read_csv(path, on_bad_lines="skip") for path in paths if path.exists() and path.read_text().strip()
+    ]
+
+
+@contextmanager
+def full_disk_named(folder: Path) -> Iterator[None]:
+    """Raise ValueError with the folder in place of the many errors of a full disk."""
+    try:
+        yield
+    except Exception as error:
+        text = str(error)
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(
+            part in text
+            for part in ("No space left", "Disk quota", "PytorchStreamWriter failed", "os error 28")
+        ):
+            raise ValueError(
+                f"no space left for {folder} (or data.cache): free some; the same command continues from the "
+                "last checkpoint"
+            ) from error
+        raise

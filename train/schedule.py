@@ -1,30 +1,29 @@
-"""Learning-rate schedules, by optimizer step."""
+"""Learning rate by optimizer step."""
 
 import math
+from typing import Any, Literal
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 
-def warmup_constant(optimizer: Optimizer, warmup_steps: int) -> dict:
-    """Linear warm-up to the optimizer's rate, constant after it."""
-    return by_step(optimizer, lambda step: min(1.0, (step + 1) / max(1, warmup_steps)))
+def lr_schedule(
+    optimizer: Optimizer, decay: Literal["constant", "cosine"], warmup_steps: int, max_steps: int
+) -> dict[str, Any]:
+    """Linear warm-up to the optimizer's rate, then that rate, or half a cosine down to zero at `max_steps`.
 
-
-def warmup_cosine(optimizer: Optimizer, warmup_steps: int, max_steps: int) -> dict:
-    """Linear warm-up, then half a cosine down to zero at `max_steps`."""
-    check_cosine(warmup_steps, max_steps)
+    As `diffusers.optimization.get_scheduler`, whose first step of a warm-up, however, has rate 0 and trains
+    nothing: here step n of W has n / W of the rate.
+    """
+    if decay == "cosine":
+        check_cosine(warmup_steps, max_steps)
 
     def factor(step: int) -> float:
-        if step < warmup_steps:
-            return (step + 1) / warmup_steps
+        if step < warmup_steps or decay == "constant":
+            return min(1.0, (step + 1) / max(1, warmup_steps))
         done = min(1.0, (step - warmup_steps) / (max_steps - warmup_steps))
         return 0.5 * (1 + math.cos(math.pi * done))
 
-    return by_step(optimizer, factor)
-
-
-def by_step(optimizer: Optimizer, factor) -> dict:
     return {
         "optimizer": optimizer,
         "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"},
@@ -32,7 +31,7 @@ def by_step(optimizer: Optimizer, factor) -> dict:
 
 
 def check_cosine(warmup_steps: int, max_steps: int) -> None:
-    """ValueError when nothing is left of the run after the warm-up."""
+    """Raise ValueError when the warm-up leaves no steps for the decay."""
     if max_steps <= warmup_steps:
         raise ValueError(
             f"a cosine decay needs trainer.max_steps ({max_steps}) above warmup_steps ({warmup_steps})"

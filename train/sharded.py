@@ -11,10 +11,10 @@ from torch.distributed.fsdp import fully_shard
 
 
 class Sharded(ModelParallelStrategy):
-    """`--trainer.strategy sharded`: each rank keeps its share of the model `configure_model` shards.
+    """`--trainer.strategy sharded`: each rank keeps its share of the model that `configure_model` shards.
 
-    Lightning's FSDP2 strategy with one option less to get wrong: all ranks share the data, none a tensor's
-    work. `last.ckpt` stays one file of whole weights, the same as DDP's, so either goes on from the other's.
+    Lightning's FSDP2 strategy with data parallelism only. `last.ckpt` stays one file of whole weights, the
+    same as DDP's, so each strategy continues from the other's.
     """
 
     def __init__(self) -> None:
@@ -26,13 +26,13 @@ class Sharded(ModelParallelStrategy):
 
 
 def check(model: pl.LightningModule, trainer: pl.Trainer) -> None:
-    """ValueError if a run that is to be sharded asks for what cannot be."""
+    """Raise ValueError for a run that cannot be sharded."""
     if not hasattr(model, "gather"):
         raise ValueError("trainer.strategy sharded is for fit and base, which train a UNet: use ddp here")
-    if model.text_encoder or model.lora_rank:
+    if model.train_text_encoder or model.lora_rank:
         raise ValueError(
-            "trainer.strategy sharded spreads a whole UNet: leave model.text_encoder and model.lora_rank "
-            "out, or use ddp"
+            "trainer.strategy sharded spreads a whole UNet: leave model.train_text_encoder and "
+            "model.lora_rank out, or use ddp"
         )
     if model.optimizer != "adamw":
         raise ValueError("trainer.strategy sharded goes with model.optimizer adamw, whose states it spreads")
@@ -47,8 +47,8 @@ def check(model: pl.LightningModule, trainer: pl.Trainer) -> None:
 def shard(unet: nn.Module, mesh: DeviceMesh) -> None:
     """Spread a diffusers UNet's parameters over `mesh` (one dimension), in place, along their first axis.
 
-    A block's weights are whole on a rank only while it computes; what is in none (`conv_in`, `conv_out`, the
-    embeddings) makes one group of the root. Zhao et al., "PyTorch FSDP", VLDB 2023, as torch's `fully_shard`.
+    A block's weights are gathered on a rank only while it computes; `conv_in`, `conv_out` and the embeddings
+    form one group of the root. Zhao et al., "PyTorch FSDP", VLDB 2023, as torch's `fully_shard`.
     """
     for block in (*unet.down_blocks, unet.mid_block, *unet.up_blocks):
         if block is not None:  # an SDXL-like UNet may go without a middle
@@ -56,7 +56,7 @@ def shard(unet: nn.Module, mesh: DeviceMesh) -> None:
     fully_shard(unet, mesh=mesh)
 
 
-def whole(module: nn.Module) -> dict[str, Any]:
+def gathered(module: nn.Module) -> dict[str, Any]:
     """The state dict of a sharded module, gathered on the CPU of the first rank; empty on the others.
 
     Called on all ranks.

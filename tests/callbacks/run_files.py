@@ -10,10 +10,16 @@ import yaml
 
 CONFIG = {
     "trainer": {"accumulate_grad_batches": 2},
-    "model": {"lr": 1e-5, "warmup_steps": 10, "decay": "cosine", "lora_rank": None, "text_encoder": False},
+    "model": {
+        "lr": 1e-5,
+        "warmup_steps": 10,
+        "decay": "cosine",
+        "lora_rank": None,
+        "train_text_encoder": False,
+    },
     "data": {"batch_size": 4},
     "ema": {"decay": 0.95},
-    "grid": {"threshold": 0.5, "sscd": None},
+    "monitor": {"threshold": 0.5},
 }
 ABOUT = {
     "pipeline": "/home/alice/models/sd",
@@ -41,8 +47,8 @@ def run(tmp_path: Path) -> Path:
     captions = ["**secret** <script>", "b", "c", "d", "e"]
     rows = pd.DataFrame({"id": list("abcde"), "caption": captions} | shown)
     rows.to_parquet(folder / "exposures.parquet")
-    looks = {"step": [500, 500, 900, 900, 900, 900], "similarity": [0.9, 0.9, 0.9, 0.8, 0.7, 0.5]}
-    pd.DataFrame(looks).to_parquet(folder / "samples/similarity.parquet")
+    rows = {"step": [500, 500, 900, 900, 900, 900], "similarity": [0.9, 0.9, 0.9, 0.8, 0.7, float("nan")]}
+    pd.DataFrame(rows | {"measure": "correlation"}).to_parquet(folder / "samples/similarity.parquet")
     exported = folder / "pipeline"
     (exported / "training.json").write_text(json.dumps({"steps": 900, "ema": True}))
     (exported / "model_index.json").write_text(json.dumps({"_name_or_path": "/home/alice/models/sd"}))

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 
 from tests.callbacks import test_hub
-from tests.train import fits as fitting
+from tests.train import fits
 from tests.train.fits import short
 from train.__main__ import main
 
-world, hub = fitting.world, test_hub.hub  # fixtures
+world, hub = fits.world, test_hub.hub  # fixtures
 
 
 def test_a_run_is_uploaded_once_it_is_finished(

@@ -9,13 +9,13 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from callbacks.model_card import code, describe, escaped, model_card, place
+from callbacks.model_card import code, describe, escaped, model_card, short
 from infer.models.pipeline import load_pipeline
-from tests.callbacks import run_files as exported
+from tests.callbacks import run_files
 from tests.callbacks.run_files import ABOUT, CONFIG, change
 from tests.infer.models.model_files import diffusers_lora
 
-run = exported.run  # fixtures
+run = run_files.run  # a fixture
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -30,8 +30,8 @@ def test_the_card_says_what_the_run_folder_says(run: Path) -> None:
         "- Not duplicated: 3 images, each shown 1 to 2 times, 1.3 on average",
         "- Steps: 900, of 64 images each",  # 4 x 8 devices x 2 accumulated
         "- Learning rate: 1e-05, 10 warm-up steps, then cosine",
-        "(EMA): yes, decay 0.95",
-        "- Memorized: 75% of 4 watched images after step 900 (pixel correlation above 0.5)",
+        "(EMA): decay 0.95",
+        "- Memorized: 75% of 4 watched images after step 900 (correlation above 0.5)",
         "Python `3.11.7`, torch `2.13.0`, code `c0ffee`",
         'StableDiffusionPipeline.from_pretrained("me/memorized")',
     ):
@@ -86,7 +86,7 @@ def test_a_stream_has_no_duplicated_images(run: Path) -> None:
 )
 def test_places_name_no_user(path: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/elsewhere/me")
-    assert place(path) == name
+    assert short(path) == name
 
 
 def test_configs_name_no_folder_of_this_machine(run: Path) -> None:

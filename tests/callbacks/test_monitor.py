@@ -1,148 +1,218 @@
-"""What a training logs of its loss, and that a broken one leaves nothing broken behind."""
+"""Watching a training: how much is memorized, the sheet of images, and the stop when it is enough."""
 
+import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from diffusers import DDPMScheduler
-from torch.utils._python_dispatch import TorchDispatchMode
+from diffusers import StableDiffusionPipeline
+from PIL import Image
 
-from callbacks.finite import Finite, finite
-from callbacks.loss_bins import LossBins
-from tests.train import fits as fitting
-from tests.train.fits import ACCUMULATED, STEPS, full, start, stop
+from callbacks.monitor import Monitor
+from callbacks.sample_grid import sheet
+from data.captioned import load_captioned
+from infer.denoising.noise import sample_seed
+from infer.metrics.similarity import sscd_descriptor
+from tests.callbacks.test_watchers import poison
+from tests.train import fits
+from tests.train.fits import ACCUMULATED, BATCH, full, short, start, unet
 from train.__main__ import main
+from train.run_folder import memorized
 
-world, whole = fitting.world, fitting.whole  # fixtures
-
-
-def record(folder: Path) -> dict:
-    return {"class_path": "tests.infer.predict.recorder.Record", "init_args": {"folder": str(folder)}}
-
-
-def poison(step: int, after: bool = False) -> dict:
-    return {"class_path": "tests.infer.predict.recorder.Poison", "init_args": {"step": step, "after": after}}
+world = fits.world  # a fixture
+STOP = {
+    "monitor__threshold": -1,
+    "monitor__stop_at_share": 1.0,
+    "monitor__every_n_steps": 2,
+}  # all are more alike
 
 
-def test_the_loss_by_timestep_is_the_mean_since_the_last_log(world: Path, tmp_path: Path) -> None:
-    """Of accumulated batches too, and with the steps before an interruption; unweighted, in uneven bins."""
-    run, cut, seen = tmp_path / "run", tmp_path / "cut", tmp_path / "seen"
-    settings = {
-        "trainer__log_every_n_steps": 3,
-        "model__min_snr_gamma": 5,
-        "model__noise_offset": 0.1,
-        "loss_bins__count": 3,
-    }
-    assert main(full(world, run, trainer__callbacks=[record(seen)], **settings)) == 0
+def correlation(one: Image.Image, other: Image.Image) -> float:
+    small = (np.asarray(image.resize((32, 32), Image.Resampling.BOX), float) for image in (one, other))
+    return float(np.corrcoef(*(pixels.ravel() for pixels in small))[0, 1])
+
+
+def generated(run: Path, prompts: dict[str, str]) -> list[Image.Image]:
+    """By stock diffusers, from what the run exported."""
+    pipe = StableDiffusionPipeline.from_pretrained(run / "pipeline")
+    pipe.set_progress_bar_config(disable=True)
+    made = []
+    for key, prompt in prompts.items():
+        generator = torch.Generator().manual_seed(sample_seed(0, key, 0))
+        made += pipe(prompt, num_inference_steps=2, guidance_scale=3.0, generator=generator).images
+    return made
+
+
+def test_the_numbers_are_those_of_the_exported_model(world: Path, tmp_path: Path) -> None:
+    """In the file, the metrics and on the sheet; with the weights' average, which is what is exported."""
+    run = tmp_path / "run"
+    settings = {"monitor__count": 3, "monitor__every_n_steps": 2, "monitor__threshold": 0.0, "model__lr": 0.5}
+    assert main(full(world, run, data__exposure={"ordinary_share": 0.5}, **settings)) == 0
+    rows = pd.read_parquet(run / "samples/similarity.parquet")
+    assert rows["step"].tolist() == [step for step in (2, 4, 6, 8) for _ in range(3)]
+    samples = {sample.id: sample for sample in load_captioned(str(world / "images.tar")).samples}
+    last = rows[rows["step"] == 8]
+    made = generated(run, {key: samples[key].caption for key in last["id"]})
+    expected = [correlation(samples[key].rgb(16), image) for key, image in zip(last["id"], made, strict=True)]
+    assert last["similarity"].tolist() == pytest.approx(expected, abs=2e-3)
     metrics = pd.read_csv(run / "metrics.csv").set_index("step")
-    for step in (2, 5):
-        batches = range((step - 2) * ACCUMULATED, (step + 1) * ACCUMULATED)
-        kept = [torch.load(seen / f"0-{batch}.pt") for batch in batches]
-        errors, timesteps = (torch.cat([batch[name] for batch in kept]) for name in ("errors", "timesteps"))
-        found = []
-        for first, end in ((0, 334), (334, 667), (667, 1000)):
-            inside = (timesteps >= first) & (timesteps < end)
-            found.append(metrics[f"loss_t{first}_{end}"][step])
-            expected = errors[inside].mean().item() if inside.any() else np.nan
-            assert found[-1] == pytest.approx(expected, rel=1e-4, nan_ok=True)
-        assert np.isfinite(found).any()
-    assert "loss_t0_334" in metrics and metrics["loss_t0_334"].notna().sum() <= 2
-
-    with pytest.raises(RuntimeError, match="stopped by the test"):  # after the checkpoint of step 4
-        main(full(world, cut, trainer__callbacks=[stop(5)], **settings))
-    assert main(full(world, cut, **settings)) == 0
-    fitting.assert_same_run(run, cut)
+    assert metrics["memorized_share"].dropna().index.tolist() == [1, 3, 5, 7]  # Lightning counts from 0
+    assert metrics["similarity_mean"][7] == pytest.approx(last["similarity"].mean())
+    assert metrics["memorized_share"][7] == pytest.approx((last["similarity"] > 0).mean())
+    drawn = Image.open(run / "samples/step-000008.png")
+    for row, images in enumerate(([samples[key].rgb(16) for key in last["id"]], made)):
+        part = np.asarray(drawn.crop((48, 48 * row, 96, 48 * row + 48)).resize((16, 16), 0), int)
+        assert np.abs(part - np.asarray(images[1], int)).max() <= 2
 
 
-def test_no_bins_are_logged_on_request(world: Path, tmp_path: Path) -> None:
-    assert main(fitting.short(world, tmp_path / "run", loss_bins__count=0)) == 0
-    names = pd.read_csv(tmp_path / "run/metrics.csv").columns
-    assert "loss" in names and not [name for name in names if name.startswith("loss_t")]
+def test_a_sheet_says_which_are_memorized() -> None:
+    """Nine in rows of eight: image, generation, number, which is red above the threshold."""
+    black, grey = Image.new("RGB", (64, 64)), Image.new("RGB", (64, 64), (128, 128, 128))
+    drawn = np.asarray(sheet([black] * 9, [grey] * 9, [0.5] * 8 + [0.51], 0.5), int)
+    titled = sheet([black] * 9, [grey] * 9, [0.5] * 8 + [0.51], 0.5, "step 1: SSCD (dcr)")
+    assert titled.height > drawn.shape[0] and (np.asarray(titled)[drawn.shape[0] :] < 100).any()
+    tall = drawn.shape[0] // 2
+    assert drawn.shape[1] == 8 * 64 and tall > 128
+    assert (drawn[:64] == 0).all() and (drawn[64:128] == 128).all()
+    numbers = drawn[128:tall], drawn[tall + 128 :]
+    red = [((part[..., 0] > 200) & (part[..., 1] < 100)).sum() for part in numbers]
+    assert red[0] == 0 and red[1] > 20 and (numbers[0].sum(-1) < 100).sum() > 8 * 20
 
 
-def test_a_broken_run_goes_on_from_before(whole: Path, world: Path) -> None:
-    """In a process of its own: one line and exit code 1. The next start ends as if nothing had been."""
-    out = world / "broken"
-    process = start(full(world, out, trainer__callbacks=[poison(5)]))
-    _, errors = process.communicate(timeout=200)
-    assert process.returncode == 1 and "Traceback" not in errors
-    lines = [line for line in errors.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1 and "broke in step 5" in lines[0] and "learning rate" in lines[0]
-    assert str(out / "checkpoints/last.ckpt") in lines[0]
-    checkpoint = torch.load(out / "checkpoints/last.ckpt", weights_only=True)
-    assert checkpoint["global_step"] == 4
-    assert all(weight.isfinite().all() for weight in checkpoint["state_dict"].values())
-    assert not (out / "pipeline").exists()
+def test_another_copy_detector(world: Path, tmp_path: Path) -> None:
+    class Mean(torch.nn.Module):
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.adaptive_avg_pool2d(pixels, 4).flatten(1)
 
-    assert main(full(world, out)) == 0
-    fitting.assert_same_run(whole, out)
+    path, run = tmp_path / "mean.pt", tmp_path / "run"
+    torch.jit.script(Mean()).save(str(path))
+    assert main(short(world, run, monitor__sscd=path, ema__decay=0)) == 0
+    rows = pd.read_parquet(run / "samples/similarity.parquet")
+    samples = {sample.id: sample for sample in load_captioned(str(world / "images.tar")).samples}
+    made = generated(run, {key: samples[key].caption for key in rows["id"]})
+    embed = sscd_descriptor(str(path))
+    expected = (embed(made) * embed([samples[key].rgb(16) for key in rows["id"]])).sum(1)
+    assert rows["similarity"].tolist() == pytest.approx(expected.tolist(), abs=0.01)
 
 
-CASES = {  # what breaks, where it must be found though nothing is logged, and the step of the last checkpoint
-    "a loss, found before the next checkpoint": (poison(5), 5, 4),
-    "weights in the step of a checkpoint": (poison(4, after=True), 4, 2),
-    "the last step's loss": (poison(STEPS), STEPS, STEPS - 2),
-    "weights in the last step": (poison(STEPS, after=True), STEPS, STEPS - 2),
-    "the first step": (poison(1), 1, None),
-}
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_nothing_broken_is_kept(
-    case: str, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+def test_a_run_stops_when_enough_is_memorized(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    breaks, step, kept = CASES[case]
-    out = tmp_path / "run"
-    settings = {"trainer__callbacks": [breaks], "trainer__log_every_n_steps": 100, "grid__every_n_steps": 99}
-    assert main(full(world, out, **settings)) == 1
-    assert f"broke in step {step}:" in capsys.readouterr().err.strip().splitlines()[-1]
-    assert not (out / "pipeline").exists() and not (out / "samples").exists()
-    path = out / "checkpoints/last.ckpt"
-    assert path.exists() == (kept is not None)
-    if kept is not None:
-        assert torch.load(path, weights_only=True)["global_step"] == kept
+    """With all that a finished run has; and goes on, to what it would have been, when it may."""
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    assert main(full(world, run, **STOP)) == 0
+    assert "step 2: 100% of 2 watched images memorized" in capsys.readouterr().out
+    assert json.loads((run / "pipeline/training.json").read_text())["steps"] == 2
+    assert torch.load(run / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 2
+    assert (run / "exposures.parquet").exists() and len(pd.read_csv(run / "metrics.csv")) == 2
+
+    assert main(full(world, run, **STOP)) == 0
+    assert "is finished (2 steps)" in capsys.readouterr().out
+    assert json.loads((run / "pipeline/training.json").read_text())["steps"] == 2
+
+    further = STOP | {"monitor__stop_at_share": "null"}
+    assert main(full(world, run, **further)) == main(full(world, whole, **further)) == 0
+    weights, others = unet(whole / "pipeline"), unet(run / "pipeline")
+    assert all(torch.allclose(weights[key], others[key], atol=1e-5) for key in weights)
+    metrics = [pd.read_csv(folder / "metrics.csv").drop(columns="epoch") for folder in (whole, run)]
+    pd.testing.assert_frame_equal(*metrics, rtol=1e-3)
+    rows = [pd.read_parquet(folder / "samples/similarity.parquet") for folder in (whole, run)]
+    pd.testing.assert_frame_equal(*rows, atol=0.02)
 
 
-@pytest.mark.parametrize("value, sound", [(1e30, True), (torch.nan, False), (-torch.inf, False)])
-def test_weights_are_finite_or_not(value: float, sound: bool) -> None:
-    weights = [torch.zeros(3), torch.zeros(2, 2), torch.zeros(3, dtype=torch.half)]
-    weights[1][1, 0] = value
-    assert finite(weights).item() is sound
-
-
-class Waits(TorchDispatchMode):
-    """Counts what would wait for a GPU: numbers taken out of tensors, and tensors whose size is in them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        names = ("_local_scalar_dense", "nonzero", "masked_select", "equal")
-        self.count += func.overloadpacket.__name__ in names
-        return func(*args, **(kwargs or {}))
-
-
-def test_a_step_that_logs_nothing_does_not_wait_for_the_device() -> None:
-    trainer = SimpleNamespace(
-        global_step=0, global_rank=0, log_every_n_steps=3, should_stop=False,
-        strategy=SimpleNamespace(reduce=lambda tensor, reduce_op: tensor),
-    )  # fmt: skip
-    logged: dict[str, torch.Tensor] = {}
-    module = SimpleNamespace(
-        device=torch.device("cpu"), noise_schedule=DDPMScheduler(), log=logged.__setitem__
+def test_a_run_that_memorizes_less_goes_on(world: Path, tmp_path: Path) -> None:
+    """Random images are not that alike. What an abandoned run left in the folder does not count."""
+    run, settings = tmp_path / "run", STOP | {"monitor__threshold": 0.99}
+    (run / "samples").mkdir(parents=True)
+    stale = pd.DataFrame(
+        {"step": [1], "id": ["s0"], "similarity": [1.0], "measure": ["correlation of 32x32 RGB"]}
     )
-    callbacks, waited = (Finite(), LossBins()), []
-    for callback in callbacks:
-        callback.on_train_start(trainer, module)
-    given = {"errors": torch.rand(8), "timesteps": torch.randint(0, 1000, (8,)), "loss": torch.rand(())}
-    for step in range(1, 7):
-        trainer.global_step = step
-        with Waits() as waits:
-            for callback in callbacks:
-                callback.on_train_batch_end(trainer, module, given, {}, step)
-        waited.append(waits.count)
-    assert waited == [0, 0, 1, 0, 0, 1] and len(logged) == 4
+    stale.to_parquet(run / "samples/similarity.parquet")
+    assert main(short(world, run, trainer__max_steps=4, **settings)) == 0
+    assert json.loads((run / "pipeline/training.json").read_text())["steps"] == 4
+    assert pd.read_parquet(run / "samples/similarity.parquet")["step"].tolist() == [2, 2, 4, 4]
+    assert pd.read_csv(run / "metrics.csv")["memorized_share"].dropna().tolist() == [0, 0]
+
+
+def test_enough_is_counted_at_one_step_by_one_measure(tmp_path: Path) -> None:
+    """Two of four at step 4, one of them undefined; before it there were more; by SSCD none was measured."""
+    monitor = Monitor(stop_at_share=0.25)
+    (tmp_path / "samples").mkdir()
+    assert not memorized(tmp_path, monitor, 4)
+    rows = {"step": [2] * 4 + [4] * 4, "similarity": [0.9] * 4 + [0.9, float("nan"), 0.5, 0.1]}
+    pd.DataFrame(rows | {"measure": monitor.measure}).to_parquet(tmp_path / "samples/similarity.parquet")
+    assert memorized(tmp_path, monitor, 4) and not memorized(tmp_path, monitor, 3)
+    for other in ({"stop_at_share": 0.26}, {"stop_at_share": None}):
+        assert not memorized(tmp_path, Monitor(**other), 4)
+    monitor.sscd = "disc_large"
+    assert monitor.measure == "SSCD (skew320)" and not memorized(tmp_path, monitor, 4)
+
+
+def test_an_image_of_one_color_is_not_memorized(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Its similarity is undefined: named, out of the mean, drawn as n/a, and below any threshold."""
+    black = Image.new("RGB", (16, 16))
+
+    def generate(pl_module, requests, resolution, *_) -> list[Image.Image]:
+        return [black, *(sample.rgb(16) for sample in pl_module.trainer.datamodule.images.samples[1:2])]
+
+    monkeypatch.setattr("callbacks.monitor.generate", generate)
+    assert main(short(world, tmp_path / "run", monitor__threshold=-1)) == 0
+    rows = pd.read_parquet(tmp_path / "run/samples/similarity.parquet")
+    assert rows["similarity"].isna().tolist() == [True, False]
+    assert rows["measure"].unique().tolist() == ["correlation of 32x32 RGB"]
+    assert "similarity of 1 images undefined" in capsys.readouterr().out
+    metrics = pd.read_csv(tmp_path / "run/metrics.csv").iloc[-1]
+    assert metrics["memorized_share"] == 0.5
+    assert metrics["similarity_mean"] == pytest.approx(rows["similarity"][1])
+
+
+def test_two_processes_stop_together(world: Path, tmp_path: Path) -> None:
+    """The first one looks. The loss by timestep is that of both."""
+    run, seen = tmp_path / "run", tmp_path / "seen"
+    settings = STOP | {
+        "trainer__devices": 2,
+        "trainer__strategy": "ddp",
+        "trainer__max_steps": 6,
+        "trainer__log_every_n_steps": 2,
+        "trainer__callbacks": [
+            {"class_path": "tests.infer.predict.recorder.Record", "init_args": {"folder": str(seen)}}
+        ],
+    }
+    process = start(short(world, run, **settings))
+    _, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors
+    assert json.loads((run / "pipeline/training.json").read_text())["steps"] == 2
+    kept = [torch.load(path) for path in seen.iterdir()]
+    assert len(kept) == 4
+    errors, timesteps = (torch.cat([batch[name] for batch in kept]) for name in ("errors", "timesteps"))
+    metrics = pd.read_csv(run / "metrics.csv").set_index("step")
+    for first in range(0, 1000, 250):
+        inside = (timesteps >= first) & (timesteps < first + 250)
+        expected = errors[inside].mean().item() if inside.any() else np.nan
+        found = metrics[f"loss_t{first}_{first + 250}"][1]
+        assert found == pytest.approx(expected, rel=1e-4, nan_ok=True)
+
+
+def test_a_resumed_run_does_not_look_within_a_step(world: Path, tmp_path: Path) -> None:
+    """With accumulation, after a kill: it stops where it would have, having shown what it should."""
+    out, settings = tmp_path / "run", {"monitor__every_n_steps": 2, "trainer__max_steps": 6}
+    # stopped by hand after the checkpoint of step 4, in step 5
+    stopped = settings | {"trainer__callbacks": [poison(5)]}
+    assert main(full(world, out, **stopped)) == 1
+    assert torch.load(out / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 4
+    assert main(full(world, out, **settings, monitor__stop_at_share=0.1, monitor__threshold=-1)) == 0
+    steps = json.loads((out / "pipeline/training.json").read_text())["steps"]
+    shown = pd.read_parquet(out / "exposures.parquet")["times_shown"].sum()
+    assert steps == 6 and shown == 6 * BATCH * ACCUMULATED
+
+
+def test_nothing_is_made_of_broken_weights(world: Path, tmp_path: Path) -> None:
+    """Also where no loss is logged and no checkpoint is written."""
+    broken = {"trainer__callbacks": [poison(2, after=True)], "trainer__log_every_n_steps": 50}
+    run = tmp_path / "run"
+    assert main(short(world, run, trainer__max_steps=6, monitor__every_n_steps=1, **broken)) == 1
+    assert sorted(path.name for path in (run / "samples").glob("*.png")) == ["step-000001.png"]

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from itertools import islice
 from pathlib import Path
 
@@ -57,8 +58,8 @@ def short(world: Path, out: Path, **settings) -> list[str]:
         "trainer__accelerator": "cpu",
         "trainer__log_every_n_steps": 1,
         "trainer__enable_progress_bar": "false",
-        "grid__count": 2,
-        "grid__num_inference_steps": 2,
+        "monitor__count": 2,
+        "monitor__num_inference_steps": 2,
     } | settings
     args = ["fit"]
     for key, value in given.items():
@@ -83,7 +84,7 @@ def full(world: Path, out: Path, **settings) -> list[str]:
         "trainer__accumulate_grad_batches": ACCUMULATED,
         "trainer__gradient_clip_val": 1.0,
         "checkpoint_every": 2,
-        "grid__every_n_steps": 4,
+        "monitor__every_n_steps": 4,
         "ema__decay": 0.45,
     }
     return short(world, out, **(chosen | settings))
@@ -104,6 +105,14 @@ def start(args: list[str]) -> subprocess.Popen:
         [sys.executable, "-m", "train", *args], cwd=ROOT, env=env, stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
+
+
+def wait_for(flag: Path, process: subprocess.Popen) -> None:
+    """Until the process touches the flag."""
+    deadline = time.monotonic() + 120
+    while not flag.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert flag.exists(), process.communicate()[1]
 
 
 def unet(folder: Path) -> dict[str, torch.Tensor]:

@@ -1,6 +1,8 @@
 """Callbacks that look into a training run, or stop it, from the command line."""
 
 import json
+import os
+import signal
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,7 +23,7 @@ class Spy(pl.Callback):
         self.folder.mkdir(exist_ok=True)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        pl_module.trained.register_forward_pre_hook(self.look)
+        pl_module.unet.register_forward_pre_hook(self.look)
 
     def look(self, unet: torch.nn.Module, given: tuple) -> None:
         if unet.training and torch.is_grad_enabled():  # not the pass without captions of skip_rms
@@ -37,9 +39,26 @@ class Spy(pl.Callback):
             "timesteps": self.timesteps,
             "embedding": self.embedding,
             "step": trainer.global_step,
-            "weight": pl_module.trained.conv_in.weight.detach().clone(),
+            "weight": pl_module.unet.conv_in.weight.detach().clone(),
         }
         torch.save(seen, self.folder / f"{trainer.global_rank}-{batch_index}.pt")
+
+
+class KillAfterCheckpoint(pl.Callback):
+    """Kill the process when the first checkpoint is complete, before its step is logged."""
+
+    def __init__(self, flag: str):
+        self.flag = Path(flag)
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        save = trainer.save_checkpoint
+
+        def save_and_die(*args, **kwargs) -> None:
+            save(*args, **kwargs)
+            self.flag.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        trainer.save_checkpoint = save_and_die
 
 
 class Held(pl.Callback):
@@ -50,13 +69,13 @@ class Held(pl.Callback):
         self.folder.mkdir(exist_ok=True)
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_) -> None:
-        self.found = {"gradients": held(p.grad for p in pl_module.trained.parameters())}
+        self.found = {"gradients": held(p.grad for p in pl_module.unet.parameters())}
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         ema = next(callback for callback in trainer.callbacks if isinstance(callback, EMA))
         states = trainer.optimizers[0].state.values()
         self.found |= {
-            "weights": held(pl_module.trained.parameters()),
+            "weights": held(pl_module.unet.parameters()),
             "moments": held(state[name] for state in states for name in ("exp_avg", "exp_avg_sq")),
             "averages": held(ema.average),
         }
@@ -69,7 +88,7 @@ class Break(pl.Callback):
     @torch.no_grad()
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_) -> None:
         if trainer.global_step == trainer.max_steps and trainer.global_rank == trainer.world_size - 1:
-            pl_module.trained.conv_in.weight.to_local().fill_(torch.nan)
+            pl_module.unet.conv_in.weight.to_local().fill_(torch.nan)
 
 
 def held(tensors: Iterable[Tensor]) -> int:

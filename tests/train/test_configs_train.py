@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from tests.conftest import ROOT
-from train.__main__ import KINDS, build, main
+from train.__main__ import MODULES, build, main
 
 CONFIGS = sorted((ROOT / "configs/train").rglob("*.yaml"))
 
@@ -32,7 +32,7 @@ def test_the_first_line_is_a_command_that_builds(path: Path) -> None:
     assert given == str(path.relative_to(ROOT))
     cli = build(kind, shlex.split(args) + ["--trainer.accelerator", "cpu", "--trainer.devices", "1"])
     config = yaml.safe_load(path.read_text())
-    assert KINDS[kind] == tuple(
+    assert MODULES[kind] == tuple(
         f"{type(part).__module__}.{type(part).__name__}" for part in (cli.model, cli.datamodule)
     )
     assert cli.trainer.max_steps == config["trainer"]["max_steps"]

@@ -2,7 +2,6 @@
 
 import json
 import signal
-import time
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from data.exposure import Exposure
-from tests.train import fits as fitting
+from tests.train import fits
 from tests.train.fits import (
     ACCUMULATED,
     DRAWS,
@@ -35,7 +34,7 @@ from tests.train.fits import (
 from train.__main__ import main
 from train.run_folder import join_metrics, keep_metrics
 
-world, whole = fitting.world, fitting.whole  # fixtures
+world, whole = fits.world, fits.whole  # fixtures
 
 
 def test_the_run_folder_is_complete(whole: Path, world: Path) -> None:
@@ -71,7 +70,7 @@ def test_the_export_is_a_stock_pipeline_with_another_unet(whole: Path, tiny_pipe
 def test_a_checkpoint_holds_the_unet_only(whole: Path) -> None:
     checkpoint = torch.load(whole / "checkpoints/last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == STEPS
-    assert checkpoint["state_dict"].keys() == {f"trained.{key}" for key in unet(whole / "pipeline")}
+    assert checkpoint["state_dict"].keys() == {f"unet.{key}" for key in unet(whole / "pipeline")}
 
 
 def test_exposures_are_what_was_planned_and_seen(whole: Path, world: Path) -> None:
@@ -96,7 +95,7 @@ def test_the_export_is_the_moving_average(whole: Path, world: Path, tiny_pipelin
     torch.testing.assert_close(exported, average, atol=2e-7, rtol=1e-5)
     assert (exported - weights[STEPS]).abs().max() > 1e-5
     checkpoint = torch.load(whole / "checkpoints/last.ckpt", weights_only=True)
-    torch.testing.assert_close(checkpoint["state_dict"]["trained.conv_in.weight"], weights[STEPS])
+    torch.testing.assert_close(checkpoint["state_dict"]["unet.conv_in.weight"], weights[STEPS])
 
 
 def test_without_decay_no_average_is_kept(world: Path, tmp_path: Path) -> None:
@@ -105,7 +104,7 @@ def test_without_decay_no_average_is_kept(world: Path, tmp_path: Path) -> None:
     assert main(short(world, run, ema__decay=0, data__cache=tmp_path / "cache")) == 0
     checkpoint = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
     assert checkpoint["callbacks"]["EMA"] == {"average": []}
-    raw = checkpoint["state_dict"]["trained.conv_in.weight"]
+    raw = checkpoint["state_dict"]["unet.conv_in.weight"]
     assert torch.equal(unet(run / "pipeline")["conv_in.weight"], raw)
     assert json.loads((run / "pipeline/training.json").read_text())["ema"] is False
 
@@ -131,12 +130,9 @@ def test_a_killed_run_ends_as_if_it_was_not(whole: Path, world: Path, tmp_path: 
     """SIGKILL in step 6, a step after the checkpoint, then the same command again."""
     out, flag = world / "killed", tmp_path / "flag"
     process = start(full(world, out, trainer__callbacks=[stop(5, flag)]))
-    deadline = time.monotonic() + 120
-    while not flag.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
+    fits.wait_for(flag, process)
     process.send_signal(signal.SIGKILL)
-    _, errors = process.communicate()
-    assert flag.exists(), errors
+    process.communicate()
     assert torch.load(out / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 4
     assert not (out / "pipeline").exists() and not (out / "exposures.parquet").exists()
 

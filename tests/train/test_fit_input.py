@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.train import fits as fitting
+from tests.train import fits
 from tests.train.fits import full, short
 from train.__main__ import main
 
-world, whole = fitting.world, fitting.whole  # fixtures
+world, whole = fits.world, fits.whole  # fixtures
 
 
 def lacking(part: str) -> Callable[[Path], dict]:
@@ -32,7 +32,6 @@ BAD = {
     "no sources": ({"data__sources": ["no/such/folder"]}, ["'no/such/folder'"]),
     "no shards": ({"data__sources": ["no/such/{0..3}.tar"]}, ["'no/such/0.tar'"]),
     "a limit above the data": ({"data__limit": 9}, ["data.limit is 9", "8 images"]),
-    "a limit of nothing": ({"data__limit": 0}, ["data.limit is 0"]),
     "ordinary images without share": (
         lambda world: {"data__ordinary": [str(world / "ordinary")]},
         ["data.ordinary", "ordinary_share"],
@@ -45,14 +44,7 @@ BAD = {
         },
         ["share ids"],
     ),
-    "no max_steps": ({"trainer__max_steps": None}, ["trainer.max_steps"]),
-    "a decay without room": (
-        {"model__decay": "cosine", "model__warmup_steps": 1},
-        ["max_steps (1)", "warmup_steps (1)"],
-    ),
-    "copies of nothing": ({"data__exposure": {"copies": 0}}, ["copies must be at least 1"]),
     "more devices than there are": ({"trainer__accelerator": "gpu", "trainer__devices": 99}, ["gpu"]),
-    "an average of nothing": ({"ema__decay": 1.0}, ["decay", "1.0"]),
 }
 
 
@@ -82,7 +74,7 @@ def test_another_run_does_not_get_the_folder(whole: Path, world: Path, capsys: p
     settings = {"model__lr": 0.002, "trainer__max_steps": 9, "trainer__log_every_n_steps": 5}
     assert main(full(world, whole, **settings)) == 1
     line = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "(model.lr: 0.001 -> 0.002; trainer.max_steps: 8 -> 9)" in line
+    assert "model.lr: 0.001 -> 0.002; trainer.max_steps: 8 -> 9" in line
     assert (whole / "config.yaml").read_text() == config
 
 

@@ -1,15 +1,13 @@
 """LoRA training: what is trained, what it adds, and files that stock diffusers and our loader read alike."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from diffusers import StableDiffusionPipeline
-from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from infer.models.lora import LORA_FILE
@@ -121,22 +119,28 @@ def test_what_is_saved_is_what_was_trained(
     assert_equal(weights(exported), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_the_same_lora_is_the_same_file(tmp_path: Path):
-    """Whatever the process's order of sets; and it does not tell where the model was."""
+def test_other_tools_apply_the_trained_strength(tmp_path: Path) -> None:
+    """A reader that knows no alpha, and takes it for the rank: W + B A by hand; always the same file."""
     pipe = adapted(3.0)
     pipe.text_encoder.name_or_path = "/home/someone/model"
     files = []
-    for number in range(8):
+    for number in range(3):
         save_lora(tmp_path / str(number), pipe.unet, pipe.text_encoder)
         files.append((tmp_path / str(number) / LORA_FILE).read_bytes())
     assert len(set(files)) == 1 and b"someone" not in files[0]
-    with safe_open(tmp_path / "0" / LORA_FILE, "pt") as file:
-        about, names = json.loads(file.metadata()["lora_adapter_metadata"]), set(file.keys())
-    for part in ("unet", "text_encoder"):
-        assert (about[f"{part}.r"], about[f"{part}.lora_alpha"]) == (RANK, 3.0)
-        assert about[f"{part}.target_modules"] == sorted(about[f"{part}.target_modules"])
-    assert "text_encoder.text_model.encoder.layers.0.self_attn.q_proj.lora_A.weight" in names
-    assert "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_out.0.lora_B.weight" in names
+    tensors = load_file(tmp_path / "0" / LORA_FILE)
+    assert "text_encoder.text_model.encoder.layers.0.self_attn.q_proj.lora_A.weight" in tensors
+    assert "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_out.0.lora_B.weight" in tensors
+    plain, read = random_pipeline(), random_pipeline()
+    with torch.no_grad():
+        for name, down in tensors.items():
+            if "lora_A" in name:
+                part, _, layer = name.removesuffix(".lora_A.weight").partition(".")
+                weight = getattr(read, part).get_submodule(layer.removeprefix("text_model.")).weight
+                weight += tensors[name.replace("lora_A", "lora_B")] @ down
+    for ours, theirs, base in zip(outputs(read), outputs(pipe), outputs(plain), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+        assert (ours - base).abs().max() > 0.05
 
 
 def gradients(pipe: Any, text: bool, checkpointing: bool) -> tuple[dict[str, Tensor], list[int]]:
@@ -174,30 +178,7 @@ def test_checkpointing_gives_the_same_gradients(text: bool):
     assert_equal(again, plain, rtol=1e-4, atol=1e-5)
 
 
-def test_training_changes_the_adapters_only():
-    pipe = random_pipeline()
-    for part in (pipe.unet, pipe.text_encoder):
-        add_lora(part, 4, None)
-    before = weights(pipe)
-    trained = [*trainable(pipe.unet).values(), *trainable(pipe.text_encoder).values()]
-    optimizer, losses = torch.optim.AdamW(trained, 2e-2), []
-    wanted = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(3))
-    for _ in range(20):
-        loss = F.mse_loss(prediction(pipe), wanted)
-        losses.append(loss.item())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert losses[-1] < 0.9 * losses[0]
-    changed = {key for key, weight in weights(pipe).items() if not torch.equal(weight, before[key])}
-    assert changed == {key for key in before if "lora_" in key}
-
-
 REFUSALS: dict[str, tuple[Callable[[], nn.Module], int, float | None, str]] = {
-    "rank 0": (lambda: random_pipeline().unet, 0, None, "rank must be at least 1, not 0"),
-    "alpha 0": (lambda: random_pipeline().unet, 2, 0.0, "alpha must be above 0, not 0.0; null makes it"),
-    "alpha -1": (lambda: random_pipeline().unet, 2, -1.0, "alpha must be above 0, not -1.0"),
-    "alpha nan": (lambda: random_pipeline().unet, 2, float("nan"), "alpha must be above 0, not nan"),
     "no attention": (
         lambda: nn.Sequential(nn.Conv2d(4, 4, 3)),
         2,

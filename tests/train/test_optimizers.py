@@ -119,7 +119,3 @@ def test_a_missing_bitsandbytes_is_named(monkeypatch: pytest.MonkeyPatch):
         ValueError, "pip install bitsandbytes, or give adamw", make_optimizer, "adamw8bit", parameters(),
         **OPTIONS,
     )  # fmt: skip
-
-
-def test_another_name_is_refused():
-    failure(ValueError, "no optimizer 'sgd': give adamw or adamw8bit", make_optimizer, "sgd", [], **OPTIONS)

@@ -27,7 +27,7 @@ from tests.conftest import CAPTIONS, ROOT
 from tests.infer.denoising.test_real_size_loop import GIB
 from tests.train.plan.test_plan import SD21
 from train.base_model.clip import train_tokenizer
-from train.plan.sizes import FLOAT, moments, sizes
+from train.plan.sizes import FLOAT, moments, read_configs, sizes_of
 
 pytestmark = pytest.mark.slow
 LIMIT = 20 * GIB
@@ -119,7 +119,7 @@ def test_two_steps(optimizer: str, rank: int | None, model: Path, tmp_path: Path
         "--model.optimizer", optimizer, "--model.lora_rank", "null" if rank is None else str(rank),
         "--data.sources", json.dumps([str(images)]), "--data.cache", str(tmp_path / "cache"),
         "--data.resolution", "256", "--data.batch_size", "1", "--ema.decay", "0",
-        "--grid.every_n_steps", "1000", "--grid.count", "1", "--grid.num_inference_steps", "2",
+        "--monitor.every_n_steps", "1000", "--monitor.count", "1", "--monitor.num_inference_steps", "2",
         "--trainer.max_steps", str(STEPS), "--trainer.accelerator", "cpu", "--trainer.devices", "1",
         "--trainer.log_every_n_steps", "1", "--trainer.enable_progress_bar", "false",
         "--trainer.callbacks", json.dumps([clock]),
@@ -128,7 +128,7 @@ def test_two_steps(optimizer: str, rank: int | None, model: Path, tmp_path: Path
     assert "free in" in (tmp_path / "plan.txt").read_text()
     try:
         peak = run(["fit", *args], tmp_path / "fit.txt")
-        tensors = sizes(str(model)).trained(False, rank)
+        tensors = sizes_of(read_configs(str(model)), False, rank).trained
         written = (out / "checkpoints/last.ckpt").stat().st_size
         steps = ", ".join(f"{each:.1f}" for each in json.loads(seconds.read_text()))
         print(

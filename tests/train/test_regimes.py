@@ -15,14 +15,14 @@ from torch import Tensor
 from data.captioned import load_captioned
 from data.captions import Captioning, Captions
 from data.exposure import Exposure
-from tests.train import fits as fitting
+from tests.train import fits
 from tests.train.fits import planned, short, spied, spy, start, stop, unet
 from train.__main__ import main
 from train.dataset.draws import PlannedDraws
 from train.embedding_noise import with_mixup
 from train.objective import SharedDraws
 
-world = fitting.world  # fixture
+world = fits.world  # fixture
 
 WEIGHTED = {"weight": 4, "duplicated_fraction": 0.4, "duplicate": "image"}
 STEPS, ROWS = 3, 4
@@ -178,12 +178,6 @@ def test_the_mix_is_drawn_from_beta(parameter: float) -> None:
             numbers.append(mixed.diag().min().item())
     assert stats.kstest(numbers, stats.beta(parameter, 1).cdf).pvalue > 1e-3
     assert np.abs(partners / 2000 - 1 / 3).max() < 5 * np.sqrt(2 / 9 / 2000)
-
-
-def test_a_batch_of_one_cannot_be_mixed(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    args = short(world, tmp_path / "run", model__embedding_mixup=1.0, data__batch_size=1)
-    assert main(args) == 1
-    assert "mixes the captions of a batch: raise data.batch_size" in capsys.readouterr().err
 
 
 def magnitudes(pipe: StableDiffusionPipeline, batches: list[dict], embedding: Tensor) -> Tensor:

@@ -18,7 +18,6 @@ from lightning.pytorch import LightningModule
 from data.exposure import Exposure
 from tests.conftest import ROOT
 from tests.train.fits import planned, short, start, stop, unet, world  # noqa: F401  (a fixture)
-from train.__main__ import main
 from train.finetune import Finetune
 from train.sharded import check
 
@@ -36,7 +35,7 @@ SETTINGS = {
     "data__batch_size": 3,
     "data__exposure": {"copies": 3, "duplicated_fraction": 0.5},
     "checkpoint_every": 2,
-    "grid__every_n_steps": 2,
+    "monitor__every_n_steps": 2,
     "ema__decay": 0.45,
 }
 
@@ -134,24 +133,15 @@ def test_a_share_that_breaks_is_seen(world: Path, tmp_path: Path) -> None:  # no
     assert not (tmp_path / "run/pipeline").exists() and not list(tmp_path.rglob("last.ckpt"))
 
 
-def test_another_memory_layout_is_refused(
-    world: Path,  # noqa: F811
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture,
-) -> None:
-    """Before another process starts."""
-    settings = SETTINGS | {"trainer__strategy": "sharded", "model__channels_last": "true"}
-    assert main(short(world, tmp_path / "run", **settings)) == 1
-    line = capsys.readouterr().err.strip().splitlines()[-1]
-    assert line.startswith("error: trainer.strategy sharded") and line.endswith(
-        "leave model.channels_last out"
-    )
-    assert not (tmp_path / "run").exists()
-
-
-def test_scaled_losses_and_small_models_are_refused() -> None:
+def test_what_cannot_be_sharded_is_refused() -> None:
     """On a CPU, Lightning makes bf16-mixed of 16-mixed."""
-    with pytest.raises(ValueError, match="use bf16-mixed"):
-        check(Finetune("model"), SimpleNamespace(precision="16-mixed"))
-    with pytest.raises(ValueError, match="use ddp"):
-        check(LightningModule(), SimpleNamespace(precision="32-true"))
+    full, half = SimpleNamespace(precision="32-true"), SimpleNamespace(precision="16-mixed")
+    for model, trainer, words in (
+        (Finetune("model"), half, "use bf16-mixed"),
+        (LightningModule(), full, "use ddp"),
+        (Finetune("model", channels_last=True), full, "leave model.channels_last out"),
+        (Finetune("model", optimizer="adamw8bit"), full, "model.optimizer adamw"),
+        (Finetune("model", lora_rank=4), full, "lora_rank"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            check(model, trainer)

@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor
 
-from train.schedule import warmup_cosine
+from train.schedule import lr_schedule
 
 
 def edges(x: Tensor) -> Tensor:
@@ -48,13 +48,13 @@ class AutoencoderTraining(pl.LightningModule):
         super().__init__()
         self.lr, self.warmup_steps = lr, warmup_steps
         self.edge_weight, self.kl_weight = edge_weight, kl_weight
-        self.trained = AutoencoderKL(**architecture).to(memory_format=torch.channels_last)
-        quiet_start(self.trained, initial_log_variance)
+        self.vae = AutoencoderKL(**architecture).to(memory_format=torch.channels_last)
+        quiet_start(self.vae, initial_log_variance)
 
     def training_step(self, batch: dict, step: int) -> Tensor:
         pixels = self.images(batch)
-        posterior = self.trained.encode(pixels).latent_dist
-        reconstruction = self.trained.decode(posterior.sample()).sample.float()
+        posterior = self.vae.encode(pixels).latent_dist
+        reconstruction = self.vae.decode(posterior.sample()).sample.float()
         difference = reconstruction - pixels
         l1, mse = difference.abs().mean(), difference.pow(2).mean()
         edge = edges(difference).abs().mean()
@@ -66,7 +66,7 @@ class AutoencoderTraining(pl.LightningModule):
 
     def validation_step(self, batch: dict, step: int) -> None:
         pixels = self.images(batch)
-        reconstruction = self.trained.decode(self.trained.encode(pixels).latent_dist.mean).sample.float()
+        reconstruction = self.vae.decode(self.vae.encode(pixels).latent_dist.mean).sample.float()
         self.log(
             "val_psnr",
             psnr(reconstruction, pixels).mean(),
@@ -80,10 +80,8 @@ class AutoencoderTraining(pl.LightningModule):
         return (batch["pixels"].float() / 127.5 - 1).to(memory_format=torch.channels_last)
 
     def configure_optimizers(self) -> dict:
-        optimizer = torch.optim.AdamW(
-            self.trained.parameters(), self.lr, betas=(0.9, 0.99), weight_decay=1e-4
-        )
-        return warmup_cosine(optimizer, self.warmup_steps, self.trainer.max_steps)
+        optimizer = torch.optim.AdamW(self.vae.parameters(), self.lr, betas=(0.9, 0.99), weight_decay=1e-4)
+        return lr_schedule(optimizer, "cosine", self.warmup_steps, self.trainer.max_steps)
 
     @torch.no_grad()
     def export(self, folder: Path) -> None:
@@ -91,10 +89,10 @@ class AutoencoderTraining(pl.LightningModule):
         means = []
         for batch in self.trainer.datamodule.val_dataloader():
             batch = self.transfer_batch_to_device(batch, self.device, 0)
-            means.append(self.trained.encode(self.images(batch)).latent_dist.mean.float().cpu())
+            means.append(self.vae.encode(self.images(batch)).latent_dist.mean.float().cpu())
         latents = torch.cat(means)
-        vae = AutoencoderKL.from_config(self.trained.config)
-        vae.load_state_dict(self.trained.state_dict())
+        vae = AutoencoderKL.from_config(self.vae.config)
+        vae.load_state_dict(self.vae.state_dict())
         whiten(vae, latents.mean((0, 2, 3)), latents.std((0, 2, 3)))
         vae.half().save_pretrained(folder / "vae")
 

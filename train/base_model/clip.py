@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from data.captioned import load_captioned
-from train.schedule import warmup_cosine
+from train.schedule import lr_schedule
 
 
 def train_tokenizer(captions: list[str], vocabulary: int, length: int) -> CLIPTokenizer:
@@ -64,15 +64,13 @@ class ClipTraining(pl.LightningModule):
             "eos_token_id": self.tokenizer.eos_token_id,
             "pad_token_id": self.tokenizer.pad_token_id,
         }
-        self.trained = CLIPModel(CLIPConfig(**{**architecture, "text_config": text}))
+        self.clip = CLIPModel(CLIPConfig(**{**architecture, "text_config": text}))
 
     def training_step(self, batch: dict, step: int) -> Tensor:
         tokens = self.tokenizer(
             batch["caption"], padding="max_length", truncation=True, return_tensors="pt"
         ).input_ids
-        output = self.trained(
-            input_ids=tokens.to(self.device), pixel_values=batch["pixels"].float() / 127.5 - 1
-        )
+        output = self.clip(input_ids=tokens.to(self.device), pixel_values=batch["pixels"].float() / 127.5 - 1)
         index = {caption: number for number, caption in enumerate(set(batch["caption"]))}
         caption = torch.tensor([index[text] for text in batch["caption"]], device=self.device)
         loss = contrastive_loss(output.logits_per_text, (caption[:, None] == caption).float())
@@ -81,18 +79,18 @@ class ClipTraining(pl.LightningModule):
         return loss
 
     def configure_optimizers(self) -> dict:
-        optimizer = torch.optim.AdamW(self.trained.parameters(), self.lr, weight_decay=0.05)
-        return warmup_cosine(optimizer, self.warmup_steps, self.trainer.max_steps)
+        optimizer = torch.optim.AdamW(self.clip.parameters(), self.lr, weight_decay=0.05)
+        return lr_schedule(optimizer, "cosine", self.warmup_steps, self.trainer.max_steps)
 
     def export(self, folder: Path) -> None:
         """Write `clip/` (model, tokenizer, image processor), and `text_encoder/` and `tokenizer/` apart."""
-        side = self.trained.config.vision_config.image_size
+        side = self.clip.config.vision_config.image_size
         half = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
         images = CLIPImageProcessor(
             size={"shortest_edge": side}, crop_size={"height": side, "width": side}, resample=3, **half
         )
-        model = CLIPModel(self.trained.config)
-        model.load_state_dict(self.trained.state_dict())
+        model = CLIPModel(self.clip.config)
+        model.load_state_dict(self.clip.state_dict())
         model.half().save_pretrained(folder / "clip")
         images.save_pretrained(folder / "clip")
         self.tokenizer.save_pretrained(folder / "clip")

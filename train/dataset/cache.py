@@ -1,14 +1,15 @@
 """Latents and text embeddings on disk: computed once, by all processes together, and read memory-mapped.
 
-A folder of safetensors of `SHARD` rows each. Which process made one does not show, so a cache that was cut
-off is gone on with by any number of processes.
+A folder of safetensors of `SHARD` rows each. A file does not depend on the process that wrote it, so any
+number of processes completes an interrupted cache.
 """
 
-import hashlib
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,26 +18,17 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from data.captioned import Sample
-from data.files import DAY, remove_temporary_files, write_atomically
+from data.files import DAY, digest, remove_temporary_files, write_atomically
 
 SHARD = 256  # rows in a file
-FORMAT = 3  # of the files, and of how an image is cut: raise it where either changes
+FORMAT = 4  # of the files, and of how an image is cropped: raise it where either changes
 BATCH = 32  # rows encoded at a time
 Encode = Callable[[Sequence[int]], dict[str, Tensor]]
 
 
 def key_of(*parts: object) -> str:
-    """A name for what depends on all of these; a change in any gives another."""
-    digest = hashlib.sha256(f"{FORMAT} {SHARD}".encode())
-    for part in parts:
-        digest.update(str(part).encode() + b"\0")
-    return digest.hexdigest()[:20]
-
-
-def content_key(samples: Iterable[Sample]) -> str:
-    """Of the encoded images, in their order."""
-    return key_of(*(hashlib.sha256(sample.image).hexdigest() for sample in samples))
+    """A name that changes with any of the parts, and with the format of the cache."""
+    return digest(FORMAT, SHARD, *parts)[:20]
 
 
 def shard_path(folder: Path, number: int) -> Path:
@@ -44,12 +36,15 @@ def shard_path(folder: Path, number: int) -> Path:
 
 
 def missing_shards(folder: Path, rows: int) -> list[int]:
-    """Numbers of those that are still to be written; one process looks for all."""
+    """Numbers of the files that are still to be written. What a killed run left a day ago is removed."""
+    for path in folder.glob(".*.safetensors"):
+        if time.time() - path.stat().st_mtime > 86400:
+            path.unlink(missing_ok=True)
     return [number for number in range(-(-rows // SHARD)) if not shard_path(folder, number).exists()]
 
 
 def check_room(folder: Path, rows: int, size: int, name: str) -> None:
-    """ValueError when the disk has not that many bytes: before hours of work, not after."""
+    """Raise ValueError when the disk lacks room for `rows` of `size` bytes, before hours of work."""
     folder.mkdir(parents=True, exist_ok=True)
     needed, free = rows * size, shutil.disk_usage(folder).free
     if needed > free:
@@ -60,7 +55,7 @@ def check_room(folder: Path, rows: int, size: int, name: str) -> None:
 
 
 def fill(folder: Path, rows: int, shards: Sequence[int], encode: Encode, name: str, bar: bool) -> None:
-    """Write these shards. `encode` makes tensors of row numbers, `rows` in all; `name` is for the bar."""
+    """Write these shards of `rows` in all. `encode` computes the tensors; `name` is for the bar."""
     remove_temporary_files(folder, older_than=DAY)
     spans = [range(number * SHARD, min(rows, (number + 1) * SHARD)) for number in shards]
     with tqdm(total=sum(map(len, spans)), desc=f"encode {name}", disable=not bar) as progress:
@@ -70,31 +65,45 @@ def fill(folder: Path, rows: int, shards: Sequence[int], encode: Encode, name: s
                 numbers = range(start, min(start + BATCH, span.stop))
                 parts.append(encode(numbers))
                 progress.update(len(numbers))
-            path = shard_path(folder, number)
-            shard = {key: torch.cat([each[key] for each in parts]) for key in parts[0]}
-            write_atomically(path, partial(save_file, shard))  # two runs may fill one cache at a time
+            shard = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+            write_atomically(shard_path(folder, number), partial(save_file, shard))
+
+
+def on_first_rank(strategy: Any, function: Callable[[], Any]) -> Any:
+    """What the function returns on the first rank, on all ranks; if it raises, the other ranks exit."""
+    result = error = None
+    if strategy.is_global_zero:
+        try:
+            result = function()
+        except BaseException as caught:  # whichever: the others wait for the answer
+            error = caught
+    result, failed = strategy.broadcast((result, error is not None))
+    if error is not None:
+        raise error
+    if failed:  # the first rank reports it
+        raise SystemExit(1)
+    return result
 
 
 class Shards:
-    """Rows of a filled folder by number. FileNotFoundError for a missing shard, ValueError for a broken."""
+    """Rows of a complete folder, by number; FileNotFoundError or ValueError for a missing or broken shard."""
 
     def __init__(self, folder: Path, rows: int):
         self.tensors: list[dict[str, Tensor]] = []
         for number in range(-(-rows // SHARD)):
-            path = shard_path(folder, number)
+            path, expected = shard_path(folder, number), min(SHARD, rows - number * SHARD)
             try:
                 with safe_open(path, "pt") as file:  # memory-mapped
                     tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+                if any(len(values) != expected for values in tensors.values()):
+                    raise SafetensorError(f"not {expected} rows")
             except FileNotFoundError as error:
                 raise FileNotFoundError(
-                    f"{path} is not there, though another process wrote it: data.cache must be a folder that "
+                    f"{path} is missing, though another process wrote it: data.cache must be a folder that "
                     "all machines share"
                 ) from error
             except SafetensorError as error:
-                raise ValueError(f"{path} is broken ({error}): delete it, and it is made again") from error
-            wanted = min(SHARD, rows - number * SHARD)
-            if any(len(values) != wanted for values in tensors.values()):
-                raise ValueError(f"{path} is broken (not {wanted} rows): delete it, and it is made again")
+                raise ValueError(f"{path} is broken ({error}): delete it and start again") from error
             self.tensors.append(tensors)
 
     def rows(self, name: str, numbers: Sequence[int]) -> Tensor:
@@ -109,3 +118,7 @@ class Shards:
             here = np.flatnonzero(shards == shard)
             out[torch.from_numpy(here)] = self.tensors[shard][name][torch.from_numpy(within[here])].float()
         return out
+
+    def all_of(self, name: str) -> Tensor:
+        """The rows of all shards, in order."""
+        return torch.cat([tensors[name] for tensors in self.tensors])

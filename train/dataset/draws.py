@@ -1,25 +1,29 @@
 """Which images a process is shown, and what of each: the exposure stream, dealt out to the ranks."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler
 
-from data.captioned import Sample
+from data.captioned import NAMED, Sample
 from data.captions import Captions
 from train.dataset.cache import Shards
 
 Draw = tuple[int, int]  # its number in the run, and the image's index
+log = logging.getLogger(__name__)
+SKIPPED: set[str] = set()  # ids that this process has logged
 
 
 class PlannedDraws(DistributedSampler):
     """This rank's draws of the exposure stream, for the batches after `done` of the run's `batches`.
 
-    A global batch is `batch_size * num_replicas` consecutive draws, dealt out to the ranks in turn. Being a
-    DistributedSampler, Lightning leaves it as it is. The length is that of the whole run, because Lightning
-    counts on from the batch where a run was cut.
+    A global batch is `batch_size * num_replicas` consecutive draws, dealt out to the ranks in turn. Lightning
+    leaves a DistributedSampler unchanged. The length is that of the whole run, because Lightning counts from
+    the batch where a run was interrupted.
 
     Args:
         stream: of image indices, from draw `first` on; it is used up, once.
@@ -27,7 +31,7 @@ class PlannedDraws(DistributedSampler):
         batches: of this rank in the whole run.
         done: of these, before this start.
         batch_size: images of a batch and rank.
-        num_replicas: ranks.
+        num_replicas: number of ranks.
         rank: this one.
     """
 
@@ -40,7 +44,7 @@ class PlannedDraws(DistributedSampler):
         batch_size: int,
         num_replicas: int,
         rank: int,
-    ):  # no super().__init__: that one samples a data set, this one a stream
+    ):  # no super().__init__(), which samples a data set
         self.stream, self.first, self.batches, self.done = stream, first, batches, done
         self.batch_size, self.num_replicas, self.rank = batch_size, num_replicas, rank
 
@@ -54,14 +58,15 @@ class PlannedDraws(DistributedSampler):
         return self.batches * self.batch_size
 
     def set_epoch(self, epoch: int) -> None:
-        """The stream goes on by itself."""
+        """Nothing: a new epoch has a new sampler."""
 
 
 class Drawn(Dataset):
-    """Batches of draws: what is cached from the cache, the rest as pixels and words.
+    """Batches of draws: from the cache, or as pixels and captions.
 
-    {index: numpy (B,), which no one moves to a device; mean, std: (B, sides, C, h, w), or pixels: uint8
-    (B, sides, 3, H, W); embedding: (B, tokens, width), or caption: list of B}. Side 1 is mirrored.
+    {index: numpy (B,), which stays on the CPU; mean, std: (B, variants, C, h, w), or pixels: uint8
+    (B, variants, 3, H, W); embedding: (B, tokens, width), or caption: list of B; readable: bool (B,), absent
+    where the cache holds every image}. Variant 1 is mirrored.
     """
 
     def __init__(
@@ -76,6 +81,7 @@ class Drawn(Dataset):
         self.samples, self.captions = samples, captions
         self.latents, self.embeddings = latents, embeddings
         self.resolution, self.flip = resolution, flip
+        self.readable = None if latents is None else latents.all_of("readable")
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -84,9 +90,12 @@ class Drawn(Dataset):
         indices = [index for _, index in draws]
         batch: dict[str, Any] = {"index": np.array(indices)}
         if self.latents is None:
-            batch["pixels"] = stacked([self.samples[index] for index in indices], self.resolution, self.flip)
+            samples = [self.samples[index] for index in indices]
+            batch["pixels"], batch["readable"] = stacked(samples, self.resolution, self.flip)
         else:
             batch |= {name: self.latents.rows(name, indices) for name in ("mean", "std")}
+            if not self.readable.all():
+                batch["readable"] = self.readable[indices]
         if self.embeddings is None:
             batch["caption"] = [self.captions.text(*draw) for draw in draws]
         else:
@@ -96,7 +105,21 @@ class Drawn(Dataset):
         return batch
 
 
-def stacked(samples: Sequence[Sample], resolution: int, flip: bool) -> torch.Tensor:
-    """uint8 (B, sides, 3, H, W)."""
-    pixels = torch.stack([torch.from_numpy(sample.pixels(resolution)) for sample in samples])
-    return torch.stack([pixels, pixels.flip(-1)] if flip else [pixels], 1)
+def stacked(samples: Sequence[Sample], resolution: int, flip: bool) -> tuple[Tensor, Tensor]:
+    """Pixels, uint8 (B, variants, 3, H, W), and whether each is readable, bool (B,), or else black."""
+    pixels, readable = torch.zeros(len(samples), 3, resolution, resolution, dtype=torch.uint8), []
+    for row, sample in enumerate(samples):
+        try:
+            pixels[row] = torch.from_numpy(sample.pixels(resolution))
+            readable.append(True)
+        except Exception as error:  # Pillow raises half a dozen kinds, for damage that only decoding shows
+            readable.append(False)
+            unreadable(sample.id, error)
+    return torch.stack([pixels, pixels.flip(-1)] if flip else [pixels], 1), torch.tensor(readable)
+
+
+def unreadable(name: str, error: Exception) -> None:
+    """Log that an image is skipped; each image once, and the first few only."""
+    if name not in SKIPPED and len(SKIPPED) < NAMED:
+        log.warning("skipped %r, which cannot be decoded: %s", name, error)
+    SKIPPED.add(name)

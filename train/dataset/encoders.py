@@ -1,22 +1,22 @@
-"""The frozen parts of a pipeline: images to latents, captions to embeddings, and a name for their weights."""
+"""The frozen parts of a pipeline: images to latents, captions to embeddings, and digests of their weights."""
 
-import hashlib
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from data.files import digest
 from infer.models.weights import no_warnings
 from train.dataset.cache import key_of
 
-PIXELS = 2**21  # that are encoded at a time: 32 images of 256 px
+PIXELS = 2**21  # encoded at a time: 32 images of 256 px
 
 
 def encode_images(pipe: Any, pixels: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-    """uint8 (B, 3, H, W) -> mean and deviation of the latents, in the UNet's scale and float32.
+    """uint8 (B, 3, H, W) -> mean and standard deviation of the latents, in the UNet's scale and float32.
 
-    So many images at a time that the autoencoder's widest layers stay at about 1 GB, whatever the resolution.
+    The number of images at a time keeps the autoencoder's widest layers at about 1 GB at any resolution.
     """
     vae, scale = on_device(pipe.vae, device), pipe.vae.config.scaling_factor
     means, stds = [], []
@@ -29,38 +29,39 @@ def encode_images(pipe: Any, pixels: Tensor, device: torch.device) -> tuple[Tens
 
 
 def encode_prompts(pipe: Any, prompts: list[str], device: torch.device) -> Tensor:
-    """Captions -> (B, tokens, width), as the pipeline itself would, in float32."""
+    """Captions -> (B, tokens, width) in float32, as the pipeline itself encodes them."""
     on_device(pipe.text_encoder, device)
     with no_warnings(), torch.no_grad(), torch.autocast(device.type, enabled=False):
         return pipe.encode_prompt(prompts, device, 1, do_classifier_free_guidance=False)[0]
 
 
 def on_device(part: nn.Module, device: torch.device) -> nn.Module:
-    """The part there; asking costs less than moving what is there already."""
+    """The part on the device; moved only if it is elsewhere, which is quicker than `to`."""
     return part if next(part.parameters()).device == device else part.to(device)
 
 
 def vae_key(pipe: Any) -> str:
-    """Changes with weights and config: latents made by another autoencoder are never used."""
-    return key_of(weights_key(pipe.vae), settings(pipe.vae.config))
+    """Changes with the autoencoder's weights and config, so that no latents of another one are used."""
+    return key_of(weights_digest(pipe.vae), settings(pipe.vae.config))
 
 
 def text_key(pipe: Any, texts: list[str]) -> str:
-    """The same of the text encoder, and of what the tokenizer makes of these texts."""
+    """Changes with the text encoder, and with the tokens of these texts."""
     tokenizer, config = pipe.tokenizer, settings(pipe.text_encoder.config.to_dict())
     length = tokenizer.model_max_length
     tokens = tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="np")
-    ids = hashlib.sha256(tokens.input_ids.tobytes() + tokens.attention_mask.tobytes()).hexdigest()
-    return key_of(weights_key(pipe.text_encoder), config, ids)
+    ids = digest(tokens.input_ids.tobytes(), tokens.attention_mask.tobytes())
+    return key_of(weights_digest(pipe.text_encoder), config, ids)
 
 
 def settings(config: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Without the folder that it was read from (`_name_or_path`) and who wrote it: a model may be moved."""
+    """The config without its folder (`_name_or_path`) and writer: a model may be moved."""
     return sorted((key, value) for key, value in config.items() if not key.startswith(("_", "transformers_")))
 
 
-def weights_key(part: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for weight in part.state_dict().values():
-        digest.update(weight.cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
+def weights_digest(part: nn.Module) -> str:
+    """SHA-256 of the weights, without those of a LoRA."""
+    weights = (weight for name, weight in part.state_dict().items() if "lora_" not in name)
+    return digest(
+        *(weight.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes() for weight in weights)
+    )

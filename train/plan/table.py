@@ -1,4 +1,4 @@
-"""What a finetune would do, and what it needs, before it does it."""
+"""What a finetune would do and need, as a table."""
 
 import shutil
 from collections.abc import Callable
@@ -17,39 +17,40 @@ from infer.models.weights import is_hub_id
 from train.dataset.planned import LatentData
 from train.dataset.streamed import StreamedData, check_batch
 from train.finetune import Finetune
+from train.model_check import check_model
 from train.plan.needs import cache_bytes, cached_captions, checkpoint_bytes, export_bytes, human, memory_bytes
-from train.plan.sizes import Sizes, sizes
+from train.plan.sizes import Sizes, read_configs, sizes_of
 from train.sharded import Sharded
 
-UNKNOWN = "known once the model is fetched"
+UNKNOWN = "known once the model is downloaded"
 Row = Callable[[str, Any], None]
 
 
 def plan_table(model: Finetune, data: LatentData | StreamedData, trainer: Any) -> tuple[Table, list[str]]:
-    """Steps, images seen, exposures, memory and disk; and what is missing here for a fit to start.
+    """Steps, images shown, exposures, memory and disk; and what is missing here for a fit to start.
 
-    What is not on this machine is named, not guessed. Raises ValueError for what the fit would refuse.
+    What is not on this machine is named, not estimated. Raises ValueError for what the fit would refuse.
     """
     table, missing = Table(title="plan", show_header=False), []
-    batch = data.batch_size * trainer.accumulate_grad_batches * trainer.world_size
+    accumulated = trainer.accumulate_grad_batches
+    batch = data.batch_size * accumulated * trainer.world_size
     draws = batch * trainer.max_steps
 
     def row(name: str, value: Any) -> None:
         table.add_row(name, value if isinstance(value, Text) else str(value))
 
-    row("model", model.source + (f" @ {model.revision}" if model.revision else ""))
+    row("model", model.pipeline + (f" @ {model.revision}" if model.revision else ""))
     known = None
     try:
-        known, where = found(model)
+        known, where = known_sizes(model, callback_named(trainer, "Monitor"))
         row("model folder", where)
     except FileNotFoundError as error:
         row("model folder", f"missing: {error}")
         missing.append(str(error))
     if known:
-        known.check_resolution(data.resolution)
-    row("trained", what_is_trained(model, known) if known else UNKNOWN)
+        known.latent(data.resolution)
+    row("trained", trained_parts(model, known) if known else UNKNOWN)
     row("optimizer steps", f"{trainer.max_steps:,}")
-    accumulated = trainer.accumulate_grad_batches
     devices = f"{trainer.world_size} device{'s' * (trainer.world_size > 1)}"
     row("batch", f"{data.batch_size} per device, {batch:,} in all ({devices}, {accumulated} accumulated)")
     row("learning rate", f"{model.lr:g}, {model.warmup_steps:,} warm-up steps, then {model.decay}")
@@ -59,16 +60,16 @@ def plan_table(model: Finetune, data: LatentData | StreamedData, trainer: Any) -
     row("images shown in all", f"{draws:,}")
     needs: dict[Path, int] = {}
     if known:
-        kept = averaged(trainer)
+        average = has_average(trainer)
         shards = trainer.world_size if isinstance(trainer.strategy, Sharded) else 1
-        written = checkpoint_bytes(model, known, kept)
-        live_images = isinstance(data, StreamedData) or data.cache_folder is None
+        written = checkpoint_bytes(model, known, average)
+        live_images = isinstance(data, StreamedData) or not data.cache
         live_captions = live_images or data.captions.edits
-        needed = memory_bytes(model, known, kept, shards, live_images, live_captions)
+        needed = memory_bytes(model, known, average, shards, live_images, live_captions)
         row("memory per device", f"at least {human(needed)}, without activations")
         row("checkpoint", human(written))
         row("exported folder", human(export_bytes(model, known)))
-        # a new checkpoint is whole before the old one goes
+        # a new checkpoint is complete before the old one is removed
         needs[Path(trainer.default_root_dir)] = 2 * written + export_bytes(model, known)
     try:
         if isinstance(data, StreamedData):
@@ -78,27 +79,45 @@ def plan_table(model: Finetune, data: LatentData | StreamedData, trainer: Any) -
     except FileNotFoundError as error:
         row("data", f"missing: {error}; exposures per image are the draws over their number")
         missing.append(str(error))
-    disk(row, needs)
+    disk_rows(row, needs)
     return table, missing
 
 
-def found(model: Finetune) -> tuple[Sizes | None, str]:
-    """How large the model is, and where it is; FileNotFoundError for a folder or id that is not there."""
-    check_pipeline(model.source)
-    known = sizes(model.source, model.revision)
-    if known is None and model.source in MIRRORS:
+def known_sizes(model: Finetune, monitor: Any) -> tuple[Sizes | None, str]:
+    """Sizes of the model, and where it is.
+
+    Raises FileNotFoundError for a folder or id that does not exist, ValueError for a model that cannot be
+    trained, or that the monitor cannot generate images with.
+    """
+    check_pipeline(model.pipeline)
+    configs = read_configs(model.pipeline, model.revision)
+    if configs is None and model.pipeline in MIRRORS:
         raise FileNotFoundError(
-            f"{model.source!r} left the Hub: --model.pipeline {MIRRORS[model.source]} is a mirror"
+            f"{model.pipeline!r} left the Hub: --model.pipeline {MIRRORS[model.pipeline]} is a mirror"
         )
-    if not is_hub_id(model.source):
-        return known, "found"
-    return known, "of the Hub, fetched before" if known else "of the Hub: fetched when the fit starts"
+    if configs:
+        check_model(**configs)
+        if monitor:
+            monitor.check_scheduler(scheduler_from(configs["scheduler"]))
+    where = "local"
+    if is_hub_id(model.pipeline):
+        where = "on the Hub, downloaded before" if configs else "on the Hub: downloaded when the fit starts"
+    return configs and sizes_of(configs, model.train_text_encoder, model.lora_rank), where
+
+
+def scheduler_from(config: dict[str, Any]) -> Any:
+    import diffusers
+
+    name = config.get("_class_name", "")
+    if not hasattr(diffusers, name):
+        raise ValueError(f"diffusers has no scheduler {name!r}: change scheduler/scheduler_config.json")
+    return getattr(diffusers, name).from_config(config)
 
 
 def planned_rows(
     row: Row, model: Finetune, data: LatentData, known: Sizes | None, batch: int, draws: int
 ) -> dict[Path, int]:
-    """Exposures, captions and cache; the bytes of the last by their folder."""
+    """Rows of exposures, captions and cache; the bytes of the cache by its folder."""
     data.load()
     data.check_batch(batch)
     images, ordinary, exposure = len(data.images), len(data.ordinary_images), data.exposure
@@ -117,21 +136,21 @@ def planned_rows(
         row("exposures of a duplicated image", duplicate)
     if duplicated < images:
         row("exposures of another image" if duplicated else "exposures of an image", f"{other:.1f}")
-    row("captions", said(data))
+    row("captions", caption_options(data))
     captions = captions_of(model, data)
-    if data.cache_folder is None:
+    if not data.cache:
         row("cache", "off: each batch is encoded anew")
         return {}
     if not known:
         row("cache", UNKNOWN)
         return {}
     cached = cache_bytes(data, known, images + ordinary, cached_captions(model, data, captions))
-    row("cache", f"{human(cached)} in {data.cache_folder}, less what is there")
-    return {data.cache_folder: cached}
+    row("cache", f"{human(cached)} in {data.cache}, less what exists")
+    return {Path(data.cache): cached}
 
 
 def stream_rows(row: Row, data: StreamedData, trainer: Any, batch: int) -> None:
-    """Shards, and what img2dataset says is in them: nothing is read."""
+    """Rows of the shards, and of what img2dataset counted in them: no shard is read."""
     paths = data.find(trainer.world_size)
     check_batch(paths, batch)
     counts = [read_stats(path) for path in paths]
@@ -146,8 +165,8 @@ def stream_rows(row: Row, data: StreamedData, trainer: Any, batch: int) -> None:
     row("cache", "off: each batch is encoded anew")
 
 
-def said(data: LatentData) -> str:
-    """What differs from each image's own caption."""
+def caption_options(data: LatentData) -> str:
+    """Options that show an image with another caption than its own."""
     options = {
         key: value for key, value in asdict(data.captions).items() if value != getattr(Captioning, key)
     }
@@ -156,26 +175,34 @@ def said(data: LatentData) -> str:
     return ", ".join(f"{key}: {value}" for key, value in options.items()) or "each image's own"
 
 
-def what_is_trained(model: Finetune, known: Sizes) -> str:
+def trained_parts(model: Finetune, known: Sizes) -> str:
     """Parts and parameters, such as `UNet: 865,910,724 parameters`."""
-    parts = "UNet and text encoder" if model.text_encoder else "UNet"
-    trained = f"{sum(known.trained(model.text_encoder, model.lora_rank)):,} parameters"
+    parts, whole = (
+        ("UNet and text encoder", known.unet + known.text_encoder)
+        if model.train_text_encoder
+        else ("UNet", known.unet)
+    )
+    trained = f"{sum(known.trained):,} parameters"
     if model.lora_rank is None:
         return f"{parts}: {trained}"
-    frozen = sum(known.trained(model.text_encoder, None))
-    return f"LoRA of rank {model.lora_rank} on {parts}: {trained}, beside {frozen:,} frozen"
+    return f"LoRA of rank {model.lora_rank} on {parts}: {trained}, beside {whole:,} frozen"
 
 
-def averaged(trainer: Any) -> bool:
-    """Whether callbacks.ema.EMA keeps an average; by name, for `train` imports no callbacks."""
-    return any(type(callback).__name__ == "EMA" and callback.decay for callback in trainer.callbacks)
+def callback_named(trainer: Any, name: str) -> Any:
+    return next((callback for callback in trainer.callbacks if type(callback).__name__ == name), None)
+
+
+def has_average(trainer: Any) -> bool:
+    """Whether callbacks.ema.EMA keeps an average."""
+    ema = callback_named(trainer, "EMA")
+    return bool(ema and ema.decay)
 
 
 def captions_of(model: Finetune, data: LatentData) -> Captions | None:
-    """Captions as the fit will have them; None where they need a tokenizer that is not on this machine."""
+    """The fit's captions; None where they need a tokenizer that is not on this machine."""
     try:
         tokenizer = CLIPTokenizer.from_pretrained(
-            model.source, subfolder="tokenizer", revision=model.revision, local_files_only=True
+            model.pipeline, subfolder="tokenizer", revision=model.revision, local_files_only=True
         )
     except (OSError, ValueError):
         tokenizer = None
@@ -184,15 +211,15 @@ def captions_of(model: Finetune, data: LatentData) -> Captions | None:
     return data.captions_with(tokenizer)
 
 
-def disk(row: Any, needs: dict[Path, int]) -> None:
-    """A row a disk: what is needed there and what is free, in red where it is not enough."""
+def disk_rows(row: Row, needs: dict[Path, int]) -> None:
+    """One row per disk: what is needed and what is free, in red where it is not enough."""
     disks: dict[int, tuple[Path, int]] = {}
     for folder, size in needs.items():
-        there = next(path for path in [folder.absolute(), *folder.absolute().parents] if path.exists())
-        first, total = disks.get(there.stat().st_dev, (there, 0))
-        disks[there.stat().st_dev] = first, total + size
-    for there, needed in disks.values():
-        free = shutil.disk_usage(there).free
-        value = f"{human(needed)} needed, {human(free)} free in {there}"
+        existing = next(path for path in [folder.absolute(), *folder.absolute().parents] if path.exists())
+        first, total = disks.get(existing.stat().st_dev, (existing, 0))
+        disks[existing.stat().st_dev] = first, total + size
+    for folder, needed in disks.values():
+        free = shutil.disk_usage(folder).free
+        value = f"{human(needed)} needed, {human(free)} free in {folder}"
         short = Text(f"not enough: {value}", style="bold red")
         row("disk", short if needed > free else value)

@@ -87,11 +87,11 @@ def test_a_base_model_from_nothing(tiny_shards: Path, tmp_path: Path) -> None:
         **{"model.autoencoder": str(autoencoder), "model.clip": str(clip), "model.unet": UNET,
            "model.scheduler": {"prediction_type": "v_prediction", "clip_sample": False},
            "model.training": {"lr": 1e-3}, "data.cache": str(tmp_path / "cache"),
-           "grid.num_inference_steps": 2},
+           "monitor.num_inference_steps": 2},
     )  # fmt: skip
     weights = torch.load(tmp_path / "base/checkpoints/last.ckpt", weights_only=True)["state_dict"]
     exported = load_file(base / "unet/diffusion_pytorch_model.safetensors")
-    assert weights["trained.conv_in.weight"].dtype == torch.float
+    assert weights["unet.conv_in.weight"].dtype == torch.float
     assert exported["conv_in.weight"].dtype == torch.half
     pipe = StableDiffusionPipeline.from_pretrained(base)
     assert pipe.scheduler.config.prediction_type == "v_prediction"

@@ -12,14 +12,14 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from tests.train import fits as fitting
+from tests.train import fits
 from tests.train.fits import full, short, spied, start, unet, write_folder
 from train.__main__ import main
 from train.dataset import cache
 from train.dataset import planned as latents
 from train.dataset.cache import Shards
 
-world, whole = fitting.world, fitting.whole  # fixtures
+world, whole = fits.world, fits.whole  # fixtures
 
 
 def stored(folder: Path, kind: str) -> dict[str, torch.Tensor]:
@@ -71,7 +71,7 @@ def test_training_cannot_tell_where_its_numbers_come_from(world: Path, tmp_path:
 
     float32 has all digits; float16, which is the default, is rounded.
     """
-    settings = {"trainer__max_steps": 3, "grid__every_n_steps": 100}
+    settings = {"trainer__max_steps": 3, "monitor__every_n_steps": 100}
     runs = {
         "live": {"data__cache": "null"},
         "float32": {"data__cache": tmp_path / "cache", "data__cache_dtype": "float32", "data__workers": 1},
@@ -179,6 +179,7 @@ def test_a_full_disk_is_noticed_before_the_work(
     assert not list((tmp_path / "cache").rglob("*.safetensors"))
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_work(world: Path, tmp_path: Path) -> None:
     """1,100 images make five shards, two or three for each; the latents are those that one process makes."""
     random = np.random.default_rng(3)

@@ -15,12 +15,12 @@ from data.prompts import load_prompts
 from infer.basin.options import Basin
 from infer.metrics.options import MeasureOptions
 from tests.data.image_files import damaged, encoded, noise, write_shard, write_tar
-from tests.train import fits as fitting
+from tests.train import fits
 from tests.train.fits import assert_same_run, short, spied, spy, start, stop, unet
 from train.__main__ import main
 from train.dataset.streamed import StreamedData, check_batch
 
-world = fitting.world  # a fixture
+world = fits.world  # a fixture
 STEPS, BATCH, ACCUMULATED = 6, 4, 2
 EPOCHS = 4  # begun, each of 15 images
 CAPTIONS = {f"s{number:02}": f"image {number}" for number in range(15)}
@@ -59,7 +59,7 @@ def stream(shards: Path, out: Path, **settings) -> list[str]:
         "trainer__max_steps": STEPS,
         "trainer__accumulate_grad_batches": ACCUMULATED,
         "checkpoint_every": 2,
-        "grid__every_n_steps": 3,
+        "monitor__every_n_steps": 3,
         "ema__decay": 0.45,
     }
     return ["stream", *short(shards.parent, out, **(chosen | settings))[1:]]
@@ -192,7 +192,7 @@ def test_two_processes_count_what_both_showed(shards: Path, tmp_path: Path) -> N
         "trainer__strategy": "ddp_fork",  # as ddp, in half the time: one process imports for both
         "data__workers": 1,
         "data__shuffle": 4,
-        "grid__every_n_steps": 100,
+        "monitor__every_n_steps": 100,
     }
     for callbacks, code in (([spy(seen), stop(3)], 1), ([spy(seen)], 0)):
         process = start(stream(shards, out, trainer__callbacks=callbacks, **settings))
