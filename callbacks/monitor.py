@@ -17,9 +17,8 @@ from infer.denoising.hooks import Request
 from infer.denoising.loop import prepare
 from infer.denoising.noise import sample_seed
 from infer.denoising.sampling import side_of
-from infer.metrics.protocols import ProtocolName
 from infer.metrics.similarity import Descriptor, pixel_descriptor, similarity
-from infer.metrics.sscd import check_sscd, sscd_descriptor
+from infer.metrics.sscd import ProtocolName, check_sscd, sscd_descriptor
 
 Correlation = restricted_number_type("Correlation", float, [(">=", -1), ("<", 1)])
 Share = restricted_number_type("Share", float, [(">", 0), ("<=", 1)])

@@ -1,4 +1,4 @@
-"""Imports between our packages go one way: only `__main__.py` and the configs compose across."""
+"""Imports between rooms go one way: only `__main__.py` and the configs compose across."""
 
 import ast
 from collections.abc import Iterator
@@ -7,7 +7,28 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-MAY_IMPORT = {"data": set(), "infer": {"data"}, "train": {"data"}, "callbacks": {"infer", "data"}}
+MAY_IMPORT = {  # of packages, and of rooms within a package: what else they may import there
+    "data": set(),
+    "infer": {"data"},
+    "callbacks": {"data", "infer"},
+    "train": {"data", "infer", "callbacks"},
+    "data.sources": {"files", "captioned"},
+    "infer.models": set(),
+    "infer.denoising": {"models"},
+    "infer.metrics": {"models"},
+    "infer.predict": {"options", "models", "denoising"},
+    "infer.report": {"metrics"},
+    "infer.compare": {"options", "models", "denoising", "metrics", "predict", "report"},
+    "infer.score": {"options", "models", "metrics", "predict", "compare", "report"},
+    "infer.basin": {"options", "models", "denoising", "metrics", "plotting"},
+    "infer.calibrate": {"options", "models", "denoising", "metrics", "plotting"},
+    "infer.detect": {"options", "models", "denoising", "metrics", "plotting"},
+    "callbacks.mitigations": set(),
+    "callbacks.adapters": {"mitigations"},
+    "train.dataset": {"objective"},
+    "train.plan": {"dataset", "finetune", "lora_layers", "sharded"},
+    "train.base_model": {"dataset", "finetune", "schedule"},
+}
 
 
 def imported(path: Path) -> Iterator[str]:
@@ -17,22 +38,42 @@ def imported(path: Path) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}:{node.lineno}: a relative import"
-            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-@pytest.mark.parametrize("package", MAY_IMPORT)
-def test_a_package_imports_only_what_its_arrows_allow(package: str) -> None:
-    """Also inside functions: an import that waits is an arrow too."""
-    files = sorted(path for path in (ROOT / package).rglob("*.py") if path.name != "__main__.py")
+@pytest.mark.parametrize("room", MAY_IMPORT)
+def test_a_room_imports_only_what_its_arrows_allow(room: str) -> None:
+    """Also inside functions: a late import is an arrow too."""
+    package, _, own = room.partition(".")
+    files = sorted(
+        path for path in (ROOT / room.replace(".", "/")).rglob("*.py") if path.name != "__main__.py"
+    )
     assert files
-    forbidden = set(MAY_IMPORT) - MAY_IMPORT[package] - {package}
-    wrong = [(str(path.relative_to(ROOT)), name) for path in files for name in imported(path)]
-    assert [(path, name) for path, name in wrong if name.split(".")[0] in forbidden] == []
+    known = {name for name in MAY_IMPORT if "." not in name}
+    wrong = set()
+    for path in files:
+        for parts in (name.split(".") for name in imported(path)):
+            if own and parts[0] == package and parts[1] not in MAY_IMPORT[room] | {own}:
+                wrong.add((str(path.relative_to(ROOT)), ".".join(parts)))
+            if not own and parts[0] in known - MAY_IMPORT[room] - {package}:
+                wrong.add((str(path.relative_to(ROOT)), ".".join(parts)))
+    assert sorted(wrong) == []
+
+
+def test_every_room_has_its_arrows() -> None:
+    rooms = {
+        f"{package}.{path.name}"
+        for package in ("data", "infer", "callbacks", "train")
+        for path in (ROOT / package).iterdir()
+        if (path / "__init__.py").exists()
+    }
+    assert rooms - {"data.emoji"} == {room for room in MAY_IMPORT if "." in room}
 
 
 def test_lightning_has_one_name() -> None:
     """`pytorch_lightning` is a second copy of the classes: `isinstance` does not take one for the other."""
-    files = [path for folder in (*MAY_IMPORT, "tests") for path in (ROOT / folder).rglob("*.py")]
+    folders = ("data", "infer", "callbacks", "train", "tests")
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
     assert [
         str(path) for path in files if any(n.split(".")[0] == "pytorch_lightning" for n in imported(path))
     ] == []

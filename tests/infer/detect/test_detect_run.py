@@ -19,7 +19,8 @@ from infer.denoising.sampling import encode, make_images
 from infer.detect import detection as detect
 from infer.detect import plots as detect_plots
 from infer.detect.detection import DETECTORS, Detected, Detection
-from infer.detect.detectors import auc, fall
+from infer.detect.detectors import fall
+from infer.metrics.roc import auc
 from infer.options import ModelOptions
 from tests.conftest import CAPTIONS, random_pipeline
 
