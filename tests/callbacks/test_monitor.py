@@ -14,7 +14,7 @@ from callbacks.monitor import Monitor
 from callbacks.sample_grid import sheet
 from data.captioned import load_captioned
 from infer.denoising.noise import sample_seed
-from infer.metrics.similarity import sscd_descriptor
+from infer.metrics.sscd import sscd_descriptor
 from tests.callbacks.test_watchers import poison
 from tests.train import fits
 from tests.train.fits import ACCUMULATED, BATCH, full, short, start, unet
