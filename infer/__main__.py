@@ -190,7 +190,7 @@ def compare(args: list[str]) -> None:
     from data.cli import as_users
     from infer.compare.measure import Measures, finish
     from infer.compare.options import Comparison
-    from infer.denoising.sampling import side_of
+    from infer.denoising.sampling import resolution_of
     from infer.options import device_of
     from infer.predict.run_folder import told
     from infer.report.page import write_report
@@ -202,7 +202,7 @@ def compare(args: list[str]) -> None:
     jobs = [(job, load_mitigation(job.preset, job.options)) for job in comparison.jobs()]
     folders, module = {}, comparison.module(comparison.pipeline)
     module.load()
-    side = side_of(module.pipe, comparison.resolution)
+    side = resolution_of(module.pipe, comparison.resolution)
     Measures.load(comparison, "cpu")  # as all that can be missing: before the first run, not kept beside it
     images = comparison.training_images()
     for job, mitigation in jobs:  # before the first of them runs

@@ -9,7 +9,7 @@ import torch
 
 from infer.denoising.hooks import GuidanceRule
 from infer.denoising.loop import prepare
-from infer.denoising.sampling import side_of
+from infer.denoising.sampling import resolution_of
 from infer.denoising.schedulers import Scheduler, make_scheduler
 from infer.models.lora import check_lora
 from infer.models.pipeline import check_pipeline, load_pipeline
@@ -64,7 +64,7 @@ class ModelOptions:
             self.single_file_config,
         )  # fmt: skip
         pipe.scheduler = make_scheduler(pipe.scheduler, self.scheduler, self.timestep_spacing)
-        return pipe.to(device), side_of(pipe, self.resolution)
+        return pipe.to(device), resolution_of(pipe, self.resolution)
 
     def prepare(self, pipe: Any, scale: float, *rules: GuidanceRule) -> list[float]:
         """The schedule's timesteps; ValueError for a rule that cannot take effect."""

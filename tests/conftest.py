@@ -15,7 +15,6 @@ from PIL import Image
 
 # whose assertions say what differs, as those of tests do
 pytest.register_assert_rewrite(
-    "tests.infer.denoising.continuations",
     "tests.callbacks.mitigations.curves",
     "tests.infer.models.model_files",
 )

@@ -23,6 +23,7 @@ from infer.denoising.hooks import GuidanceRule, Request
 from infer.denoising.loop import Denoised, denoise
 from infer.denoising.noise import sample_seed
 from infer.denoising.sampling import encode
+from infer.denoising.schedulers import first_informative_step, noise_levels
 from infer.detect.attention import LAYER, CrossAttention, capturing, cross_attentions, ends_of_text
 from infer.detect.detectors import all_steps, auc, auc_interval, fall, first_step, threshold
 from infer.metrics.similarity import in_batches
@@ -113,13 +114,14 @@ class Detection(ModelOptions):
         ]
         pipe, side = self.load(torch.device(self.device))
         steps = len(self.prepare(pipe, self.guidance_scale))
+        first = first_informative_step(noise_levels(pipe.scheduler))
         attention = CrossAttention(steps, self.attention_layer) if cross_attentions(pipe.unet) else None
         started, guided, free = time.perf_counter(), [], []
         with capturing(pipe.unet, attention) if attention else nullcontext():
             rules = [Watch(), *([attention] if attention else [])]
             for batch, made in self.denoised(pipe, side, requests, self.guidance_scale, rules, "guided"):
                 curves = made.difference_rms.numpy()
-                scores = {"first_step": first_step(curves), "all_steps": all_steps(curves)}
+                scores = {"first_step": first_step(curves[:, first:]), "all_steps": all_steps(curves)}
                 if attention:
                     scores |= attention.scores(ends_of_text(pipe, [request.prompt for request in batch]))
                 guided.append(pd.DataFrame(scores | {"failed_guided": made.failed_at >= 0}))

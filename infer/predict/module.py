@@ -19,7 +19,7 @@ from data.prompts import inline_prompts, load_prompts
 from infer.denoising.hooks import GuidanceRule, Request
 from infer.denoising.loop import Denoised, prepare
 from infer.denoising.noise import sample_seed
-from infer.denoising.sampling import make_images, side_of
+from infer.denoising.sampling import make_images, resolution_of
 from infer.denoising.schedulers import Scheduler, make_scheduler
 from infer.models.lora import check_lora
 from infer.models.memory import peak_gib, reset_peak
@@ -184,7 +184,7 @@ class Generate(pl.LightningModule):
 
     def check(self, rules: Sequence[GuidanceRule], requests: Sequence[Request]) -> None:
         """ValueError where a rule, the scheduler or the resolution cannot work."""
-        side_of(self.pipe, self.resolution)
+        resolution_of(self.pipe, self.resolution)
         prepare(self.pipe.scheduler, self.scale, self.num_inference_steps, rules)
         for rule in rules:
             rule.check_requests(self.pipe, requests)
@@ -200,7 +200,7 @@ class Generate(pl.LightningModule):
 
     @property
     def side_pixels(self) -> int:
-        return side_of(self.pipe, self.resolution)
+        return resolution_of(self.pipe, self.resolution)
 
     def on_predict_start(self) -> None:
         self.pipe.to(self.device)

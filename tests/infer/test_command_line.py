@@ -89,7 +89,7 @@ def test_nothing_in_the_place_of_a_number(
     with pytest.raises(ValueError) as refused:
         load_mitigation(str(path))
     assert str(refused.value) == f"{path}: {NULLS[content]}"
-    path.write_text("{class_path: StaticTransition, init_args: {gate: , steps_after: null}}")
+    path.write_text("{class_path: StaticTransition, init_args: {gate: , gate_timestep: null}}")
     assert load_mitigation(str(path)).gate is None
 
 

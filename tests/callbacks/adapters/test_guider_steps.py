@@ -21,6 +21,16 @@ def test_dynamic_follows_the_curve_of_each_row():
     assert "transition_timestep: tensor([600." in repr(guider)
 
 
+def test_public_attributes_before_the_first_step():
+    guider = StaticTransitionGuidance(FULL, 500)
+    values = {name: getattr(guider, name) for name in dir(guider) if not name.startswith("_")}
+    assert (
+        values["transition_timestep"] is None
+        and values["is_conditional"]
+        and "guidance_scale" in repr(guider)
+    )
+
+
 def test_noise_of_a_flow_model_is_weighed_by_alpha():
     """eps_c - eps_u = (1 - sigma) (v_c - v_u): a curve that falls slower than alpha grows does not fall."""
     curve = torch.tensor([[3.0, 2.0, 1.9, 1.8, 1.7, 2.0]])

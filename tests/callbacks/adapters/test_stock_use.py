@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from callbacks.adapters.stock import mitigate, picked
+from callbacks.adapters.stock import mitigate, selected
 from callbacks.mitigations.dynamic_transition import DynamicTransition
 from callbacks.mitigations.static_transition import StaticTransition
-from infer.denoising.guidance import Rows
+from infer.denoising.guidance import NeededRows
 from infer.denoising.hooks import GuidanceRule, Request
 from infer.denoising.sampling import make_images
 from tests.callbacks.adapters.stock_runs import (
@@ -147,7 +147,7 @@ def test_sdxl_up_to_a_refiner(sdxl: Any) -> None:
 def test_every_input_of_the_unet_is_cut_to_the_rows() -> None:
     """However deep it lies, as with IP adapters; what is no batch stays."""
     doubled = torch.arange(8.0).view(8, 1)  # four unconditional, four conditional
-    rows = Rows.select(torch.tensor([1, 0, 1, 0]).bool(), torch.tensor([1, 1, 0, 0]).bool(), CPU)
+    rows = NeededRows(torch.tensor([1, 0, 1, 0]).bool(), torch.tensor([1, 1, 0, 0]).bool(), CPU)
     expected = [[0.0], [2.0], [4.0], [5.0]]
     given = {
         "image_embeds": [doubled, doubled],
@@ -156,7 +156,7 @@ def test_every_input_of_the_unet_is_cut_to_the_rows() -> None:
         "other": torch.ones(3),
         "no": None,
     }
-    found = picked(given, rows, 8)
-    assert [x.tolist() for x in found["image_embeds"]] == [expected, expected]
-    assert isinstance(found["image_embeds"], list) and isinstance(picked((doubled,), rows, 8), tuple)
-    assert found["scale"] == 0.5 and found["t"] == 8 and len(found["other"]) == 3 and found["no"] is None
+    inputs = selected(given, rows, 8)
+    assert [x.tolist() for x in inputs["image_embeds"]] == [expected, expected]
+    assert isinstance(inputs["image_embeds"], list) and isinstance(selected((doubled,), rows, 8), tuple)
+    assert inputs["scale"] == 0.5 and inputs["t"] == 8 and len(inputs["other"]) == 3 and inputs["no"] is None

@@ -28,14 +28,8 @@ OWN = ("--mitigation", "Detour", "--mitigation.transition", "StaticTransition")
     "options, message",
     [
         ({"captions": "a.txt", "prompt": "sun"}, "one of captions, prompt and base_pipeline"),
-        ({"exclude": "a.txt"}, "exclude is for captions"),
-        ({"repulsion": -1.0}, "repulsion must be at least 0"),
         ({"captions": "a.txt", "min_cosine": 0.9, "max_cosine": 0.8}, "0.9 and max_cosine 0.8 must rise"),
         ({"captions": "a.txt", "min_cosine": 0.995}, "0.995 and max_cosine 0.99 must rise"),
-        ({"min_cosine": 0.2}, "min_cosine is for captions: give captions, or leave min_cosine out"),
-        ({"max_cosine": 0.99, "prompt": "sun"}, "max_cosine is for captions"),
-        ({"prompt": ""}, "the detour's prompt is empty: give a text"),
-        ({"prompt": " \n"}, "the detour's prompt is empty"),
         ({"base_pipeline": "/nowhere/x"}, "no model folder"),
         ({"transition": StaticTransition(ramp_timesteps=100)}, "without a ramp"),
     ],
@@ -43,6 +37,19 @@ OWN = ("--mitigation", "Detour", "--mitigation.transition", "StaticTransition")
 def test_what_a_detour_refuses(options: dict, message: str) -> None:
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         Detour(**{"transition": StaticTransition()} | options)
+
+
+def test_options_without_an_effect_are_said(pipe, caplog: pytest.LogCaptureFixture) -> None:
+    """And a detour onto the prompt itself."""
+    Detour(StaticTransition(), exclude="a.txt", min_cosine=0.2, prompt="red square").check_requests(
+        pipe, requests(2)
+    )
+    Detour(StaticTransition(), scale=0.0)
+    messages = [record.message for record in caplog.records]
+    assert [message.partition(" has no effect")[0] for message in messages] == [
+        "the detour's exclude", "the detour's min_cosine", "the detour", "the detour",
+    ]  # fmt: skip
+    assert "1 of 2 images have their prompt as alternative" in messages[2]
 
 
 def test_a_missing_list_of_captions_is_found_before_anything_is_drawn() -> None:
@@ -85,7 +92,7 @@ def test_two_detours(pipe) -> None:
     """Beside a rule that has no alternative, one is fine."""
     one, other = (Detour(StaticTransition(SWITCH), prompt=text) for text in ("sun", "old map"))
     prepare(pipe.scheduler, SCALE, STEPS, [one, StaticTransition(SWITCH)])
-    failure(ValueError, "two mitigations guide towards an alternative", prepare,
+    failure(ValueError, "two mitigations change the combined prediction", prepare,
             pipe.scheduler, SCALE, STEPS, [one, StaticTransition(SWITCH), other])  # fmt: skip
 
 

@@ -2,14 +2,13 @@
 
 import pytest
 import torch
-from diffusers import DPMSolverMultistepScheduler
 
 from callbacks.mitigations.dynamic_transition import DynamicTransition
 from callbacks.mitigations.static_transition import StaticTransition
 from callbacks.mitigations.transition import Transition
 from infer.denoising.loop import denoise
 from tests.callbacks.mitigations.curves import FULL, Curves, through_the_loop
-from tests.infer.denoising.loops import inputs, scheduler_of
+from tests.infer.denoising.loops import scheduler_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -56,17 +55,3 @@ def test_a_static_gate_looks_once(before: float) -> None:
         assert torch.isnan(made.transition_timestep[row]) if gated else made.transition_timestep[row] == 499
         single = 0 if gated or before == -2 else 4  # steps 1 .. 4
         assert made.nfe[row] == 24 - single
-
-
-@pytest.mark.parametrize("options", [{"steps_after": 40}, {"restart_solver": True}])
-def test_whom_the_gate_lets_through_takes_no_other_grid(unet: torch.nn.Module, options: dict) -> None:
-    """Ordinary guidance on the ordinary grid, beside a sample that waits and leaves."""
-    scheduler = scheduler_of(DPMSolverMultistepScheduler)
-    ordinary = denoise(unet, scheduler, *inputs(2), 7.5, 10)
-    first = ordinary.difference_rms[:, 0]
-    low = int(first.argmin())
-    made = denoise(
-        unet, scheduler, *inputs(2), 7.5, 10, [StaticTransition(500, gate=first.mean().item(), **options)]
-    )
-    assert torch.allclose(made.latents[low], ordinary.latents[low], atol=1e-4)
-    assert made.nfe[low] == 20 and made.nfe[1 - low] != 20

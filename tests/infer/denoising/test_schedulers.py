@@ -13,7 +13,7 @@ from diffusers import (
 )
 
 from infer.denoising.loop import prepare
-from infer.denoising.sampling import side_of
+from infer.denoising.sampling import resolution_of
 from infer.denoising.schedulers import make_scheduler
 from tests.infer.denoising.loops import dry_run, scheduler_of
 
@@ -51,15 +51,15 @@ def test_a_grid_that_leaves_the_schedule_is_refused(name: str) -> None:
 )
 def test_the_side_of_the_images_is_the_unets_own(size, side: int | None) -> None:
     pipe = SimpleNamespace(vae_scale_factor=2, unet=SimpleNamespace(config=SimpleNamespace(sample_size=size)))
-    assert side_of(pipe, 6) == 6
+    assert resolution_of(pipe, 6) == 6
     for wrong in (7, 0, -2):
         with pytest.raises(ValueError, match=f"resolution must be a multiple of 2 pixels, not {wrong}"):
-            side_of(pipe, wrong)
+            resolution_of(pipe, wrong)
     if side:
-        assert side_of(pipe, None) == side
+        assert resolution_of(pipe, None) == side
     else:
         with pytest.raises(ValueError, match="no side of a square: give resolution"):
-            side_of(pipe, None)
+            resolution_of(pipe, None)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 10])
