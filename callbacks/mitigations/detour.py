@@ -80,7 +80,7 @@ class Detour(Mitigation):
 
     Args:
         transition: when, and what a sample without an alternative does: its guidance_before. Static or
-            dynamic, without a ramp.
+            dynamic.
         captions: ordinary prompts (what --prompts takes): the nearest one is the alternative, by the cosine
             of the text encoder's pooled embeddings.
         exclude: prompts that are no alternatives, nor are captions nearer to one of them than max_cosine: the
@@ -113,8 +113,8 @@ class Detour(Mitigation):
     ):
         if sum(source is not None for source in (captions, prompt, base_pipeline)) > 1:
             raise ValueError("a detour has one alternative: give one of captions, prompt and base_pipeline")
-        if isinstance(transition, TwoPassTransition) or transition.ramp_timesteps:
-            raise ValueError("a detour's transition is static or dynamic, without a ramp")
+        if isinstance(transition, TwoPassTransition):
+            raise ValueError("a detour's transition is static or dynamic")
         low, high = 0.0 if min_cosine is None else min_cosine, 0.99 if max_cosine is None else max_cosine
         if not -1 <= low < high <= 1:
             raise ValueError(f"min_cosine {low} and max_cosine {high} must rise, within -1..1")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, PositiveFloat, PositiveInt
+from jsonargparse.typing import ClosedUnitInterval, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from callbacks.mitigations.transition import Transition
@@ -39,7 +39,6 @@ class DynamicTransition(Transition):
         fallback_timestep: fire here at the latest.
         gate: ordinary guidance for samples whose first RMS(eps_c - eps_u) is below it; see Transition.
         gate_timestep: the first timestep of the schedules that the gate is for.
-        ramp_timesteps: reach the full scale within so many timesteps; 0: at once.
     """
 
     def __init__(
@@ -52,9 +51,8 @@ class DynamicTransition(Transition):
         fallback_timestep: float | None = None,
         gate: PositiveFloat | None = None,
         gate_timestep: float | None = None,
-        ramp_timesteps: NonNegativeFloat = 0.0,
     ):
-        super().__init__(guidance_before, gate, gate_timestep, ramp_timesteps)
+        super().__init__(guidance_before, gate, gate_timestep)
         self.watch, self.smoothing, self.prominence, self.patience = watch, smoothing, prominence, patience
         self.fallback_timestep, self.watched_space = fallback_timestep, watch
 

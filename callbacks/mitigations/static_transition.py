@@ -20,7 +20,6 @@ class StaticTransition(Transition):
         guidance_before: scale before it: 0 none, 1 conditional, negative opposite.
         gate: ordinary guidance for samples whose first RMS(eps_c - eps_u) is below it; see Transition.
         gate_timestep: the first timestep of the schedules that the gate is for.
-        ramp_timesteps: reach the full scale within so many timesteps, at most `timestep`; 0: at once.
     """
 
     def __init__(
@@ -29,9 +28,8 @@ class StaticTransition(Transition):
         guidance_before: float = 0.0,
         gate: PositiveFloat | None = None,
         gate_timestep: float | None = None,
-        ramp_timesteps: NonNegativeFloat = 0.0,
     ):
-        super().__init__(guidance_before, gate, gate_timestep, ramp_timesteps)
+        super().__init__(guidance_before, gate, gate_timestep)
         self.timestep = timestep
 
     def check(

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
-from jsonargparse.typing import NonNegativeFloat, PositiveFloat
+from jsonargparse.typing import PositiveFloat
 from torch import Tensor
 
 from callbacks.mitigations.base import Mitigation
@@ -16,8 +16,8 @@ from infer.denoising.hooks import DenoisingStep, both
 class Transition(Mitigation, ABC):
     """`guidance_before` until a sample's transition timestep t*, the full scale s at and after it.
 
-    With a ramp: s(t) = before + (s - before) min(1, (t* - t) / ramp_timesteps). Per sample; a subclass sets
-    `_since`, t* of each sample, NaN while it is not known. Options beyond the paper are off by default.
+    Per sample; a subclass sets `_since`, t* of each sample, NaN while it is not known. Options beyond the
+    paper are off by default.
 
     Args:
         guidance_before: scale before the transition: 0 none, 1 conditional, negative opposite.
@@ -25,7 +25,6 @@ class Transition(Mitigation, ABC):
             (its prompt is not memorized). In epsilon space, as in traces.parquet. At zero terminal SNR d_t is
             0 at the first step whatever the prompt: the next one counts.
         gate_timestep: the first timestep of the schedules that the gate is for: d_t depends on it.
-        ramp_timesteps: reach the full scale linearly within so many timesteps; 0: at once.
     """
 
     def __init__(
@@ -33,12 +32,10 @@ class Transition(Mitigation, ABC):
         guidance_before: float = 0.0,
         gate: PositiveFloat | None = None,
         gate_timestep: float | None = None,
-        ramp_timesteps: NonNegativeFloat = 0.0,
     ):
         if gate is None and gate_timestep is not None:
             warn_no_effect("gate_timestep", "it is the gate's, and there is no gate")
-        self.guidance_before, self.ramp_timesteps = guidance_before, ramp_timesteps
-        self.gate, self.gate_timestep = gate, gate_timestep
+        self.guidance_before, self.gate, self.gate_timestep = guidance_before, gate, gate_timestep
         if gate is not None:
             self.watched_space = "epsilon"
 
@@ -84,11 +81,7 @@ class Transition(Mitigation, ABC):
     def guidance_scale(self, step: DenoisingStep, scale: Tensor) -> Tensor:
         device = self._since.device  # a copy to the CPU must have arrived before it is read
         waiting, scale = self.waiting(step), scale.to(device, non_blocking=device.type != "cpu")
-        before = torch.full_like(scale, self.guidance_before)
-        if self.ramp_timesteps:
-            progress = ((self._since - step.timestep) / self.ramp_timesteps).clamp(max=1)
-            scale = torch.where(progress < 1, before + progress * (scale - before), scale)
-        return torch.where(waiting, before, scale)
+        return torch.where(waiting, self.guidance_before, scale)
 
     def transition_timestep(self) -> Tensor:
         return self._passed_at

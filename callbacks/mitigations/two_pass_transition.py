@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from jsonargparse.typing import NonNegativeFloat
 from torch import Tensor
 
 from callbacks.mitigations.transition import Transition
@@ -51,14 +50,13 @@ class TwoPassTransition(Transition):
 
     Args:
         guidance_before: scale of the first pass, and of the second before the transition.
-        ramp_timesteps: reach the full scale within so many timesteps; 0: at once.
     """
 
     watched_space = "latents"
     combines = False  # the first pass is this rule's alone
 
-    def __init__(self, guidance_before: float = -7.5, ramp_timesteps: NonNegativeFloat = 0.0):
-        super().__init__(guidance_before, ramp_timesteps=ramp_timesteps)
+    def __init__(self, guidance_before: float = -7.5):
+        super().__init__(guidance_before)
 
     def check(
         self, timesteps: Sequence[float], guidance_scale: float, num_train_timesteps: int = 1000

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize(
     "guider",
     [
-        StaticTransitionGuidance(3.0, 650, -2.0, ramp_timesteps=100),
+        StaticTransitionGuidance(3.0, 650, -2.0),
         DynamicTransitionGuidance(3.0, -7.5, "model_output", prediction_type="v_prediction", smoothing=2),
     ],
 )

@@ -73,14 +73,14 @@ def test_a_solver_that_evaluates_timesteps_twice():
     assert dynamic.transition_timestep.tolist() == pytest.approx([nan] * 4, nan_ok=True)
 
 
-def test_gate_and_ramp():
+def test_gate():
     """Options of the rule: a sample whose first difference is small gets ordinary guidance from the start."""
-    guider = StaticTransitionGuidance(FULL, 600, 0.0, gate=4.0, ramp_timesteps=400)
+    guider = StaticTransitionGuidance(FULL, 600, 0.0, gate=4.0)
     steps = list(drive(guider, CURVES[:2], TIMESTEPS))
     assert [len(names) for names, _ in steps] == [2] * 6  # the gated row needs both
     gated, held = torch.stack([scale for _, scale in steps], 1)
     assert gated.tolist() == pytest.approx([FULL] * 6)
-    assert held.tolist() == pytest.approx([0, 0, 0, FULL / 2, FULL, FULL])
+    assert held.tolist() == pytest.approx([0, 0, FULL, FULL, FULL, FULL])
     passed, gate = guider.transition_timestep, guider.gated
     assert gate.tolist() == [True, False] and passed.isnan().tolist() == [True, False]
 

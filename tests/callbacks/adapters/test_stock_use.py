@@ -136,6 +136,30 @@ def test_callbacks_see_and_steer_each_step(stock_pipelines: dict[str, Any], mode
     assert not torch.allclose(made, run(twin, guidance_scale=3.0), atol=1e-2)
 
 
+@pytest.mark.parametrize("model, count", [("sd", 1), ("sd", 2), ("sdxl", 2)])
+def test_a_callback_that_ends_guidance_midway(
+    stock_pipelines: dict[str, Any], model: str, count: int
+) -> None:
+    """As diffusers' own: it halves the embeddings and sets the scale to 0: conditional only in stock."""
+    pipe = with_scheduler(stock_pipelines[model], "ddim")
+    names = ["prompt_embeds"] + ["add_text_embeds", "add_time_ids"] * (model == "sdxl")
+
+    def cut(pipe: Any, index: int, t: Tensor, state: dict) -> dict:
+        if index == 3:
+            pipe._guidance_scale = 0.0
+            state |= {name: state[name].chunk(2)[-1] for name in names}
+        return state
+
+    options = {"callback_on_step_end": cut, "callback_on_step_end_tensor_inputs": ["latents", *names]}
+    prompts = tuple(CAPTIONS[:count])
+    twin = mitigate(pipe)
+    assert close(run(twin, prompts, **options), run(pipe, prompts, **options))
+    assert twin.trace.nfe.tolist() == [4 * 2 + 2] * count
+    twin = mitigate(pipe, StaticTransition(300))  # still waiting when guidance ends
+    run(twin, prompts, **options)
+    assert twin.trace.guidance_scale[0].tolist() == [0, 0, 0, 0, 1, 1]
+
+
 def test_sdxl_up_to_a_refiner(sdxl: Any) -> None:
     """`denoising_end`: the steps that are not taken are not in the trace."""
     twin = mitigate(sdxl, StaticTransition(500))

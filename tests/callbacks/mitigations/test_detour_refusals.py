@@ -8,6 +8,7 @@ from diffusers import PNDMScheduler
 
 from callbacks.mitigations.detour import Detour
 from callbacks.mitigations.static_transition import StaticTransition
+from callbacks.mitigations.two_pass_transition import TwoPassTransition
 from infer.denoising.hooks import GuidanceRule
 from infer.denoising.loop import prepare
 from tests.callbacks.mitigations import detour_batches as detours
@@ -31,7 +32,7 @@ OWN = ("--mitigation", "Detour", "--mitigation.transition", "StaticTransition")
         ({"captions": "a.txt", "min_cosine": 0.9, "max_cosine": 0.8}, "0.9 and max_cosine 0.8 must rise"),
         ({"captions": "a.txt", "min_cosine": 0.995}, "0.995 and max_cosine 0.99 must rise"),
         ({"base_pipeline": "/nowhere/x"}, "no model folder"),
-        ({"transition": StaticTransition(ramp_timesteps=100)}, "without a ramp"),
+        ({"transition": TwoPassTransition()}, "static or dynamic"),
     ],
 )
 def test_what_a_detour_refuses(options: dict, message: str) -> None:
