@@ -190,8 +190,7 @@ def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def stock_pipelines() -> dict[str, Any]:
-    from tests.callbacks.adapters.families import classic_sdxl
-    from tests.callbacks.adapters.family import quiet
+    from tests.callbacks.adapters.families import classic_sdxl, quiet
 
     return {"sd": quiet(random_pipeline()), "sdxl": classic_sdxl()}
 

@@ -92,9 +92,11 @@ class Batch:
     unconditional_embedding: Tensor
     conditional_embedding: Tensor
     guidance_scale: float
-    nfe: Tensor
-    denoise: Callable[[Sequence["GuidanceRule"]], Any]
+    denoise: Callable[[Sequence["GuidanceRule"]], Any] | None = None
     unconditional_rows: int = 0
+
+    def __post_init__(self) -> None:
+        self.nfe = torch.zeros(len(self.noise), dtype=torch.long)
 
 
 class GuidanceRule:

@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -77,19 +78,8 @@ def denoise(
     bar = tqdm(disable=True, total=0) if bar is None else bar
     bar.total = (bar.total or 0) + len(timesteps)
 
-    def again(rules: Sequence[GuidanceRule]) -> Denoised:
-        embeddings = batch.unconditional_embedding, batch.conditional_embedding
-        run = denoise(
-            unet, scheduler, batch.noise, *embeddings, guidance_scale, num_inference_steps, rules,
-            copied(generators), bar,
-        )  # fmt: skip
-        batch.nfe += run.nfe
-        return run
-
-    nfe = torch.zeros(len(latents), dtype=torch.long)
-    batch = Batch(
-        unet, scheduler, latents, unconditional_embedding, conditional_embedding, guidance_scale, nfe, again
-    )
+    batch = Batch(unet, scheduler, latents, unconditional_embedding, conditional_embedding, guidance_scale)
+    batch.denoise = partial(denoise_again, batch, num_inference_steps, generators, bar)
     for rule in rules:
         rule.begin(len(latents), latents.device)
         batch.conditional_embedding = rule.conditional_embedding(batch)
@@ -121,6 +111,19 @@ def denoise(
             failed_at = failed_at.masked_fill(broken, index)
             bar.update()
     return Denoised(**vars(guidance.trace()), latents=latents, failed_at=failed_at.cpu())
+
+
+def denoise_again(
+    batch: Batch, num_inference_steps: int, generators: list[Generator] | None, bar: tqdm,
+    rules: Sequence[GuidanceRule],
+) -> Denoised:  # fmt: skip
+    """The batch from the same noise under other rules; its rows are counted, no generator is moved."""
+    run = denoise(
+        batch.unet, batch.scheduler, batch.noise, batch.unconditional_embedding, batch.conditional_embedding,
+        batch.guidance_scale, num_inference_steps, rules, copied(generators), bar,
+    )  # fmt: skip
+    batch.nfe += run.nfe
+    return run
 
 
 def step_options(scheduler: Any, generators: list[Generator] | None) -> dict[str, Any]:

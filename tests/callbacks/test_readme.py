@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from infer.denoising.loop import denoise
-from tests.callbacks.adapters.family import quiet
+from tests.callbacks.adapters.families import quiet
 from tests.conftest import ROOT, random_pipeline
 from tests.infer.denoising.loops import inputs, scheduler_of
 

@@ -15,7 +15,7 @@ from callbacks.mitigations.two_pass_transition import TwoPassTransition
 from infer.denoising.hooks import GuidanceRule
 from infer.models.pipeline import load_pipeline
 from tests.bench import denoise as bench
-from tests.callbacks.adapters.family import quiet
+from tests.callbacks.adapters.families import quiet
 from tests.callbacks.adapters.stock_runs import run
 from tests.conftest import random_pipeline
 

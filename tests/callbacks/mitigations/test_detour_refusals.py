@@ -4,15 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from diffusers import PNDMScheduler
 
 from callbacks.mitigations.detour import Detour
 from callbacks.mitigations.static_transition import StaticTransition
 from callbacks.mitigations.two_pass_transition import TwoPassTransition
 from infer.denoising.hooks import GuidanceRule
 from infer.denoising.loop import prepare
-from tests.callbacks.mitigations import detour_batches as detours
-from tests.callbacks.mitigations.detour_batches import SCALE, STEPS, SWITCH, made_by
+from tests.callbacks.mitigations.detour_batches import SCALE, STEPS, SWITCH, denoised
 from tests.conftest import random_pipeline
 from tests.infer.denoising.loops import requests
 from tests.infer.models.model_files import edit, failure
@@ -21,7 +19,7 @@ from tests.infer.predict.runs import command, summary_of, write_prompts
 from tests.infer.predict.test_predict_refusals import refused
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-pipe, predict = detours.pipe, predicting.predict  # fixtures
+predict = predicting.predict  # a fixture
 OWN = ("--mitigation", "Detour", "--mitigation.transition", "StaticTransition")
 
 
@@ -123,7 +121,7 @@ def refuse_base(pipe, folder: Path, message: str) -> None:
     """By the check of a run, and by a batch without one."""
     rule = Detour(StaticTransition(SWITCH), base_pipeline=str(folder))
     failure(ValueError, message, rule.check_requests, pipe, requests(1))
-    failure(ValueError, "give the model that it was finetuned from", made_by, pipe, rule, requests(1))
+    failure(ValueError, "give the model that it was finetuned from", denoised, pipe, rule, requests(1))
 
 
 def test_a_base_model_with_other_latents(pipe, tmp_path: Path) -> None:
@@ -133,15 +131,6 @@ def test_a_base_model_with_other_latents(pipe, tmp_path: Path) -> None:
     refuse_base(pipe, tmp_path / "scale", "VAE's scaling_factor is 0.13025, the finetuned model's 0.18215")
     five_channels(tmp_path / "channels")
     refuse_base(pipe, tmp_path / "channels", "UNet's in_channels is 5, the finetuned model's 4")
-
-
-def test_the_kind_of_scheduler_does_not_matter_to_a_base_model(tmp_path: Path) -> None:
-    """PNDM knows no zero terminal SNR: it leaves it out of both."""
-    pipe = random_pipeline()
-    pipe.save_pretrained(tmp_path)
-    edit(tmp_path / "scheduler/scheduler_config.json", {"rescale_betas_zero_snr": True})
-    pipe.scheduler = PNDMScheduler.from_config(pipe.scheduler.config)
-    Detour(StaticTransition(SWITCH), base_pipeline=str(tmp_path)).check_requests(pipe, requests(1))
 
 
 def test_a_base_model_that_does_not_fit_is_found_before_the_bar(
