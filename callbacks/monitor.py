@@ -16,7 +16,7 @@ from data.files import write_atomically
 from infer.denoising.hooks import Request
 from infer.denoising.loop import prepare
 from infer.denoising.noise import sample_seed
-from infer.denoising.sampling import side_of
+from infer.denoising.sampling import resolution_of
 from infer.metrics.similarity import Descriptor, pixel_descriptor, similarity
 from infer.metrics.sscd import ProtocolName, check_sscd, sscd_descriptor
 
@@ -85,7 +85,7 @@ class Monitor(pl.Callback):
         if not trainer.is_global_zero:
             return
         watched = trainer.datamodule.watched(self.count)
-        self.resolution = side_of(pl_module.pipe, trainer.datamodule.resolution)
+        self.resolution = resolution_of(pl_module.pipe, trainer.datamodule.resolution)
         self.training = [sample.rgb(self.resolution) for sample, _ in watched]
         self.requests = [
             Request(sample.id, 0, caption, sample_seed(self.seed, sample.id, 0))

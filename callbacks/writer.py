@@ -10,7 +10,7 @@ import pandas as pd
 from lightning.pytorch.callbacks import BasePredictionWriter
 
 from callbacks.mitigations.base import Mitigation
-from infer.denoising.hooks import GuidanceRule
+from infer.denoising.hooks import overrides
 from infer.predict.module import Generated
 from infer.predict.run_folder import claim, merge, save_image, write_part, write_summary
 
@@ -19,10 +19,6 @@ log = logging.getLogger(__name__)
 
 def rules_of(trainer: pl.Trainer) -> list[Mitigation]:
     return [callback for callback in trainer.callbacks if isinstance(callback, Mitigation)]
-
-
-def has_own(rule: Mitigation, hook: str) -> bool:
-    return getattr(type(rule), hook) is not getattr(GuidanceRule, hook)
 
 
 class SampleWriter(BasePredictionWriter):
@@ -123,7 +119,7 @@ class SampleWriter(BasePredictionWriter):
                 write_summary(
                     folder,
                     rows,
-                    has_transition=any(has_own(rule, "transition_timestep") for rule in rules),
-                    has_alternative=any(has_own(rule, "alternative_scale") for rule in rules),
+                    has_transition=any(overrides(rule, "transition_timestep") for rule in rules),
+                    has_alternative=any(rule.alternatives is not None for rule in rules),
                 )
         trainer.strategy.barrier()

@@ -10,7 +10,7 @@ from jsonargparse.typing import PositiveInt
 
 from infer.denoising.hooks import GuidanceRule
 from infer.denoising.loop import prepare
-from infer.denoising.sampling import side_of
+from infer.denoising.sampling import resolution_of
 from infer.denoising.schedulers import Scheduler, make_scheduler
 from infer.models.lora import check_lora
 from infer.models.pipeline import check_pipeline, fingerprint, load_pipeline
@@ -71,7 +71,7 @@ class ModelOptions:
 
     def resolution_of(self, pipe: Any) -> int:
         """Width and height of the images in pixels."""
-        return side_of(pipe, self.resolution)
+        return resolution_of(pipe, self.resolution)
 
     def prepare(self, pipe: Any, guidance_scale: float, *rules: GuidanceRule) -> list[float]:
         """The schedule's timesteps; ValueError for a rule that cannot take effect."""

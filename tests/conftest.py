@@ -16,7 +16,6 @@ from PIL import Image
 
 # whose assertions say what differs, as those of tests do
 pytest.register_assert_rewrite(
-    "tests.infer.denoising.continuations",
     "tests.callbacks.mitigations.curves",
     "tests.infer.models.model_files",
 )
@@ -193,8 +192,7 @@ def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def stock_pipelines() -> dict[str, Any]:
-    from tests.callbacks.adapters.families import classic_sdxl
-    from tests.callbacks.adapters.family import quiet
+    from tests.callbacks.adapters.families import classic_sdxl, quiet
 
     return {"sd": quiet(random_pipeline()), "sdxl": classic_sdxl()}
 

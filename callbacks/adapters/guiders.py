@@ -18,6 +18,7 @@ from infer.denoising.hooks import DenoisingStep, GuidanceRule
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "flow_prediction")
 CONDITIONAL, UNCONDITIONAL = "pred_cond", "pred_uncond"
+POSITION = {CONDITIONAL: 0, UNCONDITIONAL: 1}  # in the pipelines' pairs of inputs
 
 
 def with_options_of(rule: type[GuidanceRule]) -> Callable:
@@ -51,7 +52,7 @@ class TransitionGuidance(BaseGuidance):
         enabled: False leaves the conditional prediction as it is.
     """
 
-    _input_predictions = [CONDITIONAL, UNCONDITIONAL]  # also their places in the pipelines' pairs
+    _input_predictions = [CONDITIONAL, UNCONDITIONAL]
     rule_class: type[GuidanceRule]
 
     def __init_subclass__(cls, rule: type[GuidanceRule] | None = None, **kwargs: Any):
@@ -67,10 +68,11 @@ class TransitionGuidance(BaseGuidance):
         **options: Any,
     ) -> None:
         super().__init__(enabled=enabled)
+        self._diffusers_load_id = "null|guider|null|null"  # without one, pipelines save and load without it
         self.guidance_scale, self.prediction_type = guidance_scale, prediction_type
         self.rule = self.rule_class(**options)
-        check_sight(self.rule, prediction_type)
-        self._wanted: list[str] = []  # of the current step
+        check_visible(self.rule, prediction_type)
+        self._needed: list[str] = []  # of the current step
         self._batch_size: int | None = None  # of the current run, once it is known
 
     @property
@@ -102,7 +104,8 @@ class TransitionGuidance(BaseGuidance):
 
     @property
     def is_conditional(self) -> bool:
-        return self._wanted[self._count_prepared - 1] == CONDITIONAL
+        """Of the model call that was prepared last; before the first one, as if it were conditional."""
+        return not self._needed or self._needed[self._count_prepared - 1] == CONDITIONAL
 
     def set_state(self, step: int, num_inference_steps: int, timestep: Tensor) -> None:
         t = float(timestep)
@@ -114,26 +117,23 @@ class TransitionGuidance(BaseGuidance):
         super().set_state(step, num_inference_steps, timestep)
 
     def prepare_inputs(self, data: dict[str, Any]) -> list[Any]:
-        self.choose(data.values())
-        return [self._prepare_batch(data, self.place(name), name) for name in self._wanted]
+        self.decide_needed(data.values())
+        return [self._prepare_batch(data, POSITION[name], name) for name in self._needed]
 
     def prepare_inputs_from_block_state(self, data: Any, input_fields: dict[str, Any]) -> list[Any]:
         def read(name: str | tuple[str, str]) -> Any:
             return tuple(map(read, name)) if isinstance(name, tuple) else getattr(data, name, None)
 
-        self.choose(map(read, input_fields.values()))
+        self.decide_needed(map(read, input_fields.values()))
         return [
-            self._prepare_batch_from_block_state(input_fields, data, self.place(name), name)
-            for name in self._wanted
+            self._prepare_batch_from_block_state(input_fields, data, POSITION[name], name)
+            for name in self._needed
         ]
 
-    def place(self, name: str) -> int:
-        return self._input_predictions.index(name)
-
-    def choose(self, inputs: Iterable[Any]) -> None:
+    def decide_needed(self, inputs: Iterable[Any]) -> None:
         """Which predictions the step needs; from the model's inputs, of which those that differ are pairs."""
         if not self._enabled:
-            self._wanted = [CONDITIONAL]
+            self._needed = [CONDITIONAL]
             return
         pairs = [value for value in inputs if isinstance(value, tuple) and value[0] is not None]
         if not pairs or pairs[0][1] is None:  # the text comes first
@@ -142,10 +142,11 @@ class TransitionGuidance(BaseGuidance):
             )
         if self._batch_size is None:
             self.begin(pairs[0][0])
-        self._now = self.look()
-        scale, watched = self.decide(), self.rule.watches(self._now)
-        needed = {CONDITIONAL: watched or (scale != 0).any(), UNCONDITIONAL: watched or (scale != 1).any()}
-        self._wanted = [name for name in self._input_predictions if needed[name]]
+        self._now = self.current_step()
+        scale = self.scale()
+        unconditional, conditional = self.rule.needs(self._now, scale) or (scale != 1, scale != 0)
+        needed = {CONDITIONAL: conditional.any(), UNCONDITIONAL: unconditional.any()}
+        self._needed = [name for name in POSITION if needed[name]]
 
     def begin(self, inputs: Tensor | list[Tensor]) -> None:
         """A run starts. Of its timesteps only the first is known: stand-ins fall from it to 0."""
@@ -154,7 +155,7 @@ class TransitionGuidance(BaseGuidance):
         self._batch_size = len(inputs)
         self.rule.begin(self._batch_size, inputs[0].device)
 
-    def look(self) -> DenoisingStep:
+    def current_step(self) -> DenoisingStep:
         timestep, flow = self._timesteps[-1], self.prediction_type == "flow_prediction"
         return DenoisingStep(
             index=len(self._timesteps) - 1,
@@ -167,7 +168,7 @@ class TransitionGuidance(BaseGuidance):
             guidance_scale=self.guidance_scale,
         )
 
-    def decide(self) -> Tensor:
+    def scale(self) -> Tensor:
         full = torch.full((self._batch_size,), float(self.guidance_scale))
         return self.rule.guidance_scale(self._now, full)
 
@@ -184,7 +185,7 @@ class TransitionGuidance(BaseGuidance):
             raise ValueError(f"{len(conditional)} predictions from inputs of {self._batch_size} samples")
         self._now.conditional, self._now.unconditional = conditional, unconditional
         self.rule.observe(self._now)
-        scale = self.decide().to(conditional.device).view(-1, *[1] * (conditional.ndim - 1))
+        scale = self.scale().to(conditional.device).view(-1, *[1] * (conditional.ndim - 1))
         self._now = None  # and its predictions
         if len(self._timesteps) == len(set(self._timesteps)) == self._num_steps:  # no step was taken twice
             self.check_again()
@@ -199,17 +200,10 @@ class TransitionGuidance(BaseGuidance):
             warnings.warn(f"{type(self).__name__}: {error}", stacklevel=2)
 
 
-def check_sight(rule: GuidanceRule, prediction_type: str) -> None:
-    """ValueError where a guider sees too little of the denoising for this rule."""
+def check_visible(rule: GuidanceRule, prediction_type: str) -> None:
+    """ValueError where the rule watches what a guider cannot see."""
     if prediction_type not in PREDICTION_TYPES:
         raise ValueError(f"prediction_type {prediction_type!r}: there are {', '.join(PREDICTION_TYPES)}")
-    if rule.rehearsal is not None or rule.continuation is not None:
-        raise ValueError(
-            "a guider does not run the solver: it can neither restart it nor change its grid "
-            "(steps_after, restart_solver)"
-        )
-    if rule.watched_space == "latents":
-        raise ValueError("a guider does not see the latents, which this rule watches")
     gated = getattr(rule, "gate", None) is not None
     if prediction_type == "v_prediction" and (gated or rule.watched_space == "epsilon"):
         raise ValueError(

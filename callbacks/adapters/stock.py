@@ -1,17 +1,21 @@
 """The mitigations in stock diffusers pipelines: `pipe = mitigate(pipe, rule)`, then use it as ever."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from infer.denoising.guidance import Guidance, Rows, Trace
-from infer.denoising.hooks import DenoisingStep, GuidanceRule
+from infer.denoising.guidance import Guidance, NeededRows, Trace
+from infer.denoising.hooks import DenoisingStep, GuidanceRule, overrides
 from infer.denoising.schedulers import check_scheduler, noise_levels
+
+LOOP_HOOKS = (
+    "change_prompts", "prepare", "conditional_embedding", "initial_noise", "before_denoising",
+    "attention_processors",
+)  # fmt: skip
 
 
 def mitigate(pipe: Any, *rules: GuidanceRule) -> Any:
@@ -34,10 +38,8 @@ def mitigate(pipe: Any, *rules: GuidanceRule) -> Any:
     if pipe.unet.config.time_cond_proj_dim is not None:
         raise ValueError("this UNet was distilled to take the guidance scale as an input: it has no guidance")
     for rule in rules:
-        if rule.rehearsal or rule.continuation or type(rule).prepare is not GuidanceRule.prepare:
-            raise ValueError(
-                f"{type(rule).__name__} with these options needs a loop of its own: python -m infer predict"
-            )
+        if overrides(rule, *LOOP_HOOKS):
+            raise ValueError(f"{type(rule).__name__} needs this project's own loop: python -m infer predict")
     twin = copy.copy(pipe)
     twin.__class__ = type(kind.__name__, (Mitigated, kind), {"__module__": kind.__module__})
     twin.rules, twin.trace = rules, None
@@ -70,27 +72,26 @@ def guided_unet(pipe: Any) -> Iterator[None]:
     The pipeline's own formula then gives the mix back: m + s (m - m).
     """
     unet, own = pipe.unet, "forward" in vars(pipe.unet)  # accelerate's hooks are such an attribute
-    forward, guidance, index, timesteps, levels = unet.forward, None, 0, [], []
+    forward, guidance, index, timesteps, levels, first = unet.forward, None, 0, [], [], {}
 
     def guided(sample: Tensor, timestep: Any, encoder_hidden_states: Tensor, **options: Any) -> tuple[Tensor]:
-        nonlocal guidance, index, timesteps, levels
-        latents, config = sample.chunk(2)[0], pipe.scheduler.config
+        nonlocal guidance, index, timesteps, levels, first
+        latents, config, scale = sample.chunk(2)[0], pipe.scheduler.config, float(pipe.guidance_scale)
+        inputs = options | {"encoder_hidden_states": encoder_hidden_states}
         if guidance is None:
-            timesteps, levels = pipe.scheduler.timesteps.tolist(), noise_levels(pipe.scheduler)
+            timesteps, levels, first = pipe.scheduler.timesteps.tolist(), noise_levels(pipe.scheduler), inputs
             for rule in pipe.rules:
                 rule.check(timesteps, pipe.guidance_scale, config.num_train_timesteps)
+                rule.begin(len(latents), latents.device)
             guidance = Guidance(pipe.rules, len(latents), latents.device)
+        if len(encoder_hidden_states) < len(sample):  # a callback ended guidance
+            inputs, scale = doubled(inputs, first, len(latents)), 1.0
         step = DenoisingStep(
-            index, timesteps[index], timesteps, latents, *levels[index],
-            config.prediction_type, float(pipe.guidance_scale),
-        )  # fmt: skip
-
-        def predict(rows: Rows) -> Tensor:
-            pick = partial(picked, rows=rows, size=len(sample))
-            inputs = (pick(sample), timestep, pick(encoder_hidden_states))
-            return forward(*inputs, **{name: pick(value) for name, value in options.items()})[0]
-
-        mixed = guidance(step, predict)
+            index, timesteps[index], timesteps, latents, *levels[index], config.prediction_type, scale
+        )
+        rows = guidance.needed_rows(step)
+        inputs = {name: selected(value, rows, len(sample)) for name, value in inputs.items()}
+        mixed = guidance.mix(step, rows, forward(selected(sample, rows, len(sample)), timestep, **inputs)[0])
         index += 1
         return (torch.cat([mixed, mixed]),)
 
@@ -105,12 +106,23 @@ def guided_unet(pipe: Any) -> Iterator[None]:
             del unet.forward
 
 
-def picked(value: Any, rows: Rows, size: int) -> Any:
-    """The call's rows of every tensor with an entry for each of the doubled batch, however deep it lies."""
+def each_tensor(function: Callable, *values: Any) -> Any:
+    """`function` of tensors in the same place of nested containers, in the containers of the first."""
+    value = values[0]
     if isinstance(value, dict):
-        return {name: picked(entry, rows, size) for name, entry in value.items()}
+        return {name: each_tensor(function, *(v[name] for v in values)) for name in value}
     if isinstance(value, (list, tuple)):
-        return type(value)(picked(entry, rows, size) for entry in value)
-    if isinstance(value, Tensor) and value.ndim and len(value) == size:
-        return rows.pick(*value.chunk(2))
-    return value
+        return type(value)(each_tensor(function, *entries) for entries in zip(*values, strict=True))
+    return function(*values) if isinstance(value, Tensor) and value.ndim else value
+
+
+def selected(value: Any, rows: NeededRows, size: int) -> Any:
+    """The call's rows of every tensor with an entry for each of the doubled batch, however deep it lies."""
+    return each_tensor(lambda x: rows.select(*x.chunk(2)) if len(x) == size else x, value)
+
+
+def doubled(value: Any, first: Any, count: int) -> Any:
+    """With the unconditional halves of the first call's inputs before tensors that lost theirs."""
+    return each_tensor(
+        lambda x, before: torch.cat([before[:count], x]) if len(x) == count else x, value, first
+    )

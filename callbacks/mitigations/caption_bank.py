@@ -48,7 +48,7 @@ class CaptionBank:
     embeddings: Tensor
 
     def __post_init__(self) -> None:
-        self.place = {same(text): number for number, text in enumerate(self.texts)}
+        self.position = {same(text): number for number, text in enumerate(self.texts)}
 
     @classmethod
     def embed(
@@ -79,16 +79,16 @@ class CaptionBank:
 
     def nearest(self, prompts: Sequence[str], min_cosine: float, max_cosine: float) -> list[str | None]:
         """For each prompt the nearest other caption within the two cosines; None where there is none."""
-        found: list[str | None] = []
+        texts: list[str | None] = []
         for block in cosines(pooled(self.pipe, prompts, self.device), self.embeddings):
-            keys = map(same, prompts[len(found) : len(found) + len(block)])
+            keys = map(same, prompts[len(texts) : len(texts) + len(block)])
             block = block.masked_fill(block > max_cosine, -torch.inf)
             for row, key in enumerate(keys):
-                if key in self.place:  # the prompt itself
-                    block[row, self.place[key]] = -torch.inf
+                if key in self.position:  # the prompt itself
+                    block[row, self.position[key]] = -torch.inf
             best = block.max(1)
-            found += [
+            texts += [
                 self.texts[index] if value >= min_cosine else None
                 for value, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
             ]
-        return found
+        return texts

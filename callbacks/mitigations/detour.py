@@ -1,4 +1,4 @@
-"""Our own rule, the detour: while a sample waits for its transition, guide it somewhere else."""
+"""Our own rule, the detour: guides a sample towards an alternative while it waits for its transition."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -7,18 +7,20 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from jsonargparse.typing import NonNegativeFloat
 from torch import Tensor
 
 from callbacks.mitigations.base import Mitigation
 from callbacks.mitigations.caption_bank import CaptionBank
 from callbacks.mitigations.transition import Transition
-from data.prompts import source_fingerprint
+from callbacks.mitigations.two_pass_transition import TwoPassTransition
+from data.cli import warn_no_effect
+from data.prompts import same, source_fingerprint
 from data.sources.layouts import is_data
 from data.sources.rows import matching_files
 from data.sources.shards import SHARD_SUFFIXES
 from infer.denoising.guidance import onto
-from infer.denoising.hooks import DenoisingStep
-from infer.denoising.requests import Request
+from infer.denoising.hooks import Batch, DenoisingStep, Request
 from infer.denoising.sampling import embed
 from infer.models.pipeline import check_pipeline, fingerprint, load_pipeline
 
@@ -78,9 +80,10 @@ class Detour(Mitigation):
     of its UNet and text encoder.
 
     Args:
-        transition: when, and what a sample without an alternative does: its guidance_before.
-        captions: ordinary prompts (what --prompts takes): the nearest one is the alternative, by the
-            cosine of the text encoder's pooled embeddings.
+        transition: when, and what a sample without an alternative does: its guidance_before. Static or
+            dynamic.
+        captions: ordinary prompts (what --prompts takes): the nearest one is the alternative, by the cosine
+            of the text encoder's pooled embeddings.
         exclude: prompts that are no alternatives, nor are captions nearer to one of them than max_cosine: the
             training run's folder, for the captions that it made the model memorize.
         min_cosine: a nearest caption further than this is no alternative; null: 0.
@@ -94,6 +97,8 @@ class Detour(Mitigation):
         scale: s, how strongly to guide towards the alternative while waiting; null: the run's guidance scale.
     """
 
+    alternatives = []
+
     def __init__(
         self,
         transition: Transition,
@@ -103,59 +108,51 @@ class Detour(Mitigation):
         max_cosine: float | None = None,
         prompt: str | None = None,
         base_pipeline: str | None = None,
-        repulsion: float = 0.0,
+        repulsion: NonNegativeFloat = 0.0,
         orthogonal: bool = False,
         scale: float | None = None,
     ):
         if sum(source is not None for source in (captions, prompt, base_pipeline)) > 1:
-            raise ValueError("a detour goes one way: give one of captions, prompt and base_pipeline")
-        for name, value in (("exclude", exclude), ("min_cosine", min_cosine), ("max_cosine", max_cosine)):
-            if captions is None and value is not None:
-                raise ValueError(f"{name} is for captions: give captions, or leave {name} out")
-        if prompt is not None and not prompt.strip():
-            raise ValueError(
-                "the detour's prompt is empty: give a text, or a transition alone to guide nowhere"
-            )
-        if scale == 0 and repulsion == 0 and base_pipeline is None:
-            raise ValueError(
-                "a detour of scale 0 and repulsion 0 goes nowhere: it is its transition alone, so give that"
-            )
-        if not repulsion >= 0:
-            raise ValueError(f"repulsion must be at least 0, not {repulsion}")
+            raise ValueError("a detour has one alternative: give one of captions, prompt and base_pipeline")
+        if isinstance(transition, TwoPassTransition):
+            raise ValueError("a detour's transition is static or dynamic")
         low, high = 0.0 if min_cosine is None else min_cosine, 0.99 if max_cosine is None else max_cosine
         if not -1 <= low < high <= 1:
             raise ValueError(f"min_cosine {low} and max_cosine {high} must rise, within -1..1")
+        for name, value in (("exclude", exclude), ("min_cosine", min_cosine), ("max_cosine", max_cosine)):
+            if captions is None and value is not None:
+                warn_no_effect(f"the detour's {name}", "it is for captions, and there are none")
+        if scale == 0 and repulsion == 0 and base_pipeline is None:
+            warn_no_effect("the detour", "scale and repulsion are 0: its transition alone is left")
         if base_pipeline is not None:
             with located("base_pipeline"):
                 check_pipeline(base_pipeline)
-        self.transition = transition
-        if self.transition.rehearsal or self.transition.ramp_timesteps:
-            raise ValueError("a detour's transition is static or dynamic, without a ramp")
+        self.transition, self.watched_space = transition, transition.watched_space
         self.captions, self.exclude = captions, exclude
-        self.prompt, self.base_pipeline = prompt, base_pipeline
         self.min_cosine, self.max_cosine, self._within = min_cosine, max_cosine, (low, high)
+        self.prompt, self.base_pipeline = prompt, base_pipeline
         self.texts = [prompt] if prompt is not None else []
         self.repulsion, self.orthogonal, self.scale = repulsion, orthogonal, scale
-        self.watched_space, self.continuation = self.transition.watched_space, self.transition.continuation
         self.forget()
 
     def forget(self) -> None:
-        """Let go of the models and of what they made."""
+        """Release the models and their embeddings."""
         self._bank: CaptionBank | None = None
-        self._base = self._unet = self._embeddings = self._negatives = None
+        self._base = self._batch = self._embeddings = self._negatives = None
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self.forget()
 
     def contents(self) -> dict[str, str | None]:
-        found = {}
-        for option, read in (
-            ("base_pipeline", fingerprint), ("captions", source_fingerprint), ("exclude", source_fingerprint)
-        ):  # fmt: skip
+        readers = {
+            "base_pipeline": fingerprint, "captions": source_fingerprint, "exclude": source_fingerprint
+        }  # fmt: skip
+        fingerprints = {}
+        for option, read in readers.items():
             if source := getattr(self, option):
                 with located(option):
-                    found[option] = read(source)
-        return found
+                    fingerprints[option] = read(source)
+        return fingerprints
 
     def check(
         self, timesteps: Sequence[float], guidance_scale: float, num_train_timesteps: int = 1000
@@ -172,12 +169,17 @@ class Detour(Mitigation):
         if self.base_pipeline is not None:
             self.load_base(pipe)
             self._base = None  # a comparison checks many before the first runs
-        own = self.base_pipeline is None and self.captions is None and self.prompt is None
-        if own and not any(request.alternative_prompt for request in requests):
+        if self.base_pipeline is not None or self.captions is not None:
+            return
+        alternatives = [self.prompt or request.alternative_prompt for request in requests]
+        if not any(alternatives):
             raise ValueError(
                 "the detour leads nowhere, no prompt has an alternative_prompt: give the prompt file that "
                 "column, or the detour one of captions, prompt and base_pipeline"
             )
+        own = sum(same(a) == same(r.prompt) for a, r in zip(alternatives, requests, strict=True) if a)
+        if own:
+            warn_no_effect("the detour", f"{own} of {len(requests)} images have their prompt as alternative")
 
     def load_base(self, pipe: Any) -> None:
         """The base model on the CPU, without its VAE; ValueError where it does not go with the pipeline."""
@@ -196,17 +198,16 @@ class Detour(Mitigation):
             self._bank = CaptionBank.embed(pipe, device, self.captions, self.exclude, self._within[1])
 
     def on_predict_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.load(pl_module.pipe, pl_module.device)  # in no image's seconds
+        self.load(pl_module.pipe, pl_module.device)  # before the first image's seconds
 
     def prepare(self, pipe: Any, requests: Sequence[Request], device: torch.device) -> None:
-        """Find each prompt's alternative and embed it."""
+        """Choose each prompt's alternative and embed it."""
         self.load(pipe, device)
-        self._unet, prompts = pipe.unet, [request.prompt for request in requests]
+        prompts = [request.prompt for request in requests]
         if self.base_pipeline is not None:
-            negatives = [request.negative_prompt or "" for request in requests]
             self.alternatives = [self.base_pipeline] * len(requests)
             self._embeddings = embed(self._base, prompts, device)
-            self._negatives = embed(self._base, negatives, device)
+            self._negatives = embed(self._base, [r.negative_prompt or "" for r in requests], device)
             return
         if self.captions is not None:
             self.alternatives = self._bank.nearest(prompts, *self._within)
@@ -218,53 +219,62 @@ class Detour(Mitigation):
 
     def begin(self, batch_size: int, device: torch.device) -> None:
         self.transition.begin(batch_size, device)
-        self._has = torch.tensor([text is not None for text in self.alternatives])
+        self._has = onto(torch.tensor([text is not None for text in self.alternatives]), device)
 
-    def watches(self, step: DenoisingStep) -> bool:
-        return self.transition.watches(step)
+    def before_denoising(self, batch: Batch) -> None:
+        self._batch = batch
 
-    def wants_both(self, step: DenoisingStep) -> Tensor | None:
-        return self.on_the_way(step) if self.orthogonal else None
-
-    def observe(self, step: DenoisingStep) -> None:
-        self.transition.observe(step)
-
-    def on_the_way(self, step: DenoisingStep) -> Tensor:
+    def detoured(self, step: DenoisingStep) -> Tensor:
         """Samples that are guided towards their alternative at this step, (B,) bool."""
         waiting = self.transition.waiting(step)
-        return waiting & onto(self._has, waiting.device)
+        return waiting & self._has.to(waiting.device)
 
     def guidance_scale(self, step: DenoisingStep, scale: Tensor) -> Tensor:
         plain = self.transition.guidance_scale(step, scale)
-        return torch.where(self.on_the_way(step), -self.repulsion, plain)
+        return torch.where(self.detoured(step), -self.repulsion, plain)
 
-    def alternative_scale(self, step: DenoisingStep) -> Tensor:
-        scale = 1.0 if self.base_pipeline is not None else self.own_scale(step)
-        return torch.where(self.on_the_way(step), scale, 0.0)
+    def alternative_scale(self, step: DenoisingStep) -> float:
+        """a in u - r (c - u) + a (n - u): the base model's n holds its scale already."""
+        return 1.0 if self.base_pipeline is not None else self.own_scale(step)
 
     def own_scale(self, step: DenoisingStep) -> float:
         return step.guidance_scale if self.scale is None else self.scale
 
-    def alternative(self, step: DenoisingStep, needed: Tensor) -> tuple[Tensor, int]:
-        index = onto(needed.nonzero()[:, 0], step.latents.device)
-        latents, out = step.latents[index], torch.zeros_like(step.latents)
-        if self.base_pipeline is None:
-            found, spent = self.predict(self._unet, latents, step, self._embeddings[index]), 1
-        else:
-            both = torch.cat([self._negatives[index], self._embeddings[index]])
-            u, c = self.predict(self._base.unet, torch.cat([latents] * 2), step, both).chunk(2)
-            found, spent = u + self.own_scale(step) * (c - u), 2
+    def needs(self, step: DenoisingStep, scale: Tensor) -> tuple[Tensor, Tensor]:
+        if (watched := self.transition.needs(step, scale)) is not None:
+            return watched
+        detoured, scale = self.detoured(step).cpu(), scale.cpu()
+        u_left = self.orthogonal or self.alternative_scale(step) - self.repulsion != 1  # u's factor is not 0
+        c_left = self.orthogonal or self.repulsion != 0
+        return torch.where(detoured, u_left, scale != 1), torch.where(detoured, c_left, scale != 0)
+
+    def observe(self, step: DenoisingStep) -> None:
+        self.transition.observe(step)
+
+    def combine(self, step: DenoisingStep, prediction: Tensor) -> Tensor:
+        detoured, scale = self.detoured(step).cpu(), self.alternative_scale(step)
+        if scale == 0 or not detoured.any():
+            return prediction
+        index = onto(detoured.nonzero()[:, 0], prediction.device)
+        u = step.unconditional[index]
+        direction = self.alternative(step, index) - u
+        self._batch.nfe += detoured * (1 if self.base_pipeline is None else 2)
         if self.orthogonal:
-            u = step.unconditional[index]
-            found = u + without(found - u, step.conditional[index] - u)
-        out[index] = found
-        return out, spent
+            direction = without(direction, step.conditional[index] - u)
+        return prediction.index_add(0, index, (scale * direction).to(prediction.dtype))
 
-    def predict(self, unet: Any, latents: Tensor, step: DenoisingStep, embeddings: Tensor) -> Tensor:
-        return unet(latents, step.timestep, encoder_hidden_states=embeddings, return_dict=False)[0]
-
-    def leaving(self) -> Tensor:
-        return self.transition.leaving()
+    def alternative(self, step: DenoisingStep, index: Tensor) -> Tensor:
+        """n of these samples."""
+        latents = step.latents[index]
+        if self.base_pipeline is None:
+            return predict(self._batch.unet, latents, step, self._embeddings[index])
+        embeddings = torch.cat([self._negatives[index], self._embeddings[index]])
+        u, c = predict(self._base.unet, torch.cat([latents] * 2), step, embeddings).chunk(2)
+        return u + self.own_scale(step) * (c - u)
 
     def transition_timestep(self) -> Tensor | None:
         return self.transition.transition_timestep()
+
+
+def predict(unet: Any, latents: Tensor, step: DenoisingStep, embeddings: Tensor) -> Tensor:
+    return unet(latents, step.timestep, encoder_hidden_states=embeddings, return_dict=False)[0]

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
+from jsonargparse.typing import ClosedUnitInterval, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from callbacks.mitigations.transition import Transition
-from infer.denoising.hooks import DenoisingStep
+from infer.denoising.hooks import DenoisingStep, both
 
 
 def minimum_passed(recent: Sequence[Tensor]) -> Tensor:
@@ -38,35 +39,20 @@ class DynamicTransition(Transition):
         fallback_timestep: fire here at the latest.
         gate: ordinary guidance for samples whose first RMS(eps_c - eps_u) is below it; see Transition.
         gate_timestep: the first timestep of the schedules that the gate is for.
-        ramp_timesteps: reach the full scale within so many timesteps; 0: at once.
-        steps_after: take the steps after the transition from a denser grid of so many.
-        restart_solver: forget a multistep solver's history at the transition.
     """
 
     def __init__(
         self,
         guidance_before: float = 0.0,
         watch: Literal["epsilon", "model_output"] = "epsilon",
-        smoothing: int = 1,
-        prominence: float = 0.0,
-        patience: int = 1,
+        smoothing: PositiveInt = 1,
+        prominence: ClosedUnitInterval = 0.0,
+        patience: PositiveInt = 1,
         fallback_timestep: float | None = None,
-        gate: float | None = None,
+        gate: PositiveFloat | None = None,
         gate_timestep: float | None = None,
-        ramp_timesteps: float = 0.0,
-        steps_after: int | None = None,
-        restart_solver: bool = False,
     ):
-        super().__init__(guidance_before, gate, gate_timestep, ramp_timesteps, steps_after, restart_solver)
-        if smoothing < 1 or patience < 1:
-            raise ValueError("smoothing and patience are numbers of steps, at least 1")
-        if not 0 <= prominence < 1:
-            raise ValueError(f"prominence is a share of the highest difference, in [0, 1), not {prominence}")
-        if fallback_timestep is not None and ramp_timesteps > fallback_timestep:
-            raise ValueError(
-                f"a ramp of {ramp_timesteps:g} timesteps from the fallback at {fallback_timestep:g} on never "
-                f"reaches the full scale: ramp_timesteps can be at most {fallback_timestep:g}"
-            )
+        super().__init__(guidance_before, gate, gate_timestep)
         self.watch, self.smoothing, self.prominence, self.patience = watch, smoothing, prominence, patience
         self.fallback_timestep, self.watched_space = fallback_timestep, watch
 
@@ -93,10 +79,10 @@ class DynamicTransition(Transition):
         self._highest = torch.zeros(batch_size, device=device)
         self._timestep: float | None = None
 
-    def watches(self, step: DenoisingStep) -> bool:
-        return True
+    def needs(self, step: DenoisingStep, scale: Tensor) -> tuple[Tensor, Tensor]:
+        return both(scale)
 
-    def look(self, step: DenoisingStep) -> None:
+    def update(self, step: DenoisingStep) -> None:
         if step.timestep == self._timestep:
             return
         self._timestep = step.timestep
@@ -113,5 +99,5 @@ class DynamicTransition(Transition):
             self.fire(step, torch.ones_like(self._since, dtype=torch.bool))
 
     def fire(self, step: DenoisingStep, where: Tensor) -> None:
-        """Latched: whoever has fired stays."""
+        """Latched: a sample that has fired keeps its timestep."""
         self._since = torch.where(where & self._since.isnan(), step.timestep, self._since)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+from jsonargparse.typing import NonNegativeFloat, PositiveFloat
 
 from callbacks.mitigations.transition import Transition
 
@@ -19,29 +20,16 @@ class StaticTransition(Transition):
         guidance_before: scale before it: 0 none, 1 conditional, negative opposite.
         gate: ordinary guidance for samples whose first RMS(eps_c - eps_u) is below it; see Transition.
         gate_timestep: the first timestep of the schedules that the gate is for.
-        ramp_timesteps: reach the full scale within so many timesteps; 0: at once.
-        steps_after: take the steps after the transition from a denser grid of so many.
-        restart_solver: forget a multistep solver's history at the transition.
     """
 
     def __init__(
         self,
-        timestep: float = 500,
+        timestep: NonNegativeFloat = 500,
         guidance_before: float = 0.0,
-        gate: float | None = None,
+        gate: PositiveFloat | None = None,
         gate_timestep: float | None = None,
-        ramp_timesteps: float = 0.0,
-        steps_after: int | None = None,
-        restart_solver: bool = False,
     ):
-        super().__init__(guidance_before, gate, gate_timestep, ramp_timesteps, steps_after, restart_solver)
-        if not timestep >= 0:
-            raise ValueError(f"a transition timestep must not be negative, as {timestep} is")
-        if ramp_timesteps > timestep:
-            raise ValueError(
-                f"a ramp of {ramp_timesteps:g} timesteps from {timestep:g} on never reaches the full scale: "
-                f"ramp_timesteps can be at most {timestep:g}"
-            )
+        super().__init__(guidance_before, gate, gate_timestep)
         self.timestep = timestep
 
     def check(

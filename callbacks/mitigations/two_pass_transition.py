@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from callbacks.mitigations.transition import Transition
-from infer.denoising.hooks import DenoisingStep, GuidanceRule
+from infer.denoising.hooks import Batch, DenoisingStep, GuidanceRule
 
 
 def chosen_minimum(curve: Sequence[float], otherwise: int = 5) -> int:
@@ -18,23 +18,25 @@ def chosen_minimum(curve: Sequence[float], otherwise: int = 5) -> int:
     return minima[0] if minima else otherwise
 
 
-class Rehearsal(GuidanceRule):
-    """The first pass: one scale throughout, and how far each step turns the latents, 1 - cos(x_i, x_i+1)."""
+class FirstPass(GuidanceRule):
+    """One scale throughout; keeps how far each step turns the latents: 1 - cos(x_i, x_i+1)."""
 
-    def __init__(self, scale: float):
-        self.scale = scale
-
-    def begin(self, batch_size: int, device: torch.device) -> None:
+    def __init__(self, guidance_scale: float):
+        self.full_scale = guidance_scale
+        self.latents: Tensor | None = None
         self.turns: list[Tensor] = []
 
-    def observe(self, step: DenoisingStep) -> None:
-        self._before = step.latents.flatten(1).float()
+    def turn(self, latents: Tensor) -> None:
+        """The latents may be at any scale: a cosine does not change with it."""
+        before, self.latents = self.latents, latents.flatten(1).float()
+        if before is not None:
+            self.turns.append(1 - F.cosine_similarity(before, self.latents))
 
-    def stepped(self, step: DenoisingStep, latents: Tensor) -> None:
-        self.turns.append(1 - F.cosine_similarity(self._before, latents.flatten(1).float()))
+    def observe(self, step: DenoisingStep) -> None:
+        self.turn(step.latents)
 
     def guidance_scale(self, step: DenoisingStep, scale: Tensor) -> Tensor:
-        return torch.full_like(scale, self.scale)
+        return torch.full_like(scale, self.full_scale)
 
 
 class TwoPassTransition(Transition):
@@ -43,26 +45,18 @@ class TwoPassTransition(Transition):
     Jain et al., CVPR 2025, opposite guidance as their released code means it. First pass: the whole schedule
     from the same noise at `guidance_before`; curve 1 - cos(x_i, x_i+1) of successive latents; its first local
     minimum, the second if the first has index 1, index 5 if there is none. Second pass: `guidance_before`
-    before that index, the full scale from it on. The evaluations of the first pass come on top, counted.
+    before that index, the full scale from it on. The evaluations of the first pass are counted, too. (The
+    released code also takes the steps after the transition from a grid of 200.)
 
     Args:
         guidance_before: scale of the first pass, and of the second before the transition.
-        ramp_timesteps: reach the full scale within so many timesteps; 0: at once.
-        steps_after: take the steps after the transition from a denser grid (the released code: 200).
-        restart_solver: forget a multistep solver's history at the transition.
     """
 
     watched_space = "latents"
+    combines = False  # the first pass is this rule's alone
 
-    def __init__(
-        self,
-        guidance_before: float = -7.5,
-        ramp_timesteps: float = 0.0,
-        steps_after: int | None = None,
-        restart_solver: bool = False,
-    ):
-        super().__init__(guidance_before, None, None, ramp_timesteps, steps_after, restart_solver)
-        self.rehearsal = Rehearsal(guidance_before)
+    def __init__(self, guidance_before: float = -7.5):
+        super().__init__(guidance_before)
 
     def check(
         self, timesteps: Sequence[float], guidance_scale: float, num_train_timesteps: int = 1000
@@ -78,6 +72,8 @@ class TwoPassTransition(Transition):
     def begin(self, batch_size: int, device: torch.device) -> None:
         super().begin(batch_size, torch.device("cpu"))
 
-    def rehearsed(self, timesteps: Sequence[float]) -> None:
-        curves = torch.stack(self.rehearsal.turns, 1).tolist()
+    def before_denoising(self, batch: Batch) -> None:
+        first = FirstPass(self.guidance_before)
+        first.turn(batch.denoise([first]).latents)
+        timesteps, curves = batch.scheduler.timesteps.tolist(), torch.stack(first.turns, 1).tolist()
         self._since = torch.tensor([float(timesteps[chosen_minimum(curve)]) for curve in curves])

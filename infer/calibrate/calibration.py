@@ -15,12 +15,11 @@ from tqdm import tqdm
 
 from data.prompts import Prompt, load_prompts, without
 from infer.denoising.curves import watched_curves
-from infer.denoising.guidance import Guidance, Rows
 from infer.denoising.hooks import DenoisingStep
 from infer.denoising.loop import prepare
 from infer.denoising.requests import Request, requests_for
 from infer.denoising.sampling import encode
-from infer.denoising.schedulers import noise_levels
+from infer.denoising.schedulers import first_informative_step, noise_levels
 from infer.metrics.roc import auc
 from infer.options import DenoiseOptions, device_of
 
@@ -36,26 +35,30 @@ def first_differences(
     negative_prompt: str = "",
     title: str = "first steps",
 ) -> Tensor:
-    """RMS(eps_c - eps_u) of each request at the first step of the schedule, (N,): two evaluations each."""
-    prepare(pipe.scheduler, 0.0, num_inference_steps)
-    t, found = pipe.scheduler.timesteps[0], []
+    """RMS(eps_c - eps_u) of each request at the first step with any signal, (N,): two evaluations a step.
+
+    At zero terminal SNR the difference is 0 at the first step: that is taken unguided, the next counts.
+    """
+    scheduler, magnitudes = pipe.scheduler, []
     for start in tqdm(range(0, len(requests), batch_size), title):
+        timesteps = prepare(scheduler, 0.0, num_inference_steps)
+        levels = noise_levels(scheduler)
+        last = first_informative_step(levels)
         batch = requests[start : start + batch_size]
         noise, _, *embeddings = encode(pipe, batch, resolution, device, negative_prompt)
-        latents = pipe.scheduler.scale_model_input(noise * pipe.scheduler.init_noise_sigma, t)
-        step = DenoisingStep(
-            0, t.item(), pipe.scheduler.timesteps.tolist(), latents, *noise_levels(pipe.scheduler)[0],
-            pipe.scheduler.config.prediction_type, -1.0,
-        )  # fmt: skip
-
-        def predict(rows: Rows, latents: Tensor = latents, embeddings: list = embeddings) -> Tensor:
-            inputs = latents[rows.index]
-            return pipe.unet(inputs, t, encoder_hidden_states=rows.pick(*embeddings), return_dict=False)[0]
-
-        Guidance((), len(batch), device)(step, predict)
-        found.append(step.difference_rms.cpu())
-        pipe.scheduler.set_timesteps(num_inference_steps)  # forget where it was
-    return torch.cat(found) if found else torch.empty(0)
+        latents = noise * scheduler.init_noise_sigma
+        for index, t in enumerate(scheduler.timesteps[: last + 1]):
+            inputs = scheduler.scale_model_input(latents, t)
+            predictions = [
+                pipe.unet(inputs, t, encoder_hidden_states=e, return_dict=False)[0] for e in embeddings
+            ]
+            step = DenoisingStep(
+                index, t.item(), timesteps, inputs, *levels[index], scheduler.config.prediction_type, 0.0,
+                *predictions,
+            )  # fmt: skip
+            latents = scheduler.step(step.unconditional, t, latents, return_dict=False)[0]
+        magnitudes.append(step.difference_rms.cpu())
+    return torch.cat(magnitudes) if magnitudes else torch.empty(0)
 
 
 def check_rate(false_positive_rate: float) -> None:

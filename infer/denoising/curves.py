@@ -1,4 +1,4 @@
-"""Curves of the watched difference over a run, without making its images."""
+"""Curves of the watched difference over a run, without its images."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,18 +8,17 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from infer.denoising.hooks import DenoisingStep, GuidanceRule
+from infer.denoising.hooks import DenoisingStep, GuidanceRule, both
 from infer.denoising.loop import denoise, prepare
 from infer.denoising.requests import Request
 from infer.denoising.sampling import encode
-from infer.metrics.similarity import in_batches
 
 SPACES = ("epsilon", "model_output")  # where the difference of the predictions is watched
 Rules = dict[str, GuidanceRule]  # by the space that they watch
 
 
 class Watch(GuidanceRule):
-    """Changes nothing: keeps each step's difference in both spaces, and asks `rules` when they would fire."""
+    """Changes nothing: keeps each step's difference in both spaces, and when each of `rules` would fire."""
 
     def __init__(self, rules: Rules | None = None):
         self.rules = rules or {}
@@ -29,8 +28,8 @@ class Watch(GuidanceRule):
         for rule in self.rules.values():
             rule.begin(batch_size, device)
 
-    def watches(self, step: DenoisingStep) -> bool:
-        return True
+    def needs(self, step: DenoisingStep, scale: Tensor) -> tuple[Tensor, Tensor]:
+        return both(scale)
 
     def observe(self, step: DenoisingStep) -> None:
         self.differences["epsilon"].append(step.difference_rms)
@@ -60,7 +59,8 @@ def watched_curves(
     watch, parts = Watch(), []
     timesteps = prepare(pipe.scheduler, guidance_scale, num_inference_steps)
     with tqdm(desc=title, total=-(-len(requests) // batch_size) * len(timesteps), unit="step") as bar:
-        for batch in in_batches(requests, batch_size):
+        for start in range(0, len(requests), batch_size):
+            batch = requests[start : start + batch_size]
             noise, generators, *embeddings = encode(pipe, batch, resolution, device, negative_prompt)
             bar.total -= len(timesteps)  # the loop adds its own steps
             denoise(

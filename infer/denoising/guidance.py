@@ -1,7 +1,7 @@
-"""One batch's guidance: which predictions a step needs, what the rules make of them, and the traces."""
+"""The guidance of one batch: which predictions a step needs, their mix under the rules, and the traces."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,40 +15,44 @@ def onto(x: Tensor, device: torch.device) -> Tensor:
     return x.to(device, non_blocking=True)
 
 
-@dataclass(frozen=True)
-class Rows:
-    """The rows of one model call: samples `index[:split]` unconditional, `index[split:]` conditional."""
+def times(scale: Tensor, x: Tensor) -> Tensor:
+    """scale x per row, in x's precision; the scale itself is not rounded to it, as in stock pipelines."""
+    return (onto(scale, x.device).float().view(-1, *[1] * (x.ndim - 1)) * x).to(x.dtype)
 
-    unconditional: Tensor  # (B,) bool, CPU
-    conditional: Tensor
-    index: Tensor  # on the device
-    split: int
-    device_unconditional: Tensor  # (B,) bool, on the device
-    device_conditional: Tensor
 
-    @classmethod
-    def select(cls, unconditional: Tensor, conditional: Tensor, device: torch.device) -> "Rows":
-        index = torch.cat([unconditional.nonzero()[:, 0], conditional.nonzero()[:, 0]])
-        return cls(
-            unconditional, conditional, onto(index, device), int(unconditional.sum()),
-            onto(unconditional, device), onto(conditional, device),
-        )  # fmt: skip
+class NeededRows:
+    """The rows of one model call: samples `index[:split]` unconditional, then `index[split:]` conditional."""
 
-    def serves(self, unconditional: Tensor, conditional: Tensor) -> bool:
-        return torch.equal(self.unconditional, unconditional) and torch.equal(self.conditional, conditional)
+    def __init__(self, unconditional: Tensor, conditional: Tensor, device: torch.device):
+        """Both (B,) bool, on the CPU."""
+        self.unconditional, self.conditional = unconditional, conditional
+        self.split = int(unconditional.sum())
+        self.index = onto(torch.cat([unconditional.nonzero()[:, 0], conditional.nonzero()[:, 0]]), device)
+        self.has_unconditional, self.has_conditional = onto(unconditional, device), onto(conditional, device)
 
-    def pick(self, unconditional: Tensor, conditional: Tensor) -> Tensor:
+    def select(self, unconditional: Tensor, conditional: Tensor) -> Tensor:
         """The rows' entries of two tensors (B, ...), in the order of the call."""
         return torch.cat([unconditional[self.index[: self.split]], conditional[self.index[self.split :]]])
+
+    def spread(self, output: Tensor) -> tuple[Tensor, Tensor]:
+        """u and c, (B, C, H, W), of the call's output; the other one, or 0, where one was not evaluated."""
+        count = len(self.unconditional)
+        if len(output) == 2 * count:
+            return output.chunk(2)
+        u, c = (output.new_zeros(count, *output.shape[1:]) for _ in range(2))
+        u[self.index[: self.split]], c[self.index[self.split :]] = output[: self.split], output[self.split :]
+        return (
+            torch.where(self.has_unconditional.view(-1, 1, 1, 1), u, c),
+            torch.where(self.has_conditional.view(-1, 1, 1, 1), c, u),
+        )
 
 
 @dataclass(frozen=True)
 class Trace:
     """What happened, on the CPU: (B, steps), NaN where nothing was computed; magnitudes in epsilon space.
 
-    `timesteps` is NaN where a sample did not take the step; `nfe` counts model rows per sample, (B,);
-    `transition_timestep`, (B,), is NaN for those that never passed it or were `gated`, (B,) bool: they had
-    ordinary guidance from the start. Both are None where no rule has a transition.
+    `nfe` counts UNet rows per sample, (B,); `transition_timestep`, (B,), is NaN for those that never passed
+    it or were `gated`, (B,) bool: they had ordinary guidance. Both are None where no rule has a transition.
     """
 
     timesteps: Tensor
@@ -62,126 +66,66 @@ class Trace:
 
 
 class Guidance:
-    """Decides, evaluates and mixes the predictions of `count` samples, step by step."""
+    """Of each step: `needed_rows`, then, with the model's output for them, `mix`. Waits for no device."""
 
-    def __init__(self, rules: Sequence[GuidanceRule], count: int, device: torch.device):
-        self.rules, self.count, self.device = rules, count, device
-        self.nfe = torch.zeros(count, dtype=torch.long)
-        self.rows: Rows | None = None  # the same for many steps
-        self.steps: list[tuple[Tensor, ...]] = []  # (B,) tensors on the device: no step waits for it
-        for rule in rules:
-            rule.begin(count, device)
+    def __init__(
+        self, rules: Sequence[GuidanceRule], batch_size: int, device: torch.device, nfe: Tensor | None = None
+    ):
+        self.rules, self.batch_size, self.device = rules, batch_size, device
+        self.nfe = torch.zeros(batch_size, dtype=torch.long) if nfe is None else nfe
+        self.rows: NeededRows | None = None  # the same for many steps
+        self.steps: list[tuple[Tensor, ...]] = []  # (B,) tensors on the device
 
-    def trace(self) -> Trace:
-        columns = [torch.stack(column, 1).cpu() for column in zip(*self.steps, strict=True)]
-        transitions = [
-            found.cpu() for rule in self.rules if (found := rule.transition_timestep()) is not None
-        ]
-        if not transitions:
-            return Trace(*columns, nfe=self.nfe, transition_timestep=None, gated=None)
-        last = torch.stack(transitions).amin(0)  # the last to let go
-        gated = last.isinf()
-        return Trace(*columns, self.nfe, last.masked_fill(gated, math.nan), gated)
-
-    def decide(self, step: DenoisingStep) -> tuple[Tensor, Tensor | None]:
-        """s and a of each row, (B,), after all rules."""
-        scale, push = torch.full((self.count,), float(step.guidance_scale)), None
+    def scale(self, step: DenoisingStep) -> Tensor:
+        """s of each row after all rules, (B,)."""
+        scale = torch.full((self.batch_size,), float(step.guidance_scale))
         for rule in self.rules:
             scale = rule.guidance_scale(step, scale)
-            push = rule.alternative_scale(step) if push is None else push
-        return scale, push
+        return scale
 
-    def __call__(
-        self,
-        step: DenoisingStep,
-        predict: Callable[[Rows], Tensor],
-        active: Tensor | None = None,
-        observe: bool = True,
-    ) -> Tensor:
-        """u + s (c - u) + a (n - u), (B, C, H, W).
+    def needed_rows(self, step: DenoisingStep) -> NeededRows:
+        """A row at scale 0 needs its unconditional prediction only, a row at 1 the conditional one."""
+        scale = self.scale(step)
+        needs = [rows for rule in self.rules if (rows := rule.needs(step, scale)) is not None]
+        needs = needs or [(scale != 1, scale != 0)]
+        u, c = (torch.stack([rows.cpu() for rows in kind]).any(0) for kind in zip(*needs, strict=True))
+        if self.rows is None or not (
+            torch.equal(u, self.rows.unconditional) and torch.equal(c, self.rows.conditional)
+        ):
+            self.rows = NeededRows(u, c, self.device)
+        return self.rows
 
-        Args:
-            step: without predictions; has them afterwards.
-            predict: the model's output for the rows.
-            active: (B,) bool on the CPU; rows outside of it are not evaluated: what they get means nothing.
-            observe: whether the rules look.
-        """
-        active = torch.ones(self.count, dtype=torch.bool) if active is None else active
-        scale, push = self.decide(step)
-        if observe and any(rule.watches(step) for rule in self.rules):
-            need_u = need_c = active  # whatever the scales: they stay on the device
-        elif not observe and step.guidance_scale not in (0, 1):
-            need_u = need_c = active  # after their transition: nor do these wait for it
-        else:
-            need_u = active & ((scale if push is None else scale + push) != 1).cpu()
-            need_c = active & (scale != 0).cpu()
-            for rule in self.rules:
-                if (both := rule.wants_both(step)) is not None:
-                    need_u, need_c = need_u | (active & both.cpu()), need_c | (active & both.cpu())
-        if self.rows is None or not self.rows.serves(need_u, need_c):
-            self.rows = Rows.select(need_u, need_c, self.device)
-        evaluate(step, self.rows, predict)
-        self.nfe += need_u.long() + need_c.long()
-        if observe:
-            for rule in self.rules:
-                rule.observe(step)
-            scale, push = self.decide(step)
-        apart = push is not None and observe  # nobody is on a detour after the transition
-        alternative = self.evaluate_alternative(step, push, active) if apart else None
-        self.record(step, scale, active)
-        guided = step.unconditional + times(scale, step.conditional - step.unconditional)
-        if alternative is not None:
-            guided = guided + times(push, alternative - step.unconditional)
-        return guided
+    def mix(self, step: DenoisingStep, rows: NeededRows, output: Tensor) -> Tensor:
+        """u + s (c - u), and what the rules make of it, (B, C, H, W); the step has its predictions then."""
+        step.unconditional, step.conditional = rows.spread(output)
+        self.nfe += rows.unconditional.long() + rows.conditional.long()
+        for rule in self.rules:
+            rule.observe(step)
+        scale = self.scale(step)
+        prediction = step.unconditional + times(scale, step.conditional - step.unconditional)
+        for rule in self.rules:
+            prediction = rule.combine(step, prediction)
+        self.record(step, rows, scale)
+        return prediction
 
-    def evaluate_alternative(self, step: DenoisingStep, push: Tensor, active: Tensor) -> Tensor | None:
-        """n where a is not 0; it also stands in for predictions that such a row went without."""
-        needed = active & (push != 0).cpu()
-        if not needed.any():
-            return None
-        rule = next(rule for rule in self.rules if rule.alternative_scale(step) is not None)
-        alternative, spent = rule.alternative(step, needed)
-        self.nfe += spent * needed.long()
-        missing = onto(needed & ~self.rows.unconditional, self.device).view(-1, 1, 1, 1)
-        step.unconditional = torch.where(missing, alternative, step.unconditional)
-        missing = onto(needed & ~self.rows.conditional, self.device).view(-1, 1, 1, 1)
-        step.conditional = torch.where(missing, step.unconditional, step.conditional)
-        return torch.where(onto(needed, self.device).view(-1, 1, 1, 1), alternative, step.unconditional)
-
-    def record(self, step: DenoisingStep, scale: Tensor, active: Tensor) -> None:
-        """Magnitudes in epsilon space and the applied scale, without waiting for the device."""
-        has_u, has_c = self.rows.device_unconditional, self.rows.device_conditional
-        alive = onto(active, self.device)
-        nan = torch.full((self.count,), math.nan, device=self.device)
+    def record(self, step: DenoisingStep, rows: NeededRows, scale: Tensor) -> None:
+        has_u, has_c = rows.has_unconditional, rows.has_conditional
         self.steps.append(
             (
-                torch.where(alive, step.timestep, nan),
-                torch.where(has_u, rms(step.epsilon(step.unconditional)), nan),
-                torch.where(has_c, rms(step.epsilon(step.conditional)), nan),
-                torch.where(has_u & has_c, step.difference_rms, nan),
-                torch.where(alive, onto(scale, self.device).float(), nan),
+                torch.full((self.batch_size,), step.timestep),
+                torch.where(has_u, rms(step.epsilon(step.unconditional)), math.nan),
+                torch.where(has_c, rms(step.epsilon(step.conditional)), math.nan),
+                torch.where(has_u & has_c, step.difference_rms, math.nan),
+                scale.float(),
             )
         )
 
-
-def times(scale: Tensor, x: Tensor) -> Tensor:
-    """scale x per row, in x's precision; the scale itself is not rounded to it, as in stock pipelines."""
-    return (onto(scale, x.device).float().view(-1, *[1] * (x.ndim - 1)) * x).to(x.dtype)
-
-
-def evaluate(step: DenoisingStep, rows: Rows, predict: Callable[[Rows], Tensor]) -> None:
-    """Run the model on the rows and put the predictions on the step."""
-    if not len(rows.index):
-        step.unconditional = step.conditional = torch.zeros_like(step.latents)
-        return
-    output = predict(rows)
-    if len(rows.index) == 2 * len(step.latents):
-        step.unconditional, step.conditional = output.chunk(2)
-        return
-    split, index = rows.split, rows.index
-    unconditional, conditional = torch.zeros_like(step.latents), torch.zeros_like(step.latents)
-    unconditional[index[:split]], conditional[index[split:]] = output[:split], output[split:]
-    has_u = rows.device_unconditional.view(-1, 1, 1, 1)
-    has_c = rows.device_conditional.view(-1, 1, 1, 1)
-    step.unconditional = torch.where(has_u, unconditional, conditional)
-    step.conditional = torch.where(has_c, conditional, unconditional)
+    def trace(self) -> Trace:
+        columns = [torch.stack(column, 1).cpu() for column in zip(*self.steps, strict=True)]
+        timesteps = [rule.transition_timestep() for rule in self.rules]
+        transitions = [timestep.cpu() for timestep in timesteps if timestep is not None]
+        if not transitions:
+            return Trace(*columns, nfe=self.nfe, transition_timestep=None, gated=None)
+        last = torch.stack(transitions).amin(0)  # the last transition gives the full scale
+        gated = last.isinf()
+        return Trace(*columns, self.nfe, last.masked_fill(gated, math.nan), gated)

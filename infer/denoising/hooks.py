@@ -1,6 +1,6 @@
-"""What a mitigation may do in a denoising loop: its hooks, and what it sees of a step."""
+"""The hooks of a mitigation in the denoising loop, and what they are given: requests, batches, steps."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,8 +16,9 @@ class DenoisingStep:
     """What a rule sees of one step. Predictions are None before the model ran; (B, C, H, W) after.
 
     `latents` are what the model is given: x_t = alpha x_0 + sigma noise with alpha^2 + sigma^2 = 1 (flow
-    models: alpha + sigma = 1), also where the scheduler keeps them at another scale. A row whose prediction
-    was not computed holds another one of the same row, so that the mix of the step is right without it.
+    models: alpha + sigma = 1), also where the scheduler keeps them at another scale. Where only one of a
+    row's predictions was evaluated it stands for the other, so that the mix of the step is right without it;
+    where none was, both are 0.
     """
 
     index: int
@@ -59,26 +60,49 @@ def rms(x: Tensor) -> Tensor:
     return x.float().flatten(1).pow(2).mean(1).sqrt()
 
 
-@dataclass(frozen=True)
-class Continuation:
-    """How a sample goes on after its transition: with a fresh solver, on its own grid or on a denser one."""
+@dataclass
+class Batch:
+    """What the loop is about to denoise: for hooks that change the inputs, or run the model themselves.
 
-    num_inference_steps: int | None  # of the whole schedule that the rest is taken from; None: the same grid
+    Attributes:
+        unet: the model, called as `unet(latents, t, encoder_hidden_states=..., return_dict=False)[0]`.
+        scheduler: with its timesteps set.
+        noise: initial, of unit variance, (B, C, H, W).
+        unconditional_embedding: (B, tokens, width).
+        conditional_embedding: (B, tokens, width).
+        guidance_scale: of the run.
+        nfe: UNet rows spent on each sample, (B,), CPU. Hooks that run the model add theirs.
+        denoise: rules -> Denoised: the same batch from the same noise under other rules, all steps. Its UNet
+            rows are counted; the samples' generators stay as they are.
+        unconditional_rows: so many rows of the present model call are unconditional, the others conditional.
+    """
+
+    unet: Callable
+    scheduler: Any
+    noise: Tensor
+    unconditional_embedding: Tensor
+    conditional_embedding: Tensor
+    guidance_scale: float
+    denoise: Callable[[Sequence["GuidanceRule"]], Any] | None = None
+    unconditional_rows: int = 0
+
+    def __post_init__(self) -> None:
+        self.nfe = torch.zeros(len(self.noise), dtype=torch.long)
 
 
 class GuidanceRule:
     """What a mitigation may do; every hook is neutral here. One object serves one batch at a time.
 
-    The step's prediction is u + s (c - u) + a (n - u): unconditional, conditional and, where a rule has one,
-    an alternative prediction. s and a are pure functions of the step's timestep and the rule's state. State
-    changes in `observe` only, so predictions that nobody needs are known before the model runs.
+    The hooks, in the order of the calls: `check`, `check_requests` (once a run); `change_prompts`, `prepare`,
+    `begin`, `conditional_embedding`, `initial_noise`, `before_denoising`, `attention_processors` (once a
+    batch); `guidance_scale`, `needs`, `observe`, `guidance_scale` again, `combine` (each step). A rule
+    changes its state in `observe` only: so what a step needs is known before the model runs.
     """
 
-    watched_space: str | None = None  # what it watches: epsilon, model_output or latents
-    rehearsal: "GuidanceRule | None" = None  # denoise the same noise under this one first
-    continuation: Continuation | None = None
-    alternatives: list[str | None] | None = None  # which prompt each sample of the batch is guided towards
-    texts: Sequence[str] = ()  # that it shows the model besides the prompts
+    watched_space: str | None = None  # of the observed difference: epsilon, model_output or latents
+    combines: bool = True  # False: works as the only rule of a run
+    alternatives: list[str | None] | None = None  # the prompt that each sample of the batch is guided towards
+    texts: Sequence[str] = ()  # further texts that the model is shown
 
     def check(
         self, timesteps: Sequence[float], guidance_scale: float, num_train_timesteps: int = 1000
@@ -88,48 +112,63 @@ class GuidanceRule:
     def check_requests(self, pipe: Any, requests: Sequence[Request]) -> None:
         """Raise ValueError when this rule cannot take effect on any request of a run, or with the model."""
 
+    def change_prompts(self, requests: Sequence[Request]) -> Sequence[Request]:
+        """The requests with the prompts that the model is shown in place of their own."""
+        return requests
+
     def prepare(self, pipe: Any, requests: Sequence[Request], device: torch.device) -> None:
-        """Before a batch: see its prompts; embed others with the pipeline where the rule needs them."""
+        """Embed further texts of the batch with the pipeline, where the rule needs them."""
 
     def begin(self, batch_size: int, device: torch.device) -> None:
         """Forget the previous batch."""
 
-    def rehearsed(self, timesteps: Sequence[float]) -> None:
-        """After the rehearsal, before the first step."""
+    def conditional_embedding(self, batch: Batch) -> Tensor:
+        """The embedding in place of the prompts', (B, tokens, width)."""
+        return batch.conditional_embedding
 
-    def watches(self, step: DenoisingStep) -> bool:
-        """Whether both predictions of every row are wanted, whatever their scale."""
-        return False
+    def initial_noise(self, batch: Batch) -> Tensor:
+        """The noise to start from, of unit variance, (B, C, H, W)."""
+        return batch.noise
 
-    def wants_both(self, step: DenoisingStep) -> Tensor | None:
-        """Rows of which both predictions are wanted, whatever their scale, (B,) bool; None: of no row."""
+    def before_denoising(self, batch: Batch) -> None:
+        """Whatever else the rule runs before the first step, with the final embedding and noise."""
+
+    def attention_processors(self, batch: Batch) -> dict[str, Any]:
+        """Attention processors for this batch, by their names in `batch.unet.attn_processors`."""
+        return {}
+
+    def guidance_scale(self, step: DenoisingStep, scale: Tensor) -> Tensor:
+        """s of each row in u + s (c - u), (B,), from what it would be without this rule."""
+        return scale
+
+    def needs(self, step: DenoisingStep, scale: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Rows of which the unconditional, and the conditional, prediction is needed, (B,) bool each.
+
+        None: those that `scale`, s of each row after all rules, needs. `both(scale)`: both of every row.
+        """
         return None
 
     def observe(self, step: DenoisingStep) -> None:
-        """Look at the step's predictions."""
+        """Read the step's predictions, and update the rule's state."""
 
-    def guidance_scale(self, step: DenoisingStep, scale: Tensor) -> Tensor:
-        """s of each row, (B,), from what it would be without this rule."""
-        return scale
-
-    def alternative_scale(self, step: DenoisingStep) -> Tensor | None:
-        """a of each row, (B,); None: no alternative is used."""
-        return None
-
-    def alternative(self, step: DenoisingStep, needed: Tensor) -> tuple[Tensor, int]:
-        """n, (B, C, H, W), right in the `needed` rows ((B,) bool, CPU), and model rows spent on each."""
-        raise NotImplementedError
-
-    def stepped(self, step: DenoisingStep, latents: Tensor) -> None:
-        """After the scheduler: the latents of the next step, at the scheduler's scale."""
-
-    def leaving(self) -> Tensor:
-        """Rows that go on by `continuation` from here, (B,) bool."""
-        raise NotImplementedError
+    def combine(self, step: DenoisingStep, prediction: Tensor) -> Tensor:
+        """The combined prediction for the solver, (B, C, H, W), from u + s (c - u)."""
+        return prediction
 
     def transition_timestep(self) -> Tensor | None:
-        """Where each row passed its transition, (B,); None: not its affair.
+        """Timestep at which each row passed its transition, (B,); None for a rule without transitions.
 
-        NaN where it never did, inf where a gate gave it ordinary guidance from the start.
+        NaN where a row never did, inf where a gate gave it ordinary guidance from the start.
         """
         return None
+
+
+def both(scale: Tensor) -> tuple[Tensor, Tensor]:
+    """What `needs` returns for both predictions of every row."""
+    every = torch.ones(len(scale), dtype=torch.bool)
+    return every, every
+
+
+def overrides(rule: GuidanceRule, *hooks: str) -> bool:
+    """Whether the rule has a version of its own of one of these hooks."""
+    return any(getattr(type(rule), hook) is not getattr(GuidanceRule, hook) for hook in hooks)

@@ -1,8 +1,8 @@
 """The denoising loop, free of Lightning."""
 
 import inspect
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,9 +11,9 @@ import torch
 from torch import Generator, Tensor
 from tqdm import tqdm
 
-from infer.denoising.guidance import Guidance, Rows, Trace
-from infer.denoising.hooks import DenoisingStep, GuidanceRule
-from infer.denoising.schedulers import check_grid, check_scheduler, continued, noise_levels
+from infer.denoising.guidance import Guidance, Trace
+from infer.denoising.hooks import Batch, DenoisingStep, GuidanceRule, overrides
+from infer.denoising.schedulers import check_sampling, noise_levels, set_timesteps
 
 
 @dataclass(frozen=True)
@@ -33,43 +33,15 @@ def prepare(
     num_inference_steps: int,
     rules: Sequence[GuidanceRule] = (),
 ) -> list[float]:
-    """Set the scheduler's timesteps and return them; ValueError where it, or a rule, cannot work.
-
-    They stay on the CPU: a scheduler that looks a noise level up by them does not wait for the device.
-    """
-    check_scheduler(scheduler)
-    known = scheduler.config.num_train_timesteps
-    if not 1 <= num_inference_steps <= known:
-        raise ValueError(f"num_inference_steps must be within 1..{known}, not {num_inference_steps}")
-    try:
-        scheduler.set_timesteps(num_inference_steps)
-    except ValueError as error:  # goes on about options that are not ours
-        why, name = re.split(r"(?<=\.)\s", str(error))[0], type(scheduler).__name__
-        raise ValueError(f"{name} cannot take {num_inference_steps} steps: {why}") from error
-    timesteps = scheduler.timesteps.tolist()
-    check_grid(scheduler)
+    """Set the scheduler's timesteps and return them; ValueError where it, or a rule, cannot work."""
+    timesteps = check_sampling(scheduler, num_inference_steps)
     for rule in rules:
         rule.check(timesteps, guidance_scale, scheduler.config.num_train_timesteps)
-    for what in ("rehearsal", "continuation"):
-        if len(rules) > 1 and any(getattr(rule, what) for rule in rules):
-            raise ValueError(f"a mitigation with a {what} cannot be combined with another")
-    if sum(type(rule).alternative_scale is not GuidanceRule.alternative_scale for rule in rules) > 1:
-        raise ValueError("two mitigations guide towards an alternative, and one can: leave the others out")
-    if any(rule.continuation for rule in rules):
-        for index in range(len(timesteps)):  # can it, wherever a sample leaves?
-            continued(scheduler, index, rules[0].continuation.num_inference_steps)
+        if len(rules) > 1 and not rule.combines:
+            raise ValueError(f"{type(rule).__name__} cannot be combined with another mitigation")
+    if sum(overrides(rule, "combine") for rule in rules) > 1:
+        raise ValueError("two mitigations change the combined prediction, and one can: leave the others out")
     return timesteps
-
-
-def step_options(scheduler: Any, generators: list[Generator] | None) -> dict[str, Any]:
-    """Stochastic schedulers draw from the samples' own generators."""
-    takes = inspect.signature(scheduler.step).parameters
-    return {"generator": generators} if generators and "generator" in takes else {}
-
-
-def copied(generators: list[Generator] | None) -> list[Generator] | None:
-    """Generators in the same state, which draw without moving these."""
-    return generators and [torch.Generator().set_state(generator.get_state()) for generator in generators]
 
 
 @torch.no_grad()
@@ -102,91 +74,78 @@ def denoise(
     Raises:
         ValueError: scheduler or prediction type not supported, or a rule that cannot take effect.
     """
-    device, count = latents.device, len(latents)
-    prepare(scheduler, guidance_scale, num_inference_steps, rules)
+    timesteps = prepare(scheduler, guidance_scale, num_inference_steps, rules)
     bar = tqdm(disable=True, total=0) if bar is None else bar
-    bar.total = (bar.total or 0) + len(scheduler.timesteps)
-    embeddings = (unconditional_embedding, conditional_embedding)
-    guidance = Guidance(rules, count, device)
+    bar.total = (bar.total or 0) + len(timesteps)
+
+    batch = Batch(unet, scheduler, latents, unconditional_embedding, conditional_embedding, guidance_scale)
+    batch.denoise = partial(denoise_again, batch, num_inference_steps, generators, bar)
     for rule in rules:
-        if rule.rehearsal:
-            rehearsed = denoise(
-                unet, scheduler, latents, *embeddings, guidance_scale, num_inference_steps,
-                [rule.rehearsal], copied(generators), bar,
-            )  # fmt: skip
-            guidance.nfe += rehearsed.nfe
-            scheduler.set_timesteps(num_inference_steps)
-            rule.rehearsed(scheduler.timesteps.tolist())
-    continuation = next((rule.continuation for rule in rules if rule.continuation), None)
-    run = Run(unet, scheduler, scheduler.timesteps, embeddings, guidance, guidance_scale, generators, bar)
-    latents = run(latents * scheduler.init_noise_sigma, leave=continuation is not None)
+        rule.begin(len(latents), latents.device)
+        batch.conditional_embedding = rule.conditional_embedding(batch)
+        batch.noise = rule.initial_noise(batch)
+        rule.before_denoising(batch)
 
-    for index, (left, started, guided, own) in run.left.items():
-        fresh, timesteps = continued(scheduler, index, continuation.num_inference_steps)
-        bar.total += len(timesteps)
-        rest = Run(unet, fresh, timesteps, embeddings, guidance, guidance_scale, own, bar)
-        finished = rest(started, active=left, first=guided, observe=False)
-        here = left.to(device).view(-1, 1, 1, 1)
-        latents = torch.where(here, finished, latents)
-        failed_at = torch.where(rest.failed_at < 0, -1, rest.failed_at + index)
-        run.failed_at = torch.where(left.to(device) & (run.failed_at < 0), failed_at, run.failed_at)
-
-    return Denoised(**vars(guidance.trace()), latents=latents, failed_at=run.failed_at.cpu())
-
-
-class Run:
-    """The steps of one scheduler. `left` keeps, by step, the samples that go on elsewhere from there."""
-
-    def __init__(
-        self, unet: Callable, scheduler: Any, timesteps: Tensor, embeddings: tuple[Tensor, Tensor],
-        guidance: Guidance, guidance_scale: float, generators: list[Generator] | None, bar: tqdm,
-    ):  # fmt: skip
-        self.unet, self.scheduler, self.timesteps, self.embeddings = unet, scheduler, timesteps, embeddings
-        self.guidance, self.guidance_scale, self.bar = guidance, guidance_scale, bar
-        self.generators, self.options = generators, step_options(scheduler, generators)
-        self.left: dict[int, tuple] = {}  # index -> samples, latents, guided prediction, generators
-        self.rows: Rows | None = None
-
-    def __call__(
-        self, latents: Tensor, active: Tensor | None = None, first: Tensor | None = None,
-        observe: bool = True, leave: bool = False,
-    ) -> Tensor:  # fmt: skip
-        """The final latents of the active samples; `first`: the first step's prediction, if it is known."""
-        count, device = len(latents), latents.device
-        timesteps, clock = self.timesteps.tolist(), self.timesteps.to(device)
-        levels = noise_levels(self.scheduler)[-len(timesteps) :]
-        active = torch.ones(count, dtype=torch.bool) if active is None else active
-        self.failed_at = torch.full((count,), -1, device=device)
-        for index, t in enumerate(self.timesteps):
-            inputs, kind = self.scheduler.scale_model_input(latents, t), self.scheduler.config.prediction_type
+    set_timesteps(scheduler, num_inference_steps)  # a rule may have used the scheduler
+    levels, clock = noise_levels(scheduler), scheduler.timesteps.to(latents.device)
+    options = step_options(scheduler, generators)
+    guidance = Guidance(rules, len(latents), latents.device, batch.nfe)
+    latents = batch.noise * scheduler.init_noise_sigma
+    failed_at = torch.full((len(latents),), -1, device=latents.device)
+    with attention_of(rules, batch):
+        for index, t in enumerate(scheduler.timesteps):
+            inputs = scheduler.scale_model_input(latents, t)
             step = DenoisingStep(
-                index, timesteps[index], timesteps, inputs, *levels[index], kind, self.guidance_scale
-            )
-            if index == 0 and first is not None:
-                guided = first
-            else:
-                guided = self.guidance(step, partial(self.predict, step, clock[index]), active, observe)
-            if leave:
-                active = self.let_go(index, latents, guided, active)
-                if not active.any():
-                    break
-            latents = self.scheduler.step(guided, t, latents, **self.options, return_dict=False)[0]
-            broken = ~latents.isfinite().flatten(1).all(1) & (self.failed_at < 0)
-            self.failed_at = self.failed_at.masked_fill(broken, index)
-            for rule in self.guidance.rules:
-                rule.stepped(step, latents)
-            self.bar.update()
-        return latents
+                index, timesteps[index], timesteps, inputs, *levels[index],
+                scheduler.config.prediction_type, guidance_scale,
+            )  # fmt: skip
+            rows = guidance.needed_rows(step)
+            batch.unconditional_rows = rows.split
+            embedding = rows.select(batch.unconditional_embedding, batch.conditional_embedding)
+            output = inputs[rows.index]
+            if len(output):
+                output = unet(output, clock[index], encoder_hidden_states=embedding, return_dict=False)[0]
+            prediction = guidance.mix(step, rows, output)
+            latents = scheduler.step(prediction, t, latents, **options, return_dict=False)[0]
+            broken = ~latents.isfinite().flatten(1).all(1) & (failed_at < 0)
+            failed_at = failed_at.masked_fill(broken, index)
+            bar.update()
+    return Denoised(**vars(guidance.trace()), latents=latents, failed_at=failed_at.cpu())
 
-    def predict(self, step: DenoisingStep, t: Tensor, rows: Rows) -> Tensor:
-        if self.rows is not rows:  # embeddings are gathered when the rows change
-            self.rows, self.gathered = rows, rows.pick(*self.embeddings)
-        inputs = step.latents[rows.index]
-        return self.unet(inputs, t, encoder_hidden_states=self.gathered, return_dict=False)[0]
 
-    def let_go(self, index: int, latents: Tensor, guided: Tensor, active: Tensor) -> Tensor:
-        """Take samples out that have passed their transition; who is still here."""
-        passed = self.guidance.rules[0].leaving().cpu() & active
-        if passed.any():
-            self.left[index] = (passed, latents, guided, copied(self.generators))
-        return active & ~passed
+def denoise_again(
+    batch: Batch, num_inference_steps: int, generators: list[Generator] | None, bar: tqdm,
+    rules: Sequence[GuidanceRule],
+) -> Denoised:  # fmt: skip
+    """The batch from the same noise under other rules; its rows are counted, no generator is moved."""
+    run = denoise(
+        batch.unet, batch.scheduler, batch.noise, batch.unconditional_embedding, batch.conditional_embedding,
+        batch.guidance_scale, num_inference_steps, rules, copied(generators), bar,
+    )  # fmt: skip
+    batch.nfe += run.nfe
+    return run
+
+
+def step_options(scheduler: Any, generators: list[Generator] | None) -> dict[str, Any]:
+    """Stochastic schedulers draw from the samples' own generators."""
+    takes = inspect.signature(scheduler.step).parameters
+    return {"generator": generators} if generators and "generator" in takes else {}
+
+
+def copied(generators: list[Generator] | None) -> list[Generator] | None:
+    """Generators in the same state, which draw without moving these."""
+    return generators and [torch.Generator().set_state(generator.get_state()) for generator in generators]
+
+
+@contextmanager
+def attention_of(rules: Sequence[GuidanceRule], batch: Batch) -> Iterator[None]:
+    """The rules' attention processors are in place; each rule sees those of the rules before it."""
+    rules = [rule for rule in rules if overrides(rule, "attention_processors")]
+    former = dict(batch.unet.attn_processors) if rules else {}
+    try:
+        for rule in rules:
+            batch.unet.set_attn_processor(batch.unet.attn_processors | rule.attention_processors(batch))
+        yield
+    finally:
+        if rules:
+            batch.unet.set_attn_processor(former)

@@ -1,6 +1,8 @@
-"""Requests -> images, with a loaded pipeline: what predicting and watching a training share."""
+"""Requests -> images, with a loaded pipeline."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -8,11 +10,14 @@ from PIL.Image import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from infer.denoising.hooks import GuidanceRule
+from data.cli import warn_no_effect
+from infer.denoising.hooks import GuidanceRule, overrides
 from infer.denoising.loop import Denoised, denoise
 from infer.denoising.noise import initial_noise
 from infer.denoising.requests import Request
 from infer.models.weights import no_warnings
+
+warn_once = cache(warn_no_effect)  # not at each batch
 
 
 def embed(pipe: Any, texts: Sequence[str], device: torch.device) -> Tensor:
@@ -23,30 +28,33 @@ def embed(pipe: Any, texts: Sequence[str], device: torch.device) -> Tensor:
     return embedded[torch.tensor([distinct.index(text) for text in texts], device=device)]
 
 
-def side_of(pipe: Any, resolution: int | None) -> int:
-    """The side in pixels: the resolution, or else the UNet's own; ValueError for one that cannot be made."""
-    unit = pipe.vae_scale_factor
-    size = pipe.unet.config.sample_size
+def resolution_of(pipe: Any, resolution: int | None) -> int:
+    """Side of the images in pixels: the resolution, or else the UNet's own.
+
+    Any multiple of the VAE's factor: the UNet pads sizes that its blocks do not divide. `pipe` is a pipeline,
+    or anything with `vae_scale_factor` and `unet.config.sample_size`. ValueError for a size that cannot be.
+    """
+    unit, size = pipe.vae_scale_factor, pipe.unet.config.sample_size
     if isinstance(size, list | tuple) and len(set(size)) == 1:
         size = size[0]
     if resolution is None and not isinstance(size, int):
         raise ValueError(f"the UNet's sample_size is {size}, which is no side of a square: give resolution")
-    side = size * unit if resolution is None else resolution
-    if side < unit or side % unit:
-        raise ValueError(f"resolution must be a multiple of {unit} pixels, not {side}")
-    return side
+    pixels = size * unit if resolution is None else resolution
+    if pixels < unit or pixels % unit:
+        raise ValueError(f"resolution must be a multiple of {unit} pixels, not {pixels}")
+    return pixels
 
 
 def encode(
-    pipe: Any, requests: Sequence[Request], resolution: int, device: torch.device, negative_prompt: str = ""
+    pipe: Any, requests: Sequence[Request], resolution: int, device: torch.device
 ) -> tuple[Tensor, list[torch.Generator], Tensor, Tensor]:
     """Noise, generators after it, and the embeddings: negative or empty prompts', and prompts'."""
     conditional = embed(pipe, [request.prompt for request in requests], device)
-    negatives = [negative_prompt if r.negative_prompt is None else r.negative_prompt for r in requests]
-    side = resolution // pipe.vae_scale_factor
-    shape = (pipe.unet.config.in_channels, side, side)
+    unconditional = embed(pipe, [request.negative_prompt or "" for request in requests], device)
+    height = resolution // pipe.vae_scale_factor
+    shape = (pipe.unet.config.in_channels, height, height)
     noise, generators = initial_noise([request.seed for request in requests], shape, conditional.dtype)
-    return noise.to(device), generators, embed(pipe, negatives, device), conditional
+    return noise.to(device), generators, unconditional, conditional
 
 
 @torch.no_grad()
@@ -64,26 +72,34 @@ def make_images(
     """One image per request, as stock diffusers would make it where no rule changes the guidance.
 
     `pipe` is a StableDiffusionPipeline on `device`; `resolution` is in pixels; `negative_prompt` is for
-    requests without one of their own. Latents that are not finite give a black image; `failed_at` tells.
+    requests without one of their own. Where latents or pixels are not finite the image is black: `failed_at`.
     """
-    negatives = [negative_prompt if r.negative_prompt is None else r.negative_prompt for r in requests]
-    asked = [r._replace(negative_prompt=text) for r, text in zip(requests, negatives, strict=True)]
+    requests = [
+        r._replace(negative_prompt=negative_prompt) if r.negative_prompt is None else r for r in requests
+    ]
+    conditional_only = guidance_scale == 1 and not any(overrides(rule, "guidance_scale") for rule in rules)
+    if conditional_only and any(request.negative_prompt for request in requests):
+        warn_once("negative_prompt", "guidance_scale is 1: only the conditional prediction is used")
     for rule in rules:
-        rule.prepare(pipe, asked, device)
-    noise, generators, *embeddings = encode(pipe, asked, resolution, device)
-    denoised = denoise(
-        pipe.unet,
-        pipe.scheduler,
-        noise,
-        *embeddings,
-        guidance_scale,
-        num_inference_steps,
-        rules,
-        generators,
-        bar,
-    )
-    failed = (denoised.failed_at >= 0).to(device).view(-1, 1, 1, 1)
-    decoded = pipe.vae.decode(
-        denoised.latents.masked_fill(failed, 0) / pipe.vae.config.scaling_factor, return_dict=False
-    )[0]
-    return pipe.image_processor.postprocess(decoded.masked_fill(failed, -1), output_type="pil"), denoised
+        requests = rule.change_prompts(requests)
+        rule.prepare(pipe, requests, device)
+    noise, generators, *embeddings = encode(pipe, requests, resolution, device)
+    return decode(
+        pipe,
+        denoise(
+            pipe.unet, pipe.scheduler, noise, *embeddings, guidance_scale, num_inference_steps, rules,
+            generators, bar,
+        ),
+    )  # fmt: skip
+
+
+def decode(pipe: Any, denoised: Denoised) -> tuple[list[Image], Denoised]:
+    """The images, black where latents or pixels are not finite; pixels fail at the last step."""
+    failed = (denoised.failed_at >= 0).to(denoised.latents.device).view(-1, 1, 1, 1)
+    latents = denoised.latents.masked_fill(failed, 0) / pipe.vae.config.scaling_factor
+    decoded = pipe.vae.decode(latents, return_dict=False)[0]
+    failed |= ~decoded.isfinite().flatten(1).all(1).view(-1, 1, 1, 1)
+    last = denoised.timesteps.shape[1] - 1
+    failed_at = torch.where(failed.flatten().cpu() & (denoised.failed_at < 0), last, denoised.failed_at)
+    images = pipe.image_processor.postprocess(decoded.masked_fill(failed, -1), output_type="pil")
+    return images, replace(denoised, failed_at=failed_at)

@@ -1,8 +1,11 @@
-"""The diffusers schedulers that the loop serves, their noise levels, and how one is taken up midway."""
+"""The diffusers schedulers that the loop serves: how they are made and checked, and their noise levels."""
 
-import copy
 import inspect
+import logging
 import math
+import re
+from collections.abc import Sequence
+from functools import cache
 from typing import Any, Literal
 
 SCHEDULERS = {
@@ -19,6 +22,8 @@ SCHEDULERS = {
     "unipc": "UniPCMultistepScheduler",
 }
 Scheduler = Literal["own", *SCHEDULERS]
+ZERO_SNR = "rescale_betas_zero_snr"
+log = logging.getLogger(__name__)
 
 
 def make_scheduler(own: Any, name: str = "own", timestep_spacing: str | None = None) -> Any:
@@ -27,7 +32,7 @@ def make_scheduler(own: Any, name: str = "own", timestep_spacing: str | None = N
     Where its config does not say, latents are not clipped (`clip_sample` is meant for pixels) and PNDM takes
     no Runge-Kutta warm-up (`skip_prk_steps`), as in Stable Diffusion's own configs.
     `timestep_spacing` (leading, linspace, trailing) replaces the one in its config. ValueError for a name or
-    a spacing that this kind does not know.
+    a spacing that this kind does not know, and for a kind that would drop the config's zero terminal SNR.
     """
     import diffusers
 
@@ -36,6 +41,11 @@ def make_scheduler(own: Any, name: str = "own", timestep_spacing: str | None = N
     kind = type(own) if name == "own" else getattr(diffusers, SCHEDULERS[name])
     # what other kinds than the pipeline's have by default: pixels' range, and a warm-up that wastes steps
     takes = inspect.signature(kind.__init__).parameters
+    if own.config.get(ZERO_SNR) and ZERO_SNR not in takes:
+        raise ValueError(
+            f"{kind.__name__} ignores {ZERO_SNR}, which this model's config sets: choose one of ddim, ddpm, "
+            "dpm, euler, euler_ancestral, lcm, unipc"
+        )
     ours = {"clip_sample": False, "skip_prk_steps": True}
     options = {key: value for key, value in ours.items() if key in takes and key not in own.config}
     if not timestep_spacing:
@@ -61,22 +71,71 @@ def check_scheduler(scheduler: Any) -> None:
         )
 
 
-def check_grid(scheduler: Any) -> None:
-    """ValueError where its timesteps leave the schedule or stand still, as some grids of extreme sizes do."""
-    timesteps, known = scheduler.timesteps.tolist(), scheduler.config.num_train_timesteps
+def set_timesteps(scheduler: Any, num_inference_steps: int) -> None:
+    """Set the timesteps on the CPU; the solver counts its steps from 0, also where timesteps repeat.
+
+    On the CPU a scheduler that finds a noise level by its timestep does not wait for the device.
+    """
+    scheduler.set_timesteps(num_inference_steps)
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(0)
+
+
+def check_sampling(scheduler: Any, num_inference_steps: int) -> list[float]:
+    """Set the timesteps and return them; ValueError where the loop cannot sample with this scheduler.
+
+    A grid that stock diffusers, too, samples wrongly is one warning line.
+    """
+    check_scheduler(scheduler)
+    name, known = type(scheduler).__name__, scheduler.config.num_train_timesteps
+    if not 1 <= num_inference_steps <= known:
+        raise ValueError(f"num_inference_steps must be within 1..{known}, not {num_inference_steps}")
+    try:
+        set_timesteps(scheduler, num_inference_steps)
+    except ValueError as error:  # continues about options that are not ours
+        why = re.split(r"(?<=\.)\s", str(error))[0]
+        raise ValueError(f"{name} cannot take {num_inference_steps} steps: {why}") from error
+    timesteps = scheduler.timesteps.tolist()
     outside = min(timesteps) < 0 or max(timesteps) >= known
     if outside or (len(set(timesteps)) == 1 and len(timesteps) > 1):
         what = f"timesteps from {timesteps[0]:g} to {timesteps[-1]:g}, outside of 0..{known - 1}"
         raise ValueError(
-            f"{type(scheduler).__name__} has no grid of {len(timesteps)} steps here, it gives "
+            f"{name} has no grid of {len(timesteps)} steps here, it gives "
             f"{what if outside else f'{timesteps[0]:g} each time'}: take another number"
         )
+    smallest = min(alpha for alpha, _ in noise_levels(scheduler))
+    if scheduler.config.prediction_type == "epsilon" and (
+        smallest == 0 or (scheduler.config.get(ZERO_SNR) and smallest < 1e-3)
+    ):
+        raise ValueError(
+            f"a model that predicts noise cannot start at zero signal: set {ZERO_SNR} to false in the "
+            "scheduler's config, or timestep_spacing to leading"
+        )
+    warn_of_grid(name, tuple(timesteps), known, num_inference_steps)
+    return timesteps
+
+
+@cache
+def warn_of_grid(name: str, timesteps: tuple[float, ...], known: int, steps: int) -> None:
+    """One line, once, on a grid that starts far from noise, or is wider than the solver's steps."""
+    stride, distinct = known // steps, sorted(set(timesteps))
+    if known - 1 - timesteps[0] > known / 8 + 2 * stride:
+        log.warning(
+            "%s starts %d steps at timestep %g of %d, as if that were pure noise: take fewer steps, or "
+            "another timestep_spacing", name, steps, timesteps[0], known - 1,
+        )  # fmt: skip
+    covered = distinct[-1] - distinct[0] - stride * (len(distinct) - 1)
+    if name in ("DDIMScheduler", "PNDMScheduler") and covered > known / 100:
+        log.warning(
+            "%s takes steps of %d timesteps whatever the grid, and this one of %d steps is wider: some noise "
+            "stays in the images; take timestep_spacing leading, or another scheduler", name, stride, steps,
+        )  # fmt: skip
 
 
 def noise_levels(scheduler: Any) -> list[tuple[float, float]]:
     """(alpha, sigma) of each timestep, alpha^2 + sigma^2 = 1.
 
-    Schedulers with `sigmas` hold sigma / alpha; the others are asked for the cumulated alphas.
+    Schedulers with `sigmas` hold sigma / alpha; the others hold the cumulated alphas.
     """
     if hasattr(scheduler, "sigmas"):
         ratios = [float(sigma) for sigma in scheduler.sigmas[: len(scheduler.timesteps)]]
@@ -85,37 +144,6 @@ def noise_levels(scheduler: Any) -> list[tuple[float, float]]:
     return [(math.sqrt(alpha), math.sqrt(1 - alpha)) for alpha in kept]
 
 
-def continued(scheduler: Any, index: int, num_inference_steps: int | None) -> tuple[Any, Any]:
-    """A fresh solver and its timesteps from `scheduler.timesteps[index]` on: the noise level stays the same.
-
-    None: the rest of the same grid, without the history of a multistep solver. A number: the rest of the grid
-    of so many steps over the whole schedule. ValueError where this scheduler cannot do that.
-    """
-    fresh, name = copy.deepcopy(scheduler), type(scheduler).__name__
-    if num_inference_steps is None:
-        if not hasattr(scheduler, "lower_order_nums"):
-            raise ValueError(f"{name} has no history to restart: use one of dpm, unipc, deis")
-        fresh.set_timesteps(scheduler.num_inference_steps)
-        fresh.set_begin_index(index)
-        return fresh, fresh.timesteps[index:]
-    if name not in ("DDIMScheduler", "DPMSolverMultistepScheduler", "EulerDiscreteScheduler"):
-        raise ValueError(f"{name} cannot change its grid midway: use one of ddim, dpm, euler")
-    start, *coarse = scheduler.timesteps[index:].tolist()
-    fresh.set_timesteps(num_inference_steps)
-    check_grid(fresh)
-    dense = [t for t in fresh.timesteps.tolist() if t < start]
-    if name == "DDIMScheduler":  # its step is always 1000 / num_inference_steps long
-        stride = fresh.config.num_train_timesteps // num_inference_steps
-        grid = [start, *dense]
-        if any(a - b != stride for a, b in zip(grid, dense, strict=False)):
-            before, known = scheduler.num_inference_steps, fresh.config.num_train_timesteps
-            whole = [n for n in range(before + 1, known) if known % n == known % before == 0]
-            fitting = ", ".join(str(n) for n in whole if known // before % (known // n) == 0)
-            raise ValueError(
-                f"a grid of {num_inference_steps} DDIM steps does not meet timestep {start:g} of one of "
-                f"{before}: {fitting or 'no other'} would"
-            )
-        return fresh, fresh.timesteps.new_tensor(grid)
-    # the denser grid may begin further down: no step is longer than on the grid before
-    fresh.set_timesteps(timesteps=[start, *(t for t in coarse if not dense or t > dense[0]), *dense])
-    return fresh, fresh.timesteps
+def first_informative_step(levels: Sequence[tuple[float, float]]) -> int:
+    """Index of the first step with alpha > 0: at zero terminal SNR eps_c - eps_u = alpha (v_c - v_u) is 0."""
+    return next(index for index, (alpha, _) in enumerate(levels) if alpha > 0)

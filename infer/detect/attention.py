@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from infer.denoising.hooks import DenoisingStep, GuidanceRule
+from infer.denoising.hooks import DenoisingStep, GuidanceRule, both
 
 LAYER = 4  # of attention E: `layer_id = 3`, counted from 0, in the authors' code
 
@@ -43,8 +43,8 @@ class CrossAttention(GuidanceRule):
         self.count, self.index, self.layers = batch_size, 0, []
         self.last: list[Tensor] = []
 
-    def watches(self, step: DenoisingStep) -> bool:
-        return True  # so that the conditional rows are the last `count` of each call
+    def needs(self, step: DenoisingStep, scale: Tensor) -> tuple[Tensor, Tensor]:
+        return both(scale)  # so that the conditional rows are the last `count` of each call
 
     def look(self, attention: Any, hidden_states: Tensor, embeddings: Tensor) -> None:
         """One layer's attention probabilities, made explicit for the conditional rows."""

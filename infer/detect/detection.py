@@ -22,6 +22,7 @@ from infer.denoising.hooks import GuidanceRule
 from infer.denoising.loop import Denoised, denoise
 from infer.denoising.requests import Request, requests_for
 from infer.denoising.sampling import encode
+from infer.denoising.schedulers import first_informative_step, noise_levels
 from infer.detect.attention import LAYER, CrossAttention, capturing, cross_attentions, ends_of_text
 from infer.detect.detectors import all_steps, fall, first_step
 from infer.metrics.aggregate import FEW
@@ -99,13 +100,14 @@ class Detection(DenoiseOptions):
         requests = requests_for((prompt for prompt, _ in asked), self.samples_per_prompt, self.seed)
         pipe, scale = self.model.load(torch.device(self.device)), self.model.guidance_scale
         side, steps = self.model.resolution_of(pipe), len(self.model.prepare(pipe, scale))
+        first = first_informative_step(noise_levels(pipe.scheduler))
         attention = CrossAttention(steps, self.attention_layer) if cross_attentions(pipe.unet) else None
         started, guided, free = time.perf_counter(), [], []
         with capturing(pipe.unet, attention) if attention else nullcontext():
             rules = [Watch(), *([attention] if attention else [])]
             for batch, made in self.denoised(pipe, side, requests, scale, rules, "guided"):
                 curves = made.difference_rms.numpy()
-                scores = {"first_step": first_step(curves), "all_steps": all_steps(curves)}
+                scores = {"first_step": first_step(curves[:, first:]), "all_steps": all_steps(curves)}
                 if attention:
                     scores |= attention.scores(ends_of_text(pipe, [request.prompt for request in batch]))
                 guided.append(pd.DataFrame(scores | {"failed_guided": made.failed_at >= 0}))

@@ -34,8 +34,8 @@ WRONG_FILES = {
     "class_path: StaticTransition\ninit_args: {timestp: 3}": (
         f"FILE: Option 'timestp' is not accepted: StaticTransition has {OPTIONS}"
     ),
-    "class_path: StaticTransition\ninit_args: {timestep: many}": "FILE: timestep: expected float, not many",
-    "class_path: StaticTransition\ninit_args: {gate: many}": "FILE: gate: expected float or null, not many",
+    "class_path: StaticTransition\ninit_args: {timestep: many}": "FILE: timestep: expected",
+    "class_path: StaticTransition\ninit_args: {gate: many}": "FILE: gate: expected",
     "class_path: StaticTransition\ntimestep: 3": "FILE: beside class_path stand options within init_args",
     "class_path: StaticTransitin": "FILE: no class 'StaticTransitin'; there are NoMitigation, StaticTran",
     "class_path: Detour\ninit_args: {transition: {class_path: StaticTransition, init_args: {timestp: 3}}}": (
@@ -67,12 +67,14 @@ def test_what_is_wrong_in_a_mitigations_file(
 
 
 NULLS = {
-    "{class_path: StaticTransition, init_args: {timestep: }}": "timestep: expected float, not null",
+    "{class_path: StaticTransition, init_args: {timestep: }}": (
+        "timestep: expected NonNegativeFloat, not null"
+    ),
     "{class_path: DynamicTransition, init_args: {watch: }}": (
         "watch: expected 'epsilon', 'model_output', not null"
     ),
     "{class_path: Detour, init_args: {transition: {class_path: DynamicTransition, init_args: {gate: null, "
-    "smoothing: null}}}}": "transition.smoothing: expected int, not null",
+    "smoothing: null}}}}": "transition.smoothing: expected PositiveInt, not null",
 }
 
 
@@ -90,7 +92,7 @@ def test_nothing_in_the_place_of_a_number(
     with pytest.raises(ValueError) as refused:
         load_mitigation(str(path))
     assert str(refused.value) == f"{path}: {NULLS[content]}"
-    path.write_text("{class_path: StaticTransition, init_args: {gate: , steps_after: null}}")
+    path.write_text("{class_path: StaticTransition, init_args: {gate: , gate_timestep: null}}")
     assert load_mitigation(str(path)).gate is None
 
 

@@ -15,7 +15,7 @@ from data.captioned import CaptionedImages, Sample, load_captioned
 from data.captions import Captioning, Captions
 from data.cli import warn_no_effect
 from data.exposure import Exposure
-from infer.denoising.sampling import side_of
+from infer.denoising.sampling import resolution_of
 from infer.models.pipeline import too_long
 from train.dataset.cache import SHARD, Shards, check_room, fill, key_of, missing_shards, on_first_rank
 from train.dataset.contents import check_same, contents_of
@@ -111,7 +111,7 @@ class LatentData(pl.LightningDataModule):
         trainer, samples = self.trainer, self.everything.samples
         self.check_batch(self.global_batch)
         module: Finetune = trainer.lightning_module
-        resolution = side_of(module.pipe, self.resolution)
+        resolution = resolution_of(module.pipe, self.resolution)
         self.chosen_captions = self.captions_with(module.pipe.tokenizer)
         texts = self.chosen_captions.texts
         if trainer.is_global_zero and (long := too_long(module.pipe, texts)):

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from data.captioned import Sample
 from data.sources.shards import read_stats
 from data.sources.stream import ShardStream, stream_paths, usable
-from infer.denoising.sampling import side_of
+from infer.denoising.sampling import resolution_of
 from train.dataset.cache import key_of
 
 
@@ -62,7 +62,7 @@ class StreamedData(pl.LightningDataModule):
         trainer = self.trainer
         self.paths = self.find(trainer.world_size)
         check_batch(self.paths, self.batch_size * trainer.world_size * trainer.accumulate_grad_batches)
-        self.resolution = side_of(trainer.lightning_module.pipe, self.resolution)
+        self.resolution = resolution_of(trainer.lightning_module.pipe, self.resolution)
 
     def watched(self, count: int) -> list[tuple[Sample, str]]:
         """The first images of the shards, with their captions, for the monitor."""

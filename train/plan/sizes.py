@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from infer.denoising.sampling import side_of
+from infer.denoising.sampling import resolution_of
 from infer.models.weights import is_file_name, is_hub_id
 from train.lora_layers import add_lora
 from train.model_check import token_count
@@ -53,7 +53,8 @@ class Sizes:
     def latent(self, resolution: int | None) -> tuple[int, int, int]:
         """Shape (C, h, w) of an image's latent; ValueError for a resolution that the model cannot take."""
         unet = SimpleNamespace(config=SimpleNamespace(sample_size=self.sample_size))
-        side = side_of(SimpleNamespace(vae_scale_factor=self.factor, unet=unet), resolution) // self.factor
+        pipe = SimpleNamespace(vae_scale_factor=self.factor, unet=unet)
+        side = resolution_of(pipe, resolution) // self.factor
         return self.channels, side, side
 
 

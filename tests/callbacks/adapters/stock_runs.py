@@ -27,7 +27,6 @@ RULES: dict[str, Callable[[float], list[GuidanceRule]]] = {  # by name, made wit
     "opposite": lambda gate: [StaticTransition(650, -3.0)],
     "dynamic": lambda gate: [DynamicTransition(-1.0, watch="model_output")],
     "gate": lambda gate: [StaticTransition(300, 0.5, gate=gate)],
-    "ramp": lambda gate: [StaticTransition(700, 0.5, ramp_timesteps=300)],
 }
 CASES = [("ddim", rule, scale) for rule in RULES for scale in SCALES] + [
     (scheduler, rule, 7.5) for scheduler in SCHEDULERS[1:] for rule in RULES
@@ -117,8 +116,6 @@ class Written:
             return torch.full_like(d, -3.0 if t > 650 else full)
         if self.rule == "gate":
             return torch.where((self.first < self.gate) | torch.tensor(t <= 300), full, 0.5)
-        if self.rule == "ramp":
-            return torch.full_like(d, 0.5 + (full - 0.5) * min(1.0, max(0.0, (700 - t) / 300)))
         if self.rule == "dynamic":
             if t not in self.timesteps[-1:]:  # solvers evaluate some twice
                 self.timesteps.append(t)

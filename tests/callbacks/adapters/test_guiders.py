@@ -6,8 +6,7 @@ from diffusers.guiders import ClassifierFreeGuidance
 from torch import Tensor
 
 from callbacks.adapters.guiders import DynamicTransitionGuidance, StaticTransitionGuidance
-from tests.callbacks.adapters.families import MODULAR, built, classic_sdxl
-from tests.callbacks.adapters.family import PROMPTS, Family
+from tests.callbacks.adapters.families import MODULAR, PROMPTS, Family, built, classic_sdxl
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 FULL = 5.0

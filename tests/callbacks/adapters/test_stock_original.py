@@ -11,7 +11,7 @@ from torch import Tensor
 from callbacks.adapters.stock import mitigate
 from callbacks.mitigations.static_transition import StaticTransition
 from infer.denoising.schedulers import make_scheduler
-from tests.callbacks.adapters.family import quiet
+from tests.callbacks.adapters.families import quiet
 from tests.callbacks.adapters.stock_runs import close, counted, run, with_scheduler
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from callbacks.adapters.stock import mitigate, picked
+from callbacks.adapters.stock import mitigate, selected
 from callbacks.mitigations.dynamic_transition import DynamicTransition
 from callbacks.mitigations.static_transition import StaticTransition
-from infer.denoising.guidance import Rows
+from infer.denoising.guidance import NeededRows
 from infer.denoising.hooks import GuidanceRule
 from infer.denoising.requests import Request
 from infer.denoising.sampling import make_images
@@ -137,6 +137,30 @@ def test_callbacks_see_and_steer_each_step(stock_pipelines: dict[str, Any], mode
     assert not torch.allclose(made, run(twin, guidance_scale=3.0), atol=1e-2)
 
 
+@pytest.mark.parametrize("model, count", [("sd", 1), ("sd", 2), ("sdxl", 2)])
+def test_a_callback_that_ends_guidance_midway(
+    stock_pipelines: dict[str, Any], model: str, count: int
+) -> None:
+    """As diffusers' own: it halves the embeddings and sets the scale to 0: conditional only in stock."""
+    pipe = with_scheduler(stock_pipelines[model], "ddim")
+    names = ["prompt_embeds"] + ["add_text_embeds", "add_time_ids"] * (model == "sdxl")
+
+    def cut(pipe: Any, index: int, t: Tensor, state: dict) -> dict:
+        if index == 3:
+            pipe._guidance_scale = 0.0
+            state |= {name: state[name].chunk(2)[-1] for name in names}
+        return state
+
+    options = {"callback_on_step_end": cut, "callback_on_step_end_tensor_inputs": ["latents", *names]}
+    prompts = tuple(CAPTIONS[:count])
+    twin = mitigate(pipe)
+    assert close(run(twin, prompts, **options), run(pipe, prompts, **options))
+    assert twin.trace.nfe.tolist() == [4 * 2 + 2] * count
+    twin = mitigate(pipe, StaticTransition(300))  # still waiting when guidance ends
+    run(twin, prompts, **options)
+    assert twin.trace.guidance_scale[0].tolist() == [0, 0, 0, 0, 1, 1]
+
+
 def test_sdxl_up_to_a_refiner(sdxl: Any) -> None:
     """`denoising_end`: the steps that are not taken are not in the trace."""
     twin = mitigate(sdxl, StaticTransition(500))
@@ -148,7 +172,7 @@ def test_sdxl_up_to_a_refiner(sdxl: Any) -> None:
 def test_every_input_of_the_unet_is_cut_to_the_rows() -> None:
     """However deep it lies, as with IP adapters; what is no batch stays."""
     doubled = torch.arange(8.0).view(8, 1)  # four unconditional, four conditional
-    rows = Rows.select(torch.tensor([1, 0, 1, 0]).bool(), torch.tensor([1, 1, 0, 0]).bool(), CPU)
+    rows = NeededRows(torch.tensor([1, 0, 1, 0]).bool(), torch.tensor([1, 1, 0, 0]).bool(), CPU)
     expected = [[0.0], [2.0], [4.0], [5.0]]
     given = {
         "image_embeds": [doubled, doubled],
@@ -157,7 +181,7 @@ def test_every_input_of_the_unet_is_cut_to_the_rows() -> None:
         "other": torch.ones(3),
         "no": None,
     }
-    found = picked(given, rows, 8)
-    assert [x.tolist() for x in found["image_embeds"]] == [expected, expected]
-    assert isinstance(found["image_embeds"], list) and isinstance(picked((doubled,), rows, 8), tuple)
-    assert found["scale"] == 0.5 and found["t"] == 8 and len(found["other"]) == 3 and found["no"] is None
+    inputs = selected(given, rows, 8)
+    assert [x.tolist() for x in inputs["image_embeds"]] == [expected, expected]
+    assert isinstance(inputs["image_embeds"], list) and isinstance(selected((doubled,), rows, 8), tuple)
+    assert inputs["scale"] == 0.5 and inputs["t"] == 8 and len(inputs["other"]) == 3 and inputs["no"] is None

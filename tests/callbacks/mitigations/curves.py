@@ -73,15 +73,7 @@ def expected_of(curve: Sequence[float], timesteps: Sequence[float], rule: Dynami
         return math.inf, [FULL] * len(timesteps)
     if step is None:
         return None, [rule.guidance_before] * len(timesteps)
-    scales, start = [], timesteps[step]
-    for index, t in enumerate(timesteps):
-        done = 1.0 if not rule.ramp_timesteps else min(1.0, (start - t) / rule.ramp_timesteps)
-        scales.append(
-            rule.guidance_before
-            if index < step
-            else rule.guidance_before + done * (FULL - rule.guidance_before)
-        )
-    return start, scales
+    return timesteps[step], [rule.guidance_before] * step + [FULL] * (len(timesteps) - step)
 
 
 def some_curves(random: np.random.Generator, count: int, steps: int) -> list[list[int]]:

@@ -19,13 +19,11 @@ from infer.__main__ import main
 from infer.denoising.requests import Request
 from infer.denoising.sampling import make_images
 from infer.models.pipeline import load_pipeline
-from tests.callbacks.mitigations import detour_batches as detours
-from tests.callbacks.mitigations.detour_batches import CPU, SCALE, STEPS, SWITCH, made_by
+from tests.callbacks.mitigations.detour_batches import CPU, SCALE, STEPS, SWITCH, denoised
 from tests.conftest import CAPTIONS
 from tests.infer.denoising.loops import requests, walk
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-pipe, base = detours.pipe, detours.base  # fixtures
 EARLY = 5  # of the ten leading timesteps 901, 801 ... those above 500: 901 to 501
 
 
@@ -70,7 +68,7 @@ def test_towards_another_prompt(pipe, repulsion: float, scale: float | None) -> 
         u, c, n = predict(x, t)
         return u + (SCALE if scale is None else scale) * (n - u) - repulsion * (c - u)
 
-    made = made_by(pipe, rule, asked)
+    made = denoised(pipe, rule, asked)
     assert torch.allclose(made.latents, by_hand(pipe, asked, before), atol=1e-4)
     early = 3 if repulsion else 2  # u, n and, to be pushed off it, c
     assert made.nfe.tolist() == [early * EARLY + 2 * (STEPS - EARLY)] * 3
@@ -81,8 +79,8 @@ def test_towards_another_prompt(pipe, repulsion: float, scale: float | None) -> 
 
 
 def test_one_prompt_for_all(pipe) -> None:
-    column = made_by(pipe, Detour(StaticTransition(SWITCH)), requests(3, alternative_prompt=["sun"] * 3))
-    flag = made_by(pipe, Detour(StaticTransition(SWITCH), prompt="sun"), requests(3))
+    column = denoised(pipe, Detour(StaticTransition(SWITCH)), requests(3, alternative_prompt=["sun"] * 3))
+    flag = denoised(pipe, Detour(StaticTransition(SWITCH), prompt="sun"), requests(3))
     assert torch.equal(column.latents, flag.latents)
 
 
@@ -96,7 +94,7 @@ def test_the_base_model_draws_first(pipe, base: Path, repulsion: float, early: i
         (u, c), (bu, bc) = own(x, t), other(x, t)
         return bu + SCALE * (bc - bu) - repulsion * (c - u)
 
-    made = made_by(
+    made = denoised(
         pipe, Detour(StaticTransition(SWITCH), base_pipeline=str(base), repulsion=repulsion), asked
     )
     assert torch.allclose(made.latents, by_hand(pipe, asked, before), atol=1e-4)
@@ -114,7 +112,7 @@ def test_orthogonal_leaves_out_what_leads_to_the_memorized_image(pipe) -> None:
         return (u + SCALE * (g - share.clamp(min=0)[:, None] * m) - 0.5 * m).view_as(x).float()
 
     rule = Detour(StaticTransition(SWITCH), repulsion=0.5, orthogonal=True)
-    assert torch.allclose(made_by(pipe, rule, asked).latents, by_hand(pipe, asked, before), atol=1e-4)
+    assert torch.allclose(denoised(pipe, rule, asked).latents, by_hand(pipe, asked, before), atol=1e-4)
     g, m = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0))
     assert (without(g, m) * m).sum(1).max() <= 1e-6  # nothing along it is left, what led away is
     assert torch.equal(without(g, torch.zeros_like(m)), g)
@@ -123,7 +121,7 @@ def test_orthogonal_leaves_out_what_leads_to_the_memorized_image(pipe) -> None:
 def test_a_dynamic_transition_watches_the_memorized_prompt(pipe) -> None:
     """Not the alternative: it fires where the prompt's own difference, along this path, has a minimum."""
     rule = Detour(DynamicTransition(watch="model_output", fallback_timestep=201), prompt="sun", repulsion=1.0)
-    made = made_by(pipe, rule, requests(6))
+    made = denoised(pipe, rule, requests(6))
     v = made.difference_rms.double() / pipe.scheduler.alphas_cumprod[made.timesteps[0].long()].sqrt()
     expected = []
     for d in v.numpy():
@@ -137,12 +135,12 @@ def test_a_dynamic_transition_watches_the_memorized_prompt(pipe) -> None:
 def test_a_row_without_an_alternative_takes_the_plain_rule(pipe) -> None:
     """In one batch with rows that have one; each as if it were alone."""
     asked = requests(4, alternative_prompt=["sun", None, "tea cup", None])
-    made = made_by(pipe, Detour(StaticTransition(SWITCH, -1.0), repulsion=1.5), asked)
-    plain = made_by(pipe, StaticTransition(SWITCH, -1.0), asked)
+    made = denoised(pipe, Detour(StaticTransition(SWITCH, -1.0), repulsion=1.5), asked)
+    plain = denoised(pipe, StaticTransition(SWITCH, -1.0), asked)
     assert torch.allclose(made.latents[[1, 3]], plain.latents[[1, 3]], atol=1e-5)
     assert made.nfe.tolist() == [25, 20, 25, 20] and plain.nfe.tolist() == [20] * 4
     for number in (0, 2):
-        alone = made_by(pipe, Detour(StaticTransition(SWITCH, -1.0), repulsion=1.5), [asked[number]])
+        alone = denoised(pipe, Detour(StaticTransition(SWITCH, -1.0), repulsion=1.5), [asked[number]])
         assert torch.allclose(made.latents[number], alone.latents[0], atol=1e-4)
 
 
@@ -204,11 +202,11 @@ def test_the_base_model_costs_a_unet_and_a_text_encoder_until_teardown(
     rule = Detour(StaticTransition(SWITCH), base_pipeline=str(base))
     rule.check_requests(pipe, requests(2))
     assert alive() == []
-    first, again = (made_by(pipe, rule, requests(2)).latents for _ in range(2))
+    first, again = (denoised(pipe, rule, requests(2)).latents for _ in range(2))
     assert alive() == ["unet", "text_encoder"] and len(loaded) == 2
     rule.teardown(None, None, "predict")
     assert alive() == []
-    assert torch.equal(made_by(pipe, rule, requests(2)).latents, first) and torch.equal(first, again)
+    assert torch.equal(denoised(pipe, rule, requests(2)).latents, first) and torch.equal(first, again)
     assert len(loaded) == 3
 
 
@@ -216,10 +214,10 @@ def test_who_is_not_on_the_way_does_not_pay_for_who_is(pipe) -> None:
     """The orthogonal form looks at both predictions, of the samples that are guided elsewhere."""
     asked = requests(3, alternative_prompt=["tea cup", None, "sun"])
     rule = Detour(StaticTransition(SWITCH), orthogonal=True, repulsion=0.5)
-    together = made_by(pipe, rule, asked)
+    together = denoised(pipe, rule, asked)
     assert together.nfe.tolist() == [3 * EARLY + 2 * EARLY, EARLY + 2 * EARLY, 3 * EARLY + 2 * EARLY]
     for row, request in enumerate(asked):
-        alone = made_by(pipe, rule, [request])
+        alone = denoised(pipe, rule, [request])
         assert alone.nfe[0] == together.nfe[row]
         assert torch.allclose(alone.latents[0], together.latents[row], atol=1e-4)
 

@@ -10,16 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from callbacks.mitigations import caption_bank as neighbours
+from callbacks.mitigations import caption_bank
 from callbacks.mitigations.caption_bank import CaptionBank
 from callbacks.mitigations.detour import Detour
 from callbacks.mitigations.static_transition import StaticTransition
-from tests.callbacks.mitigations import detour_batches as detours
 from tests.callbacks.mitigations.detour_batches import CPU
 from tests.infer.denoising.loops import requests
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-pipe = detours.pipe  # a fixture
 
 
 @torch.no_grad()
@@ -88,8 +86,8 @@ class Products(TorchFunctionMode):
 def test_no_table_of_cosines_outgrows_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of captions and excluded prompts, and of prompts and captions; in blocks as in one."""
     vectors = F.normalize(torch.randn(70, 8, generator=torch.Generator().manual_seed(0)))
-    monkeypatch.setattr(neighbours, "pooled", lambda pipe, texts, device: vectors[[int(t) for t in texts]])
-    monkeypatch.setattr(neighbours, "too_long", lambda pipe, texts: [])
+    monkeypatch.setattr(caption_bank, "pooled", lambda pipe, texts, device: vectors[[int(t) for t in texts]])
+    monkeypatch.setattr(caption_bank, "too_long", lambda pipe, texts: [])
     for name, numbers in (("captions", range(40)), ("memorized", range(40, 50))):
         (tmp_path / f"{name}.txt").write_text("\n".join(map(str, numbers)))
     sources, prompts = [str(tmp_path / f"{name}.txt") for name in ("captions", "memorized")], range(50, 70)
@@ -101,41 +99,10 @@ def test_no_table_of_cosines_outgrows_memory(tmp_path: Path, monkeypatch: pytest
     whole = found()
     assert 0 < len(whole[0]) < 40 and None in whole[1] and set(whole[1]) - {None}
     for most in (64, 5):  # 5: not even a row
-        monkeypatch.setattr(neighbours, "COSINES", most)
+        monkeypatch.setattr(caption_bank, "COSINES", most)
         with Products() as products:
             assert found() == whole
         assert max(products.sizes) <= max(most, 40) and len(products.sizes) > 20
-
-
-def test_cosines_are_for_captions_and_have_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
-    """0 and 0.99; the run folder records what was given."""
-    asked = []
-
-    class Bank:
-        @classmethod
-        def embed(cls, *given):
-            asked.append(given[2:])
-            return cls()
-
-        def nearest(self, prompts, *within):
-            asked.append(within)
-            return ["sun"] * len(prompts)
-
-    monkeypatch.setattr("callbacks.mitigations.detour.CaptionBank", Bank)
-    monkeypatch.setattr("callbacks.mitigations.detour.embed", lambda *given: None)
-    for given, low, high in (
-        ({}, 0.0, 0.99),
-        ({"min_cosine": 0.2}, 0.2, 0.99),
-        ({"max_cosine": 0.0, "min_cosine": -1.0}, -1.0, 0.0),
-    ):
-        rule = Detour(StaticTransition(), captions="a.txt", **given)
-        rule.prepare(detours.random_pipeline(), requests(2), CPU)
-        assert asked[-2:] == [("a.txt", None, high), (low, high)]
-        settings = rule.identity()["init_args"]
-        assert (settings["min_cosine"], settings["max_cosine"]) == (
-            given.get("min_cosine"),
-            given.get("max_cosine"),
-        )
 
 
 def test_captions_are_kept_until_teardown(pipe, tmp_path: Path) -> None:

@@ -4,14 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from diffusers import PNDMScheduler
 
 from callbacks.mitigations.detour import Detour
 from callbacks.mitigations.static_transition import StaticTransition
+from callbacks.mitigations.two_pass_transition import TwoPassTransition
 from infer.denoising.hooks import GuidanceRule
 from infer.denoising.loop import prepare
-from tests.callbacks.mitigations import detour_batches as detours
-from tests.callbacks.mitigations.detour_batches import SCALE, STEPS, SWITCH, made_by
+from tests.callbacks.mitigations.detour_batches import SCALE, STEPS, SWITCH, denoised
 from tests.conftest import random_pipeline
 from tests.infer.denoising.loops import requests
 from tests.infer.models.model_files import edit, failure
@@ -20,7 +19,7 @@ from tests.infer.predict.runs import command, summary_of, write_prompts
 from tests.infer.predict.test_predict_refusals import refused
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-pipe, predict = detours.pipe, predicting.predict  # fixtures
+predict = predicting.predict  # a fixture
 OWN = ("--mitigation", "Detour", "--mitigation.transition", "StaticTransition")
 
 
@@ -28,21 +27,28 @@ OWN = ("--mitigation", "Detour", "--mitigation.transition", "StaticTransition")
     "options, message",
     [
         ({"captions": "a.txt", "prompt": "sun"}, "one of captions, prompt and base_pipeline"),
-        ({"exclude": "a.txt"}, "exclude is for captions"),
-        ({"repulsion": -1.0}, "repulsion must be at least 0"),
         ({"captions": "a.txt", "min_cosine": 0.9, "max_cosine": 0.8}, "0.9 and max_cosine 0.8 must rise"),
         ({"captions": "a.txt", "min_cosine": 0.995}, "0.995 and max_cosine 0.99 must rise"),
-        ({"min_cosine": 0.2}, "min_cosine is for captions: give captions, or leave min_cosine out"),
-        ({"max_cosine": 0.99, "prompt": "sun"}, "max_cosine is for captions"),
-        ({"prompt": ""}, "the detour's prompt is empty: give a text"),
-        ({"prompt": " \n"}, "the detour's prompt is empty"),
         ({"base_pipeline": "/nowhere/x"}, "no model folder"),
-        ({"transition": StaticTransition(ramp_timesteps=100)}, "without a ramp"),
+        ({"transition": TwoPassTransition()}, "static or dynamic"),
     ],
 )
 def test_what_a_detour_refuses(options: dict, message: str) -> None:
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         Detour(**{"transition": StaticTransition()} | options)
+
+
+def test_options_without_an_effect_are_said(pipe, caplog: pytest.LogCaptureFixture) -> None:
+    """And a detour onto the prompt itself."""
+    Detour(StaticTransition(), exclude="a.txt", min_cosine=0.2, prompt="red square").check_requests(
+        pipe, requests(2)
+    )
+    Detour(StaticTransition(), scale=0.0)
+    messages = [record.message for record in caplog.records]
+    assert [message.partition(" has no effect")[0] for message in messages] == [
+        "the detour's exclude", "the detour's min_cosine", "the detour", "the detour",
+    ]  # fmt: skip
+    assert "1 of 2 images have their prompt as alternative" in messages[2]
 
 
 def test_a_missing_list_of_captions_is_found_before_anything_is_drawn() -> None:
@@ -85,7 +91,7 @@ def test_two_detours(pipe) -> None:
     """Beside a rule that has no alternative, one is fine."""
     one, other = (Detour(StaticTransition(SWITCH), prompt=text) for text in ("sun", "old map"))
     prepare(pipe.scheduler, SCALE, STEPS, [one, StaticTransition(SWITCH)])
-    failure(ValueError, "two mitigations guide towards an alternative", prepare,
+    failure(ValueError, "two mitigations change the combined prediction", prepare,
             pipe.scheduler, SCALE, STEPS, [one, StaticTransition(SWITCH), other])  # fmt: skip
 
 
@@ -115,7 +121,7 @@ def refuse_base(pipe, folder: Path, message: str) -> None:
     """By the check of a run, and by a batch without one."""
     rule = Detour(StaticTransition(SWITCH), base_pipeline=str(folder))
     failure(ValueError, message, rule.check_requests, pipe, requests(1))
-    failure(ValueError, "give the model that it was finetuned from", made_by, pipe, rule, requests(1))
+    failure(ValueError, "give the model that it was finetuned from", denoised, pipe, rule, requests(1))
 
 
 def test_a_base_model_with_other_latents(pipe, tmp_path: Path) -> None:
@@ -125,15 +131,6 @@ def test_a_base_model_with_other_latents(pipe, tmp_path: Path) -> None:
     refuse_base(pipe, tmp_path / "scale", "VAE's scaling_factor is 0.13025, the finetuned model's 0.18215")
     five_channels(tmp_path / "channels")
     refuse_base(pipe, tmp_path / "channels", "UNet's in_channels is 5, the finetuned model's 4")
-
-
-def test_the_kind_of_scheduler_does_not_matter_to_a_base_model(tmp_path: Path) -> None:
-    """PNDM knows no zero terminal SNR: it leaves it out of both."""
-    pipe = random_pipeline()
-    pipe.save_pretrained(tmp_path)
-    edit(tmp_path / "scheduler/scheduler_config.json", {"rescale_betas_zero_snr": True})
-    pipe.scheduler = PNDMScheduler.from_config(pipe.scheduler.config)
-    Detour(StaticTransition(SWITCH), base_pipeline=str(tmp_path)).check_requests(pipe, requests(1))
 
 
 def test_a_base_model_that_does_not_fit_is_found_before_the_bar(

@@ -30,7 +30,7 @@ def firing(curves: list[list[float]], rule: DynamicTransition, alphas: list[floa
         step.conditional = 1 + torch.tensor([curve[index] for curve in curves]).view(-1, 1, 1, 1).expand(
             count, 1, 1, 2
         )
-        assert rule.watches(step)
+        assert torch.stack(rule.needs(step, torch.full((count,), 7.5))).all()
         rule.observe(step)
         applied.append(rule.guidance_scale(step, torch.full((count,), 7.5)))
     found = []

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from callbacks.mitigations.dynamic_transition import DynamicTransition
 from callbacks.mitigations.static_transition import StaticTransition
-from infer.denoising.hooks import DenoisingStep, GuidanceRule
+from infer.denoising.hooks import DenoisingStep, GuidanceRule, both
 from infer.denoising.loop import Denoised, denoise
 from tests.gaussian_world import GaussianWorld, Prompt, embeddings
 from tests.infer.denoising.loops import KEPT, scheduler_of
@@ -236,8 +236,8 @@ def test_the_basin_ends_at_the_same_timestep_for_other_solvers(kind: type) -> No
 class Watching(GuidanceRule):
     """No guidance at all, but both predictions."""
 
-    def watches(self, step: DenoisingStep) -> bool:
-        return True
+    def needs(self, step: DenoisingStep, scale: Tensor) -> tuple[Tensor, Tensor]:
+        return both(scale)
 
     def guidance_scale(self, step: DenoisingStep, scale: Tensor) -> Tensor:
         return torch.zeros_like(scale)

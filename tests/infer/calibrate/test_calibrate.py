@@ -203,7 +203,6 @@ def test_a_model_that_gives_no_numbers_is_not_calibrated(
 @pytest.mark.parametrize(
     "own, message",
     [
-        ("timestep: 600, ramp_timesteps: 550", "a ramp of 550 timesteps"),
         (
             "timestep: 600, gate: 0.1, gate_timestep: 981",
             "the gate is for schedules that start at timestep 981",
@@ -213,7 +212,7 @@ def test_a_model_that_gives_no_numbers_is_not_calibrated(
 def test_what_a_preset_held_before_must_still_fit(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture, own: str, message: str
 ) -> None:
-    """A ramp from another transition, or a gate for another schedule."""
+    """A gate for another schedule."""
     pipe = random_pipeline()
     torch.nn.init.normal_(pipe.unet.conv_out.weight, std=0.3)
     pipe.save_pretrained(tmp_path / "model")

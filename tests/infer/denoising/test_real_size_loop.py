@@ -1,8 +1,8 @@
 """The loop with a UNet of Stable Diffusion 2.1's size (866M random parameters) at 256 px, on the CPU.
 
-  python -m pytest -m slow -s tests/test_real_size.py
+  python -m pytest -m slow -s tests/infer/denoising/test_real_size_loop.py
 
-Takes 5 GB of memory and about eight minutes on two cores; -s prints seconds per UNet row and the memory.
+Takes 5 GB of memory and some minutes on two cores; -s prints seconds per UNet row and the memory.
 """
 
 import gc
@@ -16,9 +16,7 @@ import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
 
-from callbacks.mitigations.dynamic_transition import DynamicTransition
 from callbacks.mitigations.static_transition import StaticTransition
-from callbacks.mitigations.two_pass_transition import TwoPassTransition
 from infer.denoising.hooks import GuidanceRule
 from infer.denoising.loop import Denoised, denoise
 
@@ -151,26 +149,3 @@ def test_static(unet: Watched, rule: GuidanceRule, steps: int, nfe: int, scales:
     made = run(unet, 1, steps, rule)
     assert made.nfe.tolist() == [nfe] and made.guidance_scale.tolist() == [scales]
     assert made.transition_timestep.item() == made.timesteps[0, scales.index(FULL)]
-
-
-@pytest.mark.parametrize("before", [0.0, -7.5], ids=["DTP", "OG+DTP"])
-def test_dynamic(unet: Watched, before: float) -> None:
-    """Whether it fires is the random weights' affair: its scales are those of its own trace."""
-    made = run(unet, 1, 3, DynamicTransition(before))
-    first, second, third = made.difference_rms[0].tolist()
-    assert first > 0 and second > 0 and third > 0
-    fired = first > second and third > second
-    assert made.nfe.tolist() == [6] and made.guidance_scale[0].tolist() == [
-        before,
-        before,
-        FULL if fired else before,
-    ]
-    assert bool(made.transition_timestep.isfinite()) == fired
-
-
-def test_two_passes(unet: Watched) -> None:
-    """The first without guidance: one row at each of six steps."""
-    made = run(unet, 1, 6, TwoPassTransition(0.0))
-    waiting = made.guidance_scale[0].tolist().count(0.0)
-    assert 1 <= waiting <= 5 and made.nfe.tolist() == [6 + waiting + 2 * (6 - waiting)]
-    assert made.guidance_scale[0].tolist() == [0.0] * waiting + [FULL] * (6 - waiting)

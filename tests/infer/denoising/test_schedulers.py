@@ -1,6 +1,7 @@
 """Schedulers made from a pipeline's own, of another kind."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -13,8 +14,15 @@ from diffusers import (
 )
 
 from infer.denoising.loop import prepare
-from infer.denoising.sampling import side_of
-from infer.denoising.schedulers import make_scheduler
+from infer.denoising.sampling import resolution_of
+from infer.denoising.schedulers import (
+    SCHEDULERS,
+    check_sampling,
+    first_informative_step,
+    make_scheduler,
+    noise_levels,
+    warn_of_grid,
+)
 from tests.infer.denoising.loops import dry_run, scheduler_of
 
 
@@ -49,17 +57,17 @@ def test_a_grid_that_leaves_the_schedule_is_refused(name: str) -> None:
 @pytest.mark.parametrize(
     "size, side", [(8, 16), ([8, 8], 16), ((8, 8), 16), ([8, 4], None), (None, None), (8.5, None)]
 )
-def test_the_side_of_the_images_is_the_unets_own(size, side: int | None) -> None:
+def test_the_resolution_is_the_unets_own(size, side: int | None) -> None:
     pipe = SimpleNamespace(vae_scale_factor=2, unet=SimpleNamespace(config=SimpleNamespace(sample_size=size)))
-    assert side_of(pipe, 6) == 6
+    assert resolution_of(pipe, 6) == 6
     for wrong in (7, 0, -2):
         with pytest.raises(ValueError, match=f"resolution must be a multiple of 2 pixels, not {wrong}"):
-            side_of(pipe, wrong)
+            resolution_of(pipe, wrong)
     if side:
-        assert side_of(pipe, None) == side
+        assert resolution_of(pipe, None) == side
     else:
         with pytest.raises(ValueError, match="no side of a square: give resolution"):
-            side_of(pipe, None)
+            resolution_of(pipe, None)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 10])
@@ -70,3 +78,66 @@ def test_pndm_takes_no_warm_up_unless_the_config_asks(steps: int) -> None:
     assert dry_run(made, [], steps).latents.isfinite().all()
     asked = PNDMScheduler.from_config(made.config, skip_prk_steps=False)
     assert len(prepare(make_scheduler(asked, "pndm"), 7.5, 10)) > 11
+
+
+ZERO_SNR = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_zero_terminal_snr_is_kept_or_refused(name: str) -> None:
+    """Not dropped: a model that was trained with it would start from other noise."""
+    own = scheduler_of(prediction="v_prediction", **ZERO_SNR)
+    if name in ("pndm", "heun", "deis", "dpm_single"):
+        with pytest.raises(ValueError, match="ignores rescale_betas_zero_snr.*: choose one of ddim, ddpm"):
+            make_scheduler(own, name)
+        return
+    scheduler = make_scheduler(own, name)
+    assert prepare(scheduler, 7.5, 10)[0] == 999
+    levels = noise_levels(scheduler)
+    assert levels[0][0] < 1e-3 < levels[1][0]
+    assert first_informative_step(levels) == (levels[0][0] == 0)
+    assert dry_run(scheduler, [], 10).latents.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["ddim", "ddpm", "euler", "dpm", "unipc"])
+def test_noise_cannot_be_predicted_at_zero_signal(name: str) -> None:
+    """Fine with leading timesteps, which begin later."""
+    scheduler = make_scheduler(scheduler_of(**ZERO_SNR), name)
+    with pytest.raises(ValueError, match="cannot start at zero signal: set rescale_betas_zero_snr to false"):
+        check_sampling(scheduler, 10)
+    assert check_sampling(make_scheduler(scheduler_of(**ZERO_SNR), name, "leading"), 10)[0] == 901
+
+
+@pytest.mark.parametrize(
+    "kind, sigmas",
+    [(DPMSolverMultistepScheduler, "use_karras_sigmas"), (DPMSolverMultistepScheduler, "use_lu_lambdas"),
+     (UniPCMultistepScheduler, "use_karras_sigmas")],
+)  # fmt: skip
+def test_timesteps_that_repeat_are_counted_from_the_first(kind: type, sigmas: str) -> None:
+    """Karras' or Lu's sigmas on a cosine schedule go beyond its own: timestep 999 comes several times."""
+    scheduler = kind(beta_schedule="squaredcos_cap_v2", **{sigmas: True})
+    timesteps = check_sampling(scheduler, 20)
+    assert len(timesteps) > len(set(timesteps))
+    run = dry_run(scheduler, [], 20)
+    assert run.timesteps[0].tolist() == pytest.approx(timesteps) and run.latents.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "options, steps, message",
+    [
+        ({"timestep_spacing": "leading"}, 501, "starts 501 steps at timestep 501 of 999"),
+        ({"timestep_spacing": "linspace"}, 50, "this one of 50 steps is wider"),
+        ({"timestep_spacing": "trailing"}, 700, "this one of 700 steps is wider"),
+        ({"timestep_spacing": "leading"}, 50, None),
+        ({"timestep_spacing": "trailing"}, 30, None),
+        ({"timestep_spacing": "leading"}, 2, None),
+    ],
+)
+def test_grids_that_diffusers_samples_wrongly_are_one_line(
+    options: dict[str, Any], steps: int, message: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    warn_of_grid.cache_clear()
+    for _ in range(3):
+        check_sampling(scheduler_of(**options), steps)
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == (message is not None) and all(message in text for text in messages)

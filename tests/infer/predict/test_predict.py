@@ -53,8 +53,7 @@ def test_a_run_folder_is_complete(finished: Path, tiny_pipeline: Path) -> None:
     assert list(traces["difference_rms"][:STEPS].isna()) == [True, True, False, False, False, False]
     config = yaml.safe_load((finished / "config.yaml").read_text())
     assert config["mitigations"][0]["init_args"] == {
-        "timestep": 500, "guidance_before": 0.0, "gate": None, "gate_timestep": None, "ramp_timesteps": 0.0,
-        "steps_after": None, "restart_solver": False,
+        "timestep": 500, "guidance_before": 0.0, "gate": None, "gate_timestep": None,
     }  # fmt: skip
     assert config["pipeline"] == str(tiny_pipeline) and config["guidance_scale"] == 7.5
     summary = json.loads((finished / "summary.json").read_text())
