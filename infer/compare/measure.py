@@ -169,6 +169,7 @@ def finish(
         "title": out.resolve().parent.name if out.name == "compare" else out.name,
         "model": comparison.model.pipeline,
         "base_model": comparison.base_pipeline,
+        "clip": comparison.clip,
         "descriptor": described(comparison),
         "features": quality and f"{quality.name}, {quality.references:,} training images",
         "notes": [

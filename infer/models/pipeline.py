@@ -62,6 +62,16 @@ def check_pipeline(name: str, config: str | None = None) -> None:
                 )
 
 
+def resolved_revision(name: str, revision: str | None = None) -> str | None:
+    """The Hub commit in the local cache for this revision; None for files and folders, or if not cached."""
+    if not is_hub_id(name):
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    path = try_to_load_from_cache(name, "model_index.json", revision=revision)
+    return Path(path).parent.name if isinstance(path, str) else None
+
+
 def check_folder(name: str) -> None:
     """FileNotFoundError when a diffusers folder is missing or lacks a part."""
     folder = Path(name)
