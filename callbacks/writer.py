@@ -2,6 +2,7 @@
 
 import logging
 import math
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ import pandas as pd
 from lightning.pytorch.callbacks import BasePredictionWriter
 
 from callbacks.mitigations.base import Mitigation
+from callbacks.mitigations.presets import label
 from infer.denoising.hooks import overrides
 from infer.predict.module import Generated
-from infer.predict.run_folder import claim, merge, save_image, write_part, write_summary
+from infer.predict.run_folder import claim, file_stems, merge, save_image, write_part, write_summary
 
 log = logging.getLogger(__name__)
 
@@ -25,27 +27,34 @@ class SampleWriter(BasePredictionWriter):
     """Fill the trainer's `default_root_dir` as a predict run folder.
 
     Args:
-        mitigation: what the `mitigation` column says: the preset's name.
+        mitigation: label for the `mitigation` column; null: that of the trainer's mitigations.
     """
 
-    def __init__(self, mitigation: str = "none"):
+    def __init__(self, mitigation: str | None = None):
         super().__init__(write_interval="batch")
         self.mitigation = mitigation
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         rules = rules_of(trainer)
+        self.mitigation = self.mitigation or label(rules)
+        self.stems = file_stems(request.prompt_id for request in trainer.datamodule.requests)
         contents = [rule.contents() for rule in rules]
-        claim(  # on every rank, so that all of them refuse; they write the same
-            Path(trainer.default_root_dir),
-            {
-                "mitigation": self.mitigation,
-                "mitigations": [rule.identity() for rule in rules],
-                **({"mitigations_sha256": contents} if any(contents) else {}),
-                **pl_module.model.identity(),
-                **trainer.datamodule.identity(),
-            },
-        )
+        self.identity = {
+            "mitigation": self.mitigation,
+            "mitigations": [rule.identity() for rule in rules],
+            **({"mitigations_sha256": contents} if any(contents) else {}),
+            **pl_module.model.identity(),
+            **trainer.datamodule.identity(),
+        }
+        claim(Path(trainer.default_root_dir), self.identity)  # on every rank: all refuse, or write the same
         trainer.strategy.barrier()
+
+    def on_predict_batch_end(self, trainer: pl.Trainer, *args: Any, **options: Any) -> None:
+        """Write the batch; after a SIGTERM, leave with the exit code of one."""
+        super().on_predict_batch_end(trainer, *args, **options)
+        if trainer.received_sigterm:
+            log.warning("stopped by SIGTERM: the same command makes the images that are missing")
+            raise SystemExit(128 + signal.SIGTERM)
 
     def write_on_batch_end(
         self,
@@ -57,15 +66,15 @@ class SampleWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        folder, made = Path(trainer.default_root_dir), prediction.denoised
+        folder, denoised = Path(trainer.default_root_dir), prediction.denoised
         rows, traces = [], []
         for number, (request, image) in enumerate(zip(prediction.requests, prediction.images, strict=True)):
-            path = f"images/{request.prompt_id}-{request.sample}.png"
+            path = f"images/{self.stems[request.prompt_id]}-{request.sample}.png"
             save_image(image, folder / path)
             transition, gated = math.nan, False
-            if made.transition_timestep is not None:
-                transition, gated = made.transition_timestep[number].item(), made.gated[number].item()
-            failed_at = made.failed_at[number].item()
+            if denoised.transition_timestep is not None:
+                transition, gated = denoised.transition_timestep[number].item(), denoised.gated[number].item()
+            failed_at = denoised.failed_at[number].item()
             rows.append(
                 {
                     "prompt_id": request.prompt_id,
@@ -79,32 +88,33 @@ class SampleWriter(BasePredictionWriter):
                     "watched": prediction.watched_space,
                     "transition_timestep": transition,
                     "gated": gated,
-                    "nfe": made.nfe[number].item(),
+                    "nfe": denoised.nfe[number].item(),
                     "seconds": prediction.seconds_per_image,
                     "peak_memory_gib": prediction.peak_memory_gib,
                     "image": path,
                     "failed_step": failed_at if failed_at >= 0 else None,
                 }
             )
-            taken = made.timesteps[number].isfinite()
+            taken = denoised.timesteps[number].isfinite()
             traces.append(
                 pd.DataFrame(
                     {
                         "prompt_id": request.prompt_id,
                         "sample": request.sample,
                         "step": range(int(taken.sum())),
-                        "timestep": made.timesteps[number][taken],
-                        "unconditional_rms": made.unconditional_rms[number][taken],
-                        "conditional_rms": made.conditional_rms[number][taken],
-                        "difference_rms": made.difference_rms[number][taken],
-                        "guidance_scale": made.guidance_scale[number][taken],
+                        "timestep": denoised.timesteps[number][taken],
+                        "unconditional_rms": denoised.unconditional_rms[number][taken],
+                        "conditional_rms": denoised.conditional_rms[number][taken],
+                        "difference_rms": denoised.difference_rms[number][taken],
+                        "guidance_scale": denoised.guidance_scale[number][taken],
                     }
                 )
             )
             if failed_at >= 0:
+                timestep = denoised.timesteps[number][taken][failed_at]
                 log.warning(
                     "%s, sample %d: latents are not finite after step %d (t = %g): its image is black",
-                    request.prompt_id, request.sample, failed_at, made.timesteps[number][taken][failed_at],
+                    request.prompt_id, request.sample, failed_at, timestep,
                 )  # fmt: skip
         write_part(folder, rows, pd.concat(traces, ignore_index=True))
 

@@ -1,12 +1,27 @@
 """What the entry points share: help, unknown commands, and errors of the user's in one line."""
 
 import logging
+import os
+import re
 import sys
 from argparse import ArgumentError
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from data.files import redacted
+# lines of a jsonargparse error that say nothing new
+NOISE = re.compile(
+    r"Does not validate|Subtypes:|Errors:|Given value type:|Problem with given class_path|Expected a path|"
+    r"Expected a <class 'NoneType'>|Given value: (Namespace|NestedArg|{)|$"
+)
+
+
+def reasons(message: str) -> str:
+    """What a jsonargparse error of many lines says, in one."""
+    lines = re.sub(r'Parser key "[^"]+":', "", message).splitlines()
+    reasons = [line.strip().removeprefix("- ") for line in lines]
+    text = "; ".join(reason for reason in reasons if not NOISE.match(reason))
+    text = re.sub("Expected a dot import path string: (.*)", r"no class \1", text)
+    return re.sub(r"<class '(?:\w+\.)*(\w+)'>|typing\.(Literal\[)", r"\1\2", text)
 
 
 def is_users(error: Exception) -> bool:
@@ -20,6 +35,8 @@ def is_users(error: Exception) -> bool:
 def without_traceback(error: Exception) -> str:
     """What an error says; of one in a DataLoader's worker torch's message is the traceback, which ends so."""
     text = str(error)
+    if text.startswith("Does not validate"):
+        return reasons(text)
     return text.strip().splitlines()[-1].partition(": ")[2] if "\nOriginal Traceback " in text else text
 
 
@@ -29,7 +46,7 @@ def as_users(what: str) -> Iterator[None]:
     try:
         yield
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{what}: {error}") from error
+        raise ValueError(f"{what}: {reasons(str(error))}") from error
 
 
 def run(program: str, text: str, commands: dict[str, Callable[[list[str]], None]], args: list[str]) -> int:
@@ -45,17 +62,28 @@ def run(program: str, text: str, commands: dict[str, Callable[[list[str]], None]
     if command not in commands:
         print(f"{program}: no command {command!r}; there are {', '.join(commands)}", file=sys.stderr)
         return 2
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it asks for kernels that nothing here uses
     try:
         commands[command](rest)
     except Exception as error:
         if "--debug" in args or not is_users(error):
             raise
-        text = without_traceback(error)
-        if "Does not validate against any of the Union subtypes" in str(error) and error.__cause__:
-            text = str(error.__cause__)  # the parser's list of all types says no more
-        print(f"error: {redacted(text)}", file=sys.stderr)
+        report(error)
         return 2 if isinstance(error, ArgumentError) else 1
     return 0
+
+
+def report(error: Exception) -> None:
+    """Print the error on a line of its own, below progress bars, and once where all processes have it."""
+    if "tqdm" in sys.modules:
+        for bar in list(sys.modules["tqdm"].tqdm._instances):
+            bar.close()
+    rank = next(
+        (os.environ[name] for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if name in os.environ), "0"
+    )
+    if rank == "0" or isinstance(error, OSError):
+        source = "" if rank == "0" else f" (process {rank})"
+        print(f"error{source}: {redacted(without_traceback(error))}", file=sys.stderr)
 
 
 def warn_no_effect(option: str, why: str) -> None:

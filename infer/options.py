@@ -13,7 +13,7 @@ from infer.denoising.loop import prepare
 from infer.denoising.sampling import resolution_of
 from infer.denoising.schedulers import Scheduler, make_scheduler
 from infer.models.lora import check_lora
-from infer.models.pipeline import check_pipeline, fingerprint, load_pipeline
+from infer.models.pipeline import check_pipeline, fingerprint, load_pipeline, resolved_revision
 
 
 @dataclass(kw_only=True)
@@ -56,9 +56,10 @@ class ModelOptions:
         check_lora(self.lora, self.lora_scale)
 
     def identity(self) -> dict[str, Any]:
-        """The options, and fingerprints of the files that they name."""
+        """The options, fingerprints of the files that they name, and the commit of a pipeline on the Hub."""
         named = {name: getattr(self, name) for name in ("pipeline", "single_file_config", "lora")}
-        return asdict(self) | {f"{name}_sha256": path and fingerprint(path) for name, path in named.items()}
+        prints = {f"{name}_sha256": path and fingerprint(path) for name, path in named.items()}
+        return asdict(self) | prints | {"commit": resolved_revision(self.pipeline, self.revision)}
 
     def load(self, device: torch.device) -> Any:
         """The pipeline on the device, with the scheduler."""

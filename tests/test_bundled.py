@@ -65,9 +65,17 @@ def test_the_demo_in_miniature(tmp_path: Path) -> None:
         == 0
     )  # fmt: skip
     table = pd.read_parquet(out / "comparison.parquet").set_index("mitigation")
-    assert list(table.index) == ["none", "stp", "og_stp", "dtp", "og_dtp", "detour_base", "base_model"]
+    assert list(table.index) == [
+        "none",
+        "emoji/stp",
+        "emoji/og_stp",
+        "dtp",
+        "emoji/og_dtp",
+        "emoji/detour_base",
+        "base_model",
+    ]
     assert (table["images"] == 6).all()
-    assert table["nfe_mean"]["none"] == 12 and table["nfe_mean"]["stp"] < 12
+    assert table["nfe_mean"]["none"] == 12 and table["nfe_mean"]["emoji/stp"] < 12
     assert all(
         prompt.startswith(HELD_OUT) for prompt in pd.read_parquet(out / "none/samples.parquet")["prompt_id"]
     )

@@ -1,9 +1,146 @@
-"""Every mitigation, imported: so that the command line knows them by class name."""
+"""Mitigations by name: presets of configs/mitigation, YAML files, classes; and the label of what ran."""
 
-from callbacks.mitigations.base import NoMitigation
+import inspect
+import json
+import pydoc
+from argparse import ArgumentError
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from callbacks.mitigations.base import Mitigation, NoMitigation
 from callbacks.mitigations.detour import Detour
 from callbacks.mitigations.dynamic_transition import DynamicTransition
 from callbacks.mitigations.static_transition import StaticTransition
 from callbacks.mitigations.two_pass_transition import TwoPassTransition
+from data.arguments import changed, parse
+from data.cli import as_users
 
+FOLDER = Path(__file__).parents[2] / "configs" / "mitigation"
 MITIGATIONS = (NoMitigation, StaticTransition, DynamicTransition, TwoPassTransition, Detour)
+CLASSES = {kind.__name__: kind for kind in MITIGATIONS}
+
+
+def preset_path(name: str) -> Path | None:
+    """The YAML file that a preset's name or a path means; None for anything else, such as a class name."""
+    for path in (FOLDER / f"{name}.yaml", Path(name)):
+        if path.is_file() and path.suffix in (".yaml", ".yml"):
+            return path
+    return None
+
+
+def preset_names() -> list[str]:
+    names = [path.relative_to(FOLDER).with_suffix("").as_posix() for path in FOLDER.rglob("*.yaml")]
+    return sorted(names, key=lambda name: (name.count("/"), name))
+
+
+def read_preset(name: str) -> dict[str, Any]:
+    """`class_path` and `init_args` of a preset's file; ValueError for no preset or no mitigation's file."""
+    if (path := preset_path(name)) is None:
+        raise ValueError(
+            f"no mitigation preset {name!r}; there are {', '.join(preset_names())}, or give the path of a "
+            "YAML file"
+        )
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())[:200]}") from error
+    if not isinstance(content, dict) or not {"class_path"} <= {*content} <= {"class_path", "init_args"}:
+        raise ValueError(f"{path}: give a class_path, and its options in init_args")
+    return {"class_path": content["class_path"], "init_args": content.get("init_args") or {}}
+
+
+def load_mitigation(name: str, options: dict[str, Any] | None = None) -> Mitigation:
+    """The mitigation of a preset, with `options` in place of its own; ValueError that names the file."""
+    import jsonargparse
+
+    preset = read_preset(name)
+    given = preset | {"init_args": preset["init_args"] | (options or {})}
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(Mitigation, "mitigation", required=True)
+    try:
+        parsed = parse(parser, [f"--mitigation={json.dumps(given)}"])
+    except ArgumentError as error:
+        text = str(error).removeprefix("--mitigation").removeprefix(": ").removeprefix(".")
+        raise ValueError(f"{preset_path(name)}: {text}") from error
+    with as_users(str(preset_path(name))):
+        return parser.instantiate(parsed).mitigation
+
+
+def with_presets(args: list[str], option: str, other: str) -> list[str]:
+    """The arguments with each `option PRESET` as `option={class_path, init_args}`.
+
+    The class `other` is put before the last one: else settings of the same class in --config would stay.
+    """
+
+    def as_class(value: str) -> str:
+        if preset_path(value) or not (value in CLASSES or "." in value or value.startswith("{")):
+            return json.dumps(read_preset(value))
+        if value.endswith((".yaml", ".yml")):
+            read_preset(value)  # a file that is not there
+        return value
+
+    args = changed(args, option, as_class)
+    last = max((n for n, arg in enumerate(args) if arg.startswith(f"{option}=")), default=None)
+    return args if last is None else [*args[:last], f"{option}={other}", *args[last:]]
+
+
+def label(mitigations: Sequence[Mitigation], preset: str | None = None) -> str:
+    """What ran, as tables, folders and W&B call it: `stp`, `emoji/stp(timestep=600)`, `Detour(prompt=a map)`.
+
+    A preset is its path within configs/mitigation, another file its stem; a mitigation without preset is its
+    class. Settings that differ from the preset's, or from the class's defaults, follow in brackets. Several
+    are joined by +; `none` means no mitigation at all.
+
+    Args:
+        mitigations: those that ran.
+        preset: name or path that the last of them was made from.
+    """
+    last = len(mitigations) - 1
+    parts = [
+        described(mitigation.identity(), preset if number == last else None)
+        for number, mitigation in enumerate(mitigations)
+        if not isinstance(mitigation, NoMitigation)
+    ]
+    return "+".join(parts) or "none"
+
+
+def described(identity: dict[str, Any], preset: str | None = None) -> str:
+    """The label of one mitigation, from its class and settings."""
+    given = complete(identity)
+    usual, name = complete({"class_path": given["class_path"]}), given["class_path"].rpartition(".")[2]
+    if preset is not None and complete(read_preset(preset))["class_path"] == given["class_path"]:
+        path, folder = preset_path(preset).resolve(), FOLDER.resolve()
+        usual = complete(read_preset(preset))
+        name = (
+            path.relative_to(folder).with_suffix("").as_posix() if path.is_relative_to(folder) else path.stem
+        )
+    settings = {
+        key: value for key, value in given["init_args"].items() if value != usual["init_args"].get(key)
+    }
+    words = (f"{key}={in_words(value)}" for key, value in settings.items())
+    return f"{name}({', '.join(words)})" if settings else name
+
+
+def complete(identity: dict[str, Any]) -> dict[str, Any]:
+    """The identity with the class's full path and its defaults, also of a mitigation among the settings."""
+    kind = CLASSES.get(identity["class_path"]) or pydoc.locate(identity["class_path"])
+    given, settings = identity.get("init_args") or {}, {}
+    for name, parameter in inspect.signature(kind).parameters.items():
+        value = given.get(name, parameter.default)
+        if value is not parameter.empty:
+            settings[name] = complete(value) if is_identity(value) else value
+    return {"class_path": f"{kind.__module__}.{kind.__name__}", "init_args": settings}
+
+
+def is_identity(value: Any) -> bool:
+    return isinstance(value, dict) and "class_path" in value
+
+
+def in_words(value: Any) -> str:
+    """A setting in a label; whole numbers have no point."""
+    if is_identity(value):
+        return described(value)
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)

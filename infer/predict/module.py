@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import lightning.pytorch as pl
@@ -67,8 +68,8 @@ class PromptData(pl.LightningDataModule):
     @property
     def fingerprint(self) -> str:
         """Of the prompts' ids and texts: the file may have changed under its name."""
-        asked = [(r.prompt_id, r.prompt, r.negative_prompt, r.alternative_prompt) for r in self.requests]
-        return hashlib.sha256(repr(asked).encode()).hexdigest()[:12]
+        texts = [(r.prompt_id, r.prompt, r.negative_prompt, r.alternative_prompt) for r in self.requests]
+        return hashlib.sha256(repr(texts).encode()).hexdigest()[:12]
 
     def identity(self) -> dict[str, Any]:
         return {
@@ -111,6 +112,10 @@ class Generate(pl.LightningModule):
         for rule in rules:
             rule.check_requests(self.pipe, requests)
 
+    def prepare_data(self) -> None:
+        """Download a model of the Hub in one process of each machine."""
+        self.load()
+
     def setup(self, stage: str) -> None:
         self.load()
         self.check(self.rules, self.trainer.datamodule.requests)  # fails before the bar
@@ -121,16 +126,31 @@ class Generate(pl.LightningModule):
         return [callback for callback in self.trainer.callbacks if isinstance(callback, GuidanceRule)]
 
     def on_predict_start(self) -> None:
+        """Move the model to the device, warm it up and name prompts that it cannot read whole.
+
+        The warm-up step keeps the time that kernels take to be chosen out of the first batch's `seconds`.
+        """
         self.pipe.to(self.device)
-        asked = self.trainer.datamodule.requests
+        data = self.trainer.datamodule
+        if data.missing:
+            unet, encoder = self.pipe.unet, self.pipe.text_encoder.config
+            size = self.model.resolution_of(self.pipe) // self.pipe.vae_scale_factor
+            rows = 2 * min(data.batch_size, len(data.missing))
+            options = {"device": self.device, "dtype": unet.dtype}
+            latents = torch.zeros(rows, unet.config.in_channels, size, size, **options)
+            tokens = torch.zeros(rows, encoder.max_position_embeddings, encoder.hidden_size, **options)
+            unet(latents, torch.tensor(1, device=self.device), tokens, return_dict=False)
+        negatives = [r.negative_prompt or self.model.negative_prompt for r in data.requests]
+        alternatives = [r.alternative_prompt for r in data.requests]
         others = [text for rule in self.rules for text in rule.texts]
-        texts = [r.prompt for r in asked] + [r.negative_prompt or self.model.negative_prompt for r in asked]
-        texts = list(filter(None, dict.fromkeys(texts + [r.alternative_prompt for r in asked] + others)))
+        texts = dict.fromkeys([*(r.prompt for r in data.requests), *negatives, *alternatives, *others])
+        texts = [text for text in texts if text]
         long = too_long(self.pipe, texts)
         if long and self.global_rank == 0:
             log.warning(
                 "%d of %d prompts are longer than the %d tokens that the model reads: their ends are ignored "
-                "(the first: %r)", len(long), len(texts), self.pipe.tokenizer.model_max_length, long[0],
+                "(the first: %r)", len(long), len(texts), self.pipe.tokenizer.model_max_length,
+                shorten(long[0], 80, placeholder="..."),
             )  # fmt: skip
 
     def predict_step(self, batch: list[Request], batch_index: int) -> Generated:

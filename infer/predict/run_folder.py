@@ -5,9 +5,12 @@ A part (`parts/*.parquet`) is written after its images, by one rank. `merge` tur
 """
 
 import json
+import logging
 import math
 import os
 import shutil
+import unicodedata
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -17,10 +20,39 @@ import pandas as pd
 import yaml
 from PIL import Image
 
-from data.files import redacted, remove_temporary_files, write_atomically, write_json
+from data.files import digest, redacted, remove_temporary_files, write_atomically, write_json
 
+log = logging.getLogger(__name__)
 KEY = ["prompt_id", "sample"]
 NEUTRAL = {"gated": False, "peak_memory_gib": math.nan}  # of columns that older folders lack
+PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
+LONGEST = 150  # bytes of an id in a file name
+
+
+def file_stems(ids: Iterable[str]) -> dict[str, str]:
+    """The file name of each id, without what follows it: no two are one on a disk that ignores case.
+
+    An id stands for itself, but one that is very long, or that differs from another in case or in how its
+    letters are composed only, is shortened and gets a digest.
+    """
+    stems = {key: unicodedata.normalize("NFC", key).casefold() for key in ids}
+    often = Counter(stems.values())
+    return {
+        key: key
+        if often[stem] == 1 and len(key.encode()) <= LONGEST
+        else f"{key.encode()[:LONGEST].decode(errors='ignore')}~{digest(key)[:8]}"
+        for key, stem in stems.items()
+    }
+
+
+def is_whole(path: Path) -> bool:
+    """Whether the file is there, with a PNG's end."""
+    try:
+        with path.open("rb") as file:
+            file.seek(-len(PNG_END), os.SEEK_END)
+            return file.read() == PNG_END
+    except OSError:
+        return False
 
 
 def save_image(image: Image.Image, path: Path) -> None:
@@ -97,7 +129,7 @@ def write_part(folder: Path, samples: list[dict], traces: pd.DataFrame) -> None:
 
 
 def read_rows(folder: Path, kind: str) -> pd.DataFrame:
-    """All `samples` or `traces` rows, merged or not; samples whose image is gone are left out."""
+    """All `samples` or `traces` rows, merged or not; samples whose image is gone or cut are left out."""
     paths = [folder / f"{kind}.parquet", *sorted((folder / "parts").glob(f"*.{kind}.parquet"))]
     tables = [pd.read_parquet(path) for path in paths if path.exists()]
     if not tables:
@@ -105,7 +137,7 @@ def read_rows(folder: Path, kind: str) -> pd.DataFrame:
     key = KEY if kind == "samples" else [*KEY, "step"]
     rows = pd.concat(tables, ignore_index=True).drop_duplicates(key, keep="last")
     if kind == "samples":
-        rows = complete(rows[[(folder / image).exists() for image in rows["image"]]])
+        rows = complete(rows[[is_whole(folder / image) for image in rows["image"]]])
     return rows
 
 
@@ -127,26 +159,30 @@ def done(folder: Path) -> set[tuple[str, int]]:
 
 def merge(folder: Path, order: Iterable[tuple[str, int]]) -> pd.DataFrame:
     """Write `samples.parquet` and `traces.parquet` in the given order, drop the parts; returns samples."""
-    place = {key: number for number, key in enumerate(order)}
-    samples, traces = read_rows(folder, "samples"), read_rows(folder, "traces")
-    if samples.empty:
-        return samples
-
-    def put_in_order(rows: pd.DataFrame) -> pd.DataFrame:
-        asked = rows.assign(place=pd.MultiIndex.from_frame(rows[KEY]).map(place)).dropna(subset="place")
-        by = ["place", "step"] if "step" in rows else ["place"]
-        return asked.sort_values(by).drop(columns="place").reset_index(drop=True)
-
-    samples, traces = put_in_order(samples), put_in_order(traces)
-    write_atomically(folder / "traces.parquet", lambda part: traces.to_parquet(part, index=False))
-    write_atomically(folder / "samples.parquet", lambda part: samples.to_parquet(part, index=False))
+    position = {key: number for number, key in enumerate(order)}
+    tables = {kind: read_rows(folder, kind) for kind in ("traces", "samples")}
+    if tables["samples"].empty:
+        return tables["samples"]
+    for kind, rows in tables.items():
+        if rows.empty:
+            log.warning("%s has lost its %s: they can only be made with the images", folder, kind)
+            continue
+        rows = rows.assign(position=pd.MultiIndex.from_frame(rows[KEY]).map(position)).dropna(
+            subset="position"
+        )
+        by = ["position", "step"] if kind == "traces" else ["position"]
+        tables[kind] = rows = rows.sort_values(by).drop(columns="position").reset_index(drop=True)
+        write_atomically(
+            folder / f"{kind}.parquet", lambda part, rows=rows: rows.to_parquet(part, index=False)
+        )
+    samples = tables["samples"]
     shutil.rmtree(folder / "parts", ignore_errors=True)
     remove_temporary_files(folder)
     return samples
 
 
 def write_summary(folder: Path, rows: pd.DataFrame, has_transition: bool, has_alternative: bool) -> None:
-    """`summary.json`: counts, cost, when the transition fired, and what did not go as asked."""
+    """`summary.json`: counts, cost, when the transition fired, and what failed."""
     transition = rows["transition_timestep"].astype(float)
     fired, gated = int(transition.notna().sum()), int(rows["gated"].sum())
     alternatives = int(rows["alternative_prompt"].notna().sum())
@@ -167,9 +203,20 @@ def write_summary(folder: Path, rows: pd.DataFrame, has_transition: bool, has_al
     write_json(folder / "summary.json", summary)
 
 
-def told(folder: Path) -> str:
+def check_images(folder: Path) -> None:
+    """ValueError when every image of a finished run failed."""
+    path = folder / "summary.json"
+    summary = json.loads(path.read_text()) if path.exists() else {"failed": 0}
+    if summary["failed"] and summary["failed"] == summary["images"]:
+        raise ValueError("every image failed: latents or pixels are not finite; try --model.dtype float32")
+
+
+def summary_line(folder: Path) -> str:
     """The summary in a line."""
-    summary = json.loads((folder / "summary.json").read_text())
+    path = folder / "summary.json"
+    if not path.exists():
+        return "no images"
+    summary = json.loads(path.read_text())
     line = f"{summary['images']} images, {summary['nfe_mean']:.1f} UNet evaluations each"
     if summary["never_fired"] is not None:
         line += f"; the transition came for {summary['fired']}"

@@ -60,8 +60,8 @@ class Scoring(MeasureOptions):
         models = sorted({config["pipeline"] for config in self.configs.values()})
         return [f"The runs are of different models: {', '.join(models)}"] if len(models) > 1 else []
 
-    def side(self) -> int:
-        """Of the first image that can be read, in pixels."""
+    def resolution(self) -> int:
+        """Width in pixels of the first image that can be read."""
         for run in self.runs:
             for path in pd.read_parquet(Path(run) / "samples.parquet", columns=["image"])["image"]:
                 try:

@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from callbacks.mitigations.base import Mitigation
-from infer.__main__ import load_mitigation, main
+from callbacks.mitigations.presets import load_mitigation
+from infer.__main__ import main
 from infer.compare.options import Comparison
 from tests.conftest import BASE, ROOT
 
@@ -89,7 +90,7 @@ def test_the_papers_presets_are_the_papers() -> None:
     [
         ("class_path: StaticTransition\ninit_args: {timstep: 1}\n", "timstep"),
         ("class_path: StaticTransition\ninit_args: {timestep: -5}\n", "must not be negative"),
-        ("class_path: NoSuchTransition\n", "NoSuchTransition"),
+        ("class_path: NoSuchTransition\n", "no class NoSuchTransition"),
         ("{", "own.yaml"),
     ],
 )

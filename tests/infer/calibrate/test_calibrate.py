@@ -8,8 +8,9 @@ import pytest
 import torch
 import yaml
 
+from callbacks.mitigations.presets import load_mitigation
 from data.prompts import text_id
-from infer.__main__ import load_mitigation, main
+from infer.__main__ import main
 from infer.calibrate.calibration import fall_timestep, first_differences, gate_threshold
 from infer.denoising.curves import Watch
 from infer.denoising.noise import sample_seed

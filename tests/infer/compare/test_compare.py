@@ -12,11 +12,11 @@ from rich.console import Console
 from infer.__main__ import main
 from infer.report.terminal import terminal_table
 from tests.conftest import CAPTIONS
-from tests.infer.compare import made_runs as comparing
+from tests.infer.compare import training_run
 from tests.infer.report.folders import Page
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-arguments = comparing.arguments  # a fixture
+arguments = training_run.arguments  # a fixture
 
 
 @pytest.fixture(scope="module")
@@ -136,8 +136,7 @@ def test_a_mitigation_of_ones_own_is_a_file(arguments: list[str], tmp_path: Path
             ["--mitigations", "none,spt"],
             "no mitigation preset 'spt'; there are dtp, dtp_robust, none, og_dtp, og_stp, og_two_pass, stp",
         ),
-        (["--mitigations", "none,none"], "named twice"),
-        (["--mitigations", "stp,emoji/stp"], "named twice"),  # two files, one folder
+        (["--mitigations", "[]", "--base_pipeline", "none"], "there is nothing to compare"),
         (["--run", "/nowhere"], "'/nowhere' is no training run"),
         (["--clip", "/nowhere"], "no CLIP model folder '/nowhere'"),
         (["--sscd", "/nowhere.pt"], "no SSCD model '/nowhere.pt'"),

@@ -7,47 +7,84 @@ import pandas as pd
 import pytest
 import yaml
 
+from callbacks.mitigations.presets import label, load_mitigation
 from data.arguments import with_sweep
 from infer.__main__ import main
 from infer.compare.options import Comparison
 from infer.options import ModelOptions
-from tests.infer.compare import made_runs as comparing
+from tests.infer.compare import training_run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-arguments = comparing.arguments  # a fixture
+arguments = training_run.arguments  # a fixture
 
 
-def compared(**options) -> Comparison:
-    """Without a run: of files that are there."""
-    made = object.__new__(Comparison)
-    made.model, made.base_pipeline = ModelOptions(pipeline="model"), None
-    made.mitigations, made.sweep = ["none"], {}
+def planned(**options) -> Comparison:
+    """With the runs of these options, and no files looked at."""
+    comparison = object.__new__(Comparison)
+    comparison.model, comparison.base_model, comparison.published = ModelOptions(pipeline="model"), None, {}
+    comparison.mitigations, comparison.sweep = ["none"], {}
     for name, value in options.items():
-        setattr(made, name, value)
-    return made
+        setattr(comparison, name, value)
+
+    def load(preset: str, options: dict) -> tuple:
+        mitigation = load_mitigation(preset, options)
+        return label([mitigation], preset), mitigation
+
+    comparison.plan(load)
+    return comparison
 
 
-def test_a_grid_is_every_combination() -> None:
-    """One run each, named by its options; a line along the first for each choice of the others."""
+def test_a_sweep_is_every_combination() -> None:
+    """One run each, called by its options; a line along the first for each choice of the others."""
     sweep = {
-        "emoji/og_stp": {"timestep": [500, 700], "guidance_before": [-1.0, -2.0]},
+        "emoji/og_stp": {"timestep": [500, 700], "guidance_before": [-1.0, -3.5]},
         "dtp": {"patience": [2]},
     }
-    made = compared(sweep=sweep)
-    assert [job.name for job in made.jobs()] == [
-        "none", "og_stp-timestep500-guidance_before-1.0", "og_stp-timestep500-guidance_before-2.0",
-        "og_stp-timestep700-guidance_before-1.0", "og_stp-timestep700-guidance_before-2.0", "dtp-patience2",
+    comparison = planned(sweep=sweep)
+    assert [job.label for job in comparison.jobs] == [
+        "none", "emoji/og_stp(timestep=500, guidance_before=-1)",
+        "emoji/og_stp(timestep=500, guidance_before=-3.5)", "emoji/og_stp(timestep=700, guidance_before=-1)",
+        "emoji/og_stp(timestep=700, guidance_before=-3.5)", "dtp(patience=2)",
     ]  # fmt: skip
-    assert made.jobs()[2].options == {"timestep": 500, "guidance_before": -2.0}
-    lines = {line["preset"]: line for line in made.sweeps()}
-    assert list(lines) == ["og_stp guidance_before=-1.0", "og_stp guidance_before=-2.0", "dtp"]
-    line = lines["og_stp guidance_before=-2.0"]
+    assert comparison.jobs[2].options == {"timestep": 500, "guidance_before": -3.5}
+    lines = {line["preset"]: line for line in comparison.sweeps()}
+    assert list(lines) == ["emoji/og_stp guidance_before=-1.0", "emoji/og_stp guidance_before=-3.5", "dtp"]
+    line = lines["emoji/og_stp guidance_before=-3.5"]
     assert line["option"] == "timestep" and line["points"] == [
-        {"value": t, "mitigation": f"og_stp-timestep{t}-guidance_before-2.0"} for t in (500, 700)
+        {"value": t, "mitigation": f"emoji/og_stp(timestep={t}, guidance_before=-3.5)"} for t in (500, 700)
     ]
 
 
-def test_a_grid_on_the_command_line() -> None:
+def test_a_point_that_stands_among_the_mitigations_runs_once() -> None:
+    """And it is a point of the sweep's line."""
+    comparison = planned(mitigations=["none", "stp", "none"], sweep={"stp": {"timestep": [500, 600]}})
+    assert [job.label for job in comparison.jobs] == ["none", "stp", "stp(timestep=600)"]
+    assert [point["mitigation"] for point in comparison.sweeps()[0]["points"]] == ["stp", "stp(timestep=600)"]
+
+
+def test_two_files_of_one_label_are_refused(tmp_path: Path) -> None:
+    paths = [tmp_path / folder / "own.yaml" for folder in "ab"]
+    for timestep, path in zip((300, 400), paths, strict=True):
+        path.parent.mkdir()
+        path.write_text(f"class_path: StaticTransition\ninit_args: {{timestep: {timestep}}}\n")
+    with pytest.raises(ValueError, match="two runs are called 'own': rename a mitigation's file"):
+        planned(mitigations=[str(path) for path in paths])
+
+
+def test_the_base_model_may_be_left_out_and_has_the_fits_revision(arguments: list[str]) -> None:
+    given = dict(zip(arguments[1::2], arguments[2::2], strict=True))
+    options = {"out": "x", "run": given["--run"], "clip": given["--clip"]}
+    assert Comparison(**options, base_pipeline=None).base_model is None
+    assert Comparison(**options, base_pipeline="none").base_model is None
+    path = Path(given["--run"]) / "provenance.json"
+    original = path.read_text()
+    path.write_text(json.dumps(json.loads(original) | {"revision": "0" * 40}))
+    base = Comparison(**options, model=ModelOptions(revision="1" * 40)).base_model
+    path.write_text(original)
+    assert base.revision == "0" * 40 and base.pipeline == json.loads(original)["pipeline"]
+
+
+def test_a_sweep_on_the_command_line() -> None:
     """Options of several presets, in one mapping; a file's name may hold dots."""
     args = ["--sweep", "stp.timestep=400,500", "--seed", "1", "--sweep=dir.x/own.yaml.gate=null,0.5",
             "--sweep", "stp.guidance_before=-1"]  # fmt: skip
@@ -64,10 +101,10 @@ def finished(
     arguments: list[str], one_thread: None, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, pd.DataFrame]:
     """A sweep of the static transition beside none; the base model's row comes of itself."""
-    out = tmp_path_factory.mktemp("grid") / "finished"
+    out = tmp_path_factory.mktemp("sweep") / "finished"
     config = out.parent / "config.yaml"
     config.write_text(
-        "published: {none: {fid: 16.84, similarity_top_p95: 0.65}, stp-timestep300: {fid: 19.8}}\n"
+        "published: {none: {fid: 16.84, similarity_top_p95: 0.65}, stp(timestep=300): {fid: 19.8}}\n"
     )
     options = ["--config", str(config), *arguments[1:], "--mitigations", "none", "--out", str(out)]
     assert main(["compare", *options, "--sweep", "stp.timestep=300,600"]) == 0
@@ -76,14 +113,14 @@ def finished(
 
 def test_each_point_is_a_run_of_its_own(finished: tuple[Path, pd.DataFrame]) -> None:
     out, table = finished
-    assert list(table.index) == ["none", "stp-timestep300", "stp-timestep600", "base_model"]
+    assert list(table.index) == ["none", "stp(timestep=300)", "stp(timestep=600)", "base_model"]
     assert table["transition_timestep_median"].tolist()[1:3] == [251, 501]
-    for name, timestep in {"stp-timestep300": 300, "stp-timestep600": 600}.items():
+    for name, timestep in {"stp(timestep=300)": 300, "stp(timestep=600)": 600}.items():
         config = yaml.safe_load((out / name / "config.yaml").read_text())
         assert config["mitigation"] == name and config["mitigations"][0]["init_args"]["timestep"] == timestep
     sweeps = json.loads((out / "comparison.json").read_text())["sweeps"]
     assert sweeps == [{"preset": "stp", "option": "timestep", "points": [
-        {"value": 300, "mitigation": "stp-timestep300"}, {"value": 600, "mitigation": "stp-timestep600"},
+        {"value": 300, "mitigation": "stp(timestep=300)"}, {"value": 600, "mitigation": "stp(timestep=600)"},
     ]}]  # fmt: skip
 
 
@@ -102,15 +139,14 @@ def test_published_figures_stand_in_columns_of_their_own(finished: tuple[Path, p
         (["--sweep", "stp.timstep=400"], "timstep"),
         (["--sweep", "spt.timestep=400"], "no mitigation preset 'spt'"),
         (["--sweep", "stp.timestep=-400"], "must not be negative"),
-        (["--sweep", "stp.timestep=400,400"], "named twice"),
         (["--sweep", "{stp: {timestep: []}}"], "nothing to sweep for 'stp'"),
-        (["--sweep", "stp.timestep=a/b"], "'stp-timestepa/b' cannot name a folder"),
+        (["--sweep", "stp.timestep=a/b"], "timestep: Expected a float. Got value: a/b"),
         (["--sweep", "stp.timestep=999"], "never hold guidance back"),
         (["--published", "{spt: {fid: 3}}"], "published figures of ['spt'], which are none of ['none'"),
         (["--published", "{none: {fdi: 3}}"], "published: no column 'fdi'; there are similarity_own_mean"),
     ],
 )
-def test_a_wrong_grid_is_one_clear_error(
+def test_a_wrong_sweep_is_one_clear_error(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture, options: list[str], message: str
 ) -> None:
     """Before anything is made."""

@@ -70,7 +70,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture) -> str:
         (["--seed", "1"], "seed: 0 -> 1"),
         (["--model.guidance_scale", "3"], "guidance_scale: 7.5 -> 3.0"),
         (["--mitigation", "none"], "mitigation: 'stp' -> 'none'"),
-        (["--mitigation.timestep", "600"], "(mitigations.0.timestep: 500.0 -> 600.0)"),
+        (["--mitigation.timestep", "600"], "mitigations.0.timestep: 500.0 -> 600.0)"),
     ],
 )
 def test_a_folder_of_another_run_is_left_alone(

@@ -20,7 +20,7 @@ def test_what_other_options_decide_is_no_option_of_the_trainer(
     error = one_line(
         command(tiny_pipeline, tmp_path / "out", 4, "--prompt", "a", f"--trainer.{option}"), capsys
     )
-    assert f"--trainer.{option.split('=')[0]} is no option of predict" in error
+    assert f"--trainer.{option.split('=')[0]} is no option" in error
 
 
 def test_devices_that_are_none(

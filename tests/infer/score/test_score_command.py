@@ -14,10 +14,10 @@ from PIL import Image
 from infer.__main__ import main
 from infer.metrics.distances import diversity
 from infer.metrics.options import MeasureOptions
-from tests.infer.compare import made_runs as comparing
+from tests.infer.compare import training_run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-arguments = comparing.arguments  # a fixture
+arguments = training_run.arguments  # a fixture
 
 
 @pytest.fixture(scope="module")
@@ -227,11 +227,3 @@ def test_an_id_of_another_set_is_not_taken_for_the_prompts_own_image(
         assert np.array_equal(np.asarray(shown), np.asarray(expected))
     notes = json.loads((tmp_path / "out/comparison.json").read_text())["notes"]
     assert any(note.startswith("1 of the prompts are measured against") for note in notes)
-
-
-def test_training_images_are_read_before_anything_is_made(
-    arguments: list[str], tiny_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    out = tmp_path / "out"
-    assert main([*arguments, "--training", f"{tiny_shards},{tiny_shards}", "--out", str(out)]) == 1
-    assert "stand more than once" in capsys.readouterr().err and not out.exists()

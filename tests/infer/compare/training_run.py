@@ -1,4 +1,4 @@
-"""A made training run to compare mitigations on: what the tests of `compare` share."""
+"""A training run to compare mitigations on: what the tests of `compare` share."""
 
 import json
 from pathlib import Path
