@@ -8,6 +8,8 @@ import numpy as np
 import pandas as pd
 import torch
 
+from data.files import write_atomically
+
 log = logging.getLogger(__name__)
 
 
@@ -82,4 +84,5 @@ class Exposures(pl.Callback):
                 "times_skipped": total[1].numpy(),
             }
         )
-        rows.to_parquet(Path(trainer.default_root_dir) / "exposures.parquet", index=False)
+        path = Path(trainer.default_root_dir) / "exposures.parquet"
+        write_atomically(path, lambda part: rows.to_parquet(part, index=False))

@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 from huggingface_hub.utils import validate_repo_id
 
 from callbacks.model_card import describe
-from data.files import one_line
+from data.files import one_line, write_json
 
 SUFFIXES = (".safetensors", ".json", ".txt", ".md")  # tensors and text: no checkpoint, no image
 
@@ -133,5 +133,5 @@ class PushToHub(pl.Callback):
                 f"run the same command again, or `{shlex.join(by_hand)}`"
             ) from error
         url = f"{api.endpoint}/{self.repo}"
-        marker.write_text(json.dumps(wanted | {"url": url, "commit": commit.oid}, indent=2))
+        write_json(marker, wanted | {"url": url, "commit": commit.oid})
         print(f"on the Hub: {url}")

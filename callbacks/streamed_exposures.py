@@ -8,6 +8,8 @@ import lightning.pytorch as pl
 import pandas as pd
 import torch
 
+from data.files import write_atomically
+
 
 class StreamedExposures(pl.Callback):
     """`exposures.parquet` at the end: id, caption, times_shown, times_skipped; `skipped.json`: {why: count}.
@@ -57,7 +59,7 @@ class StreamedExposures(pl.Callback):
             for key, count in sorted(state["shown"].items())
         ]
         table = pd.DataFrame(rows, columns=["id", "caption", "times_shown", "times_skipped"])
-        table.to_parquet(folder / "exposures.parquet", index=False)
+        write_atomically(folder / "exposures.parquet", lambda part: table.to_parquet(part, index=False))
         pd.Series(state["skipped"], dtype=int).to_json(folder / "skipped.json", indent=2)
         if state["skipped"]:
             print(

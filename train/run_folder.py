@@ -19,7 +19,7 @@ FREE = (
 
 def claim(folder: Path, config: str) -> None:
     """Make the folder this run's own; ValueError naming the differences if another run got on in it."""
-    path, config = folder / "config.yaml", "\n".join(map(redacted, config.split("\n")))
+    path, config = folder / "config.yaml", redacted(config)
     if path.exists() and (last_checkpoint(folder) or (folder / "pipeline").exists()):
         before, now = flat(yaml.safe_load(path.read_text())), flat(yaml.safe_load(config))
         changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]

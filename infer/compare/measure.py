@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from data.captioned import CaptionedImages
-from data.files import write_atomically, write_json
+from data.files import remove_temporary_files, write_atomically, write_json
 from infer.compare.options import Comparison
 from infer.metrics.clip_score import ClipScore
 from infer.metrics.distances import Extractor, Quality, diversity, extractor
@@ -155,6 +155,7 @@ def finish(
 ) -> pd.DataFrame:  # fmt: skip
     """Measure a comparison's runs; write its tables, training images and `comparison.json`; the table."""
     out = Path(comparison.out)
+    remove_temporary_files(out)
     measured = measure(measures, images, folders, resolution, comparison.cache)
     first, quality = next(iter(measured.rows.values())), measured.quality
     table = with_published(measured.table(), comparison.published)
