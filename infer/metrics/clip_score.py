@@ -1,6 +1,5 @@
 """How well images fit their prompts: CLIP cosine."""
 
-import hashlib
 import re
 from collections.abc import Callable, Iterable
 from functools import cached_property
@@ -14,7 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from data.files import one_line
+from data.files import bytes_of, digest, one_line
 from infer.metrics.similarity import embed_all, in_batches
 from infer.models.weights import check_safetensors, is_hub_id, quiet_bars
 
@@ -127,7 +126,5 @@ class ClipScore:
     def fingerprint(self) -> str:
         """Of the weights and of how images are prepared, wherever they came from."""
         preparation = re.sub(r" at 0x[0-9a-f]+", "", str(self.towers.preparation))  # of functions in it
-        digest = hashlib.sha256(preparation.encode())
-        for name, weights in sorted(self.towers.model.state_dict().items()):
-            digest.update(name.encode() + weights.float().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()
+        weights = sorted(self.towers.model.state_dict().items())
+        return digest(preparation, *(digest(name, bytes_of(weight.float())) for name, weight in weights))

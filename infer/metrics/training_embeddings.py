@@ -1,6 +1,5 @@
 """Embeddings of the training images, kept on disk for as long as nothing that they depend on changes."""
 
-import hashlib
 import json
 import logging
 from functools import cached_property
@@ -11,14 +10,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from data.captioned import CaptionedImages
-from data.files import DAY, one_line, remove_temporary_files, write_atomically
+from data.files import DAY, bytes_of, digest, one_line, remove_temporary_files, write_atomically
 from infer.metrics.similarity import Descriptor, embed_all
 
 log = logging.getLogger(__name__)
+DECODING = 2  # how images are decoded: raise it when that changes
 
 
 def checksum(embeddings: Tensor) -> str:
-    return hashlib.sha256(embeddings.contiguous().numpy()).hexdigest()
+    return digest(bytes_of(embeddings))
 
 
 class TrainingEmbeddings:
@@ -37,11 +37,8 @@ class TrainingEmbeddings:
     @cached_property
     def digest(self) -> str:
         """Of ids and encoded images, in order."""
-        digest = hashlib.sha256(b"2")  # how they are decoded: raise it when that changes
-        for sample in self.images.samples:
-            digest.update(f"{sample.id}\0{len(sample.image)}\0".encode())
-            digest.update(sample.image)
-        return digest.hexdigest()
+        samples = (digest(sample.id, sample.image) for sample in self.images.samples)
+        return digest(DECODING, *samples)
 
     def by(self, descriptor: Descriptor) -> Tensor:
         """(M, D), from the cache if it holds just these."""
@@ -53,7 +50,7 @@ class TrainingEmbeddings:
             "images": str(len(self.images)),
             "images_sha256": self.digest,
         }
-        path = self.cache / f"{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]}.safetensors"
+        path = self.cache / f"{digest(json.dumps(asked))[:16]}.safetensors"
         if path.exists():
             try:
                 return read(path, asked)

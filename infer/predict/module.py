@@ -1,6 +1,5 @@
 """The Lightning module and data module of `python -m infer predict`."""
 
-import hashlib
 import logging
 import math
 import time
@@ -15,6 +14,7 @@ from PIL.Image import Image
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from data.files import digest
 from data.prompts import inline_prompts, load_prompts
 from infer.denoising.hooks import GuidanceRule, Request
 from infer.denoising.loop import Denoised, prepare
@@ -84,7 +84,7 @@ class PromptData(pl.LightningDataModule):
     def fingerprint(self) -> str:
         """Of the prompts' ids and texts: the file may have changed under its name."""
         asked = [(r.prompt_id, r.prompt, r.negative_prompt, r.alternative_prompt) for r in self.requests]
-        return hashlib.sha256(repr(asked).encode()).hexdigest()[:12]
+        return digest(asked)[:12]
 
     def identity(self) -> dict[str, Any]:
         return {

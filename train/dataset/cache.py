@@ -4,7 +4,6 @@ A folder of safetensors of `SHARD` rows each. Which process made one does not sh
 off is gone on with by any number of processes.
 """
 
-import hashlib
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -18,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data.captioned import Sample
-from data.files import DAY, remove_temporary_files, write_atomically
+from data.files import DAY, digest, remove_temporary_files, write_atomically
 
 SHARD = 256  # rows in a file
 FORMAT = 3  # of the files, and of how an image is cut: raise it where either changes
@@ -28,15 +27,12 @@ Encode = Callable[[Sequence[int]], dict[str, Tensor]]
 
 def key_of(*parts: object) -> str:
     """A name for what depends on all of these; a change in any gives another."""
-    digest = hashlib.sha256(f"{FORMAT} {SHARD}".encode())
-    for part in parts:
-        digest.update(str(part).encode() + b"\0")
-    return digest.hexdigest()[:20]
+    return digest(FORMAT, SHARD, *parts)[:20]
 
 
 def content_key(samples: Iterable[Sample]) -> str:
     """Of the encoded images, in their order."""
-    return key_of(*(hashlib.sha256(sample.image).hexdigest() for sample in samples))
+    return key_of(*(digest(sample.image) for sample in samples))
 
 
 def shard_path(folder: Path, number: int) -> Path:

@@ -1,12 +1,12 @@
 """The frozen parts of a pipeline: images to latents, captions to embeddings, and a name for their weights."""
 
-import hashlib
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from data.files import bytes_of, digest
 from infer.models.weights import no_warnings
 from train.dataset.cache import key_of
 
@@ -50,7 +50,7 @@ def text_key(pipe: Any, texts: list[str]) -> str:
     tokenizer, config = pipe.tokenizer, settings(pipe.text_encoder.config.to_dict())
     length = tokenizer.model_max_length
     tokens = tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="np")
-    ids = hashlib.sha256(tokens.input_ids.tobytes() + tokens.attention_mask.tobytes()).hexdigest()
+    ids = digest(tokens.input_ids.tobytes(), tokens.attention_mask.tobytes())
     return key_of(weights_key(pipe.text_encoder), config, ids)
 
 
@@ -60,7 +60,4 @@ def settings(config: Mapping[str, Any]) -> list[tuple[str, Any]]:
 
 
 def weights_key(part: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for weight in part.state_dict().values():
-        digest.update(weight.cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
+    return digest(*(digest(bytes_of(weight)) for weight in part.state_dict().values()))
