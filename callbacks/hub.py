@@ -9,7 +9,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from callbacks.model_card import describe
 from data.cli import warn_no_effect
-from data.files import one_line
+from data.files import one_line, write_json
 
 FILES = ["*.safetensors", "*.json", "*.txt", "*.md"]  # tensors and text: no checkpoint, no image
 
@@ -99,5 +99,5 @@ class PushToHub(pl.Callback):
                 f"run the same command again, or `{shlex.join(by_hand)}`"
             ) from error
         url = f"{api.endpoint}/{self.repo}"
-        record.write_text(json.dumps(model | {"url": url, "commit": commit.oid}, indent=2))
+        write_json(record, model | {"url": url, "commit": commit.oid})
         print(f"on the Hub: {url}")

@@ -8,6 +8,8 @@ from argparse import ArgumentError
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from data.files import redacted
+
 # lines of a jsonargparse error that say nothing new
 NOISE = re.compile(
     r"Does not validate|Subtypes:|Errors:|Given value type:|Problem with given class_path|Expected a path|"

@@ -126,3 +126,10 @@ def digest(*parts: object) -> str:
         sha256.update(part if binary else str(part).encode(errors="surrogatepass"))
         sha256.update(b"\0")
     return sha256.hexdigest()
+
+
+def bytes_of(tensor: Any) -> memoryview:
+    """The bytes of a torch tensor, for `digest`: without a copy where it is on the CPU and contiguous."""
+    import torch
+
+    return memoryview(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())

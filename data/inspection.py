@@ -1,6 +1,5 @@
 """What training data holds, gathered in one pass: sizes, captions, duplicates, and what is wrong with it."""
 
-import hashlib
 import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
@@ -8,6 +7,7 @@ from dataclasses import dataclass, field
 from statistics import fmean, median
 
 from data.captioned import Sample, samples_of
+from data.files import digest
 from data.sources.image import opened as image_header
 from data.sources.layouts import open_source
 from data.sources.rows import Row
@@ -32,7 +32,7 @@ class Inspection:
     characters: list[int] = field(default_factory=list)
     words: list[int] = field(default_factory=list)
     labels: Counter = field(default_factory=Counter)  # images of each class
-    by_image: dict[bytes, list[str]] = field(default_factory=lambda: defaultdict(list))
+    by_image: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     by_caption: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     kept: list[tuple[int, Sample]] = field(default_factory=list)
     draw: random.Random = field(default_factory=lambda: random.Random(0))
@@ -59,7 +59,7 @@ class Inspection:
         self.words += (len(text.split()) for text in sample.captions)
         if sample.label is not None:
             self.labels[sample.label] += 1
-        self.by_image[hashlib.sha256(content).digest()].append(sample.id)
+        self.by_image[digest(content)].append(sample.id)
         self.by_caption[sample.caption].append(sample.id)
         number = len(self) - 1  # reservoir sampling: each of those seen is as likely to be among the kept
         if number < self.keep:

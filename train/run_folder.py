@@ -35,7 +35,7 @@ def claim(folder: Path, config: str) -> FileLock:
             f"another process trains in {folder}: wait until it ends, or choose another --out"
         ) from error
     remove_temporary_files(folder)
-    path, config = folder / "config.yaml", "\n".join(map(redacted, config.split("\n")))
+    path, config = folder / "config.yaml", redacted(config)
     if path.exists() and (last_checkpoint(folder) or (folder / "pipeline").exists()):
         before, now = flat(yaml.safe_load(path.read_text())), flat(yaml.safe_load(config))
         changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]

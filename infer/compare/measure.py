@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from data.captioned import CaptionedImages
-from data.files import redacted, write_atomically, write_json
+from data.files import redacted, remove_temporary_files, write_atomically, write_json
 from infer.compare.options import Comparison
 from infer.metrics.aggregate import (
     MOST_LOST,
@@ -210,6 +210,7 @@ def finish(
 ) -> pd.DataFrame:  # fmt: skip
     """Measure a comparison's runs; write tables, training images and `comparison.json`; return the table."""
     out = Path(comparison.out)
+    remove_temporary_files(out)
     measured = measure(measures, images, folders, resolution, comparison.cache)
     first, quality = next(iter(measured.rows.values())), measured.quality
     table = with_published(measured.table(), comparison.published)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from data.files import digest, one_line
+from data.files import bytes_of, digest, one_line
 from infer.metrics.similarity import embed_all, in_batches
 from infer.models.weights import check_safetensors, is_hub_id, quiet_bars
 
@@ -142,5 +142,4 @@ class ClipScore:
         """Digest of the weights and of how images are prepared."""
         preparation = re.sub(r" at 0x[0-9a-f]+", "", str(self.towers.preparation))  # addresses of functions
         weights = sorted(self.towers.model.state_dict().items())
-        arrays = ((name, values.float().cpu().contiguous().numpy().tobytes()) for name, values in weights)
-        return digest(preparation, *(digest(*named) for named in arrays))
+        return digest(preparation, *(digest(name, bytes_of(weight.float())) for name, weight in weights))

@@ -16,6 +16,7 @@ from data.files import DAY, digest, one_line, remove_temporary_files, write_atom
 from infer.metrics.similarity import Descriptor, embed_all
 
 log = logging.getLogger(__name__)
+DECODING = 2  # how images are decoded: raise it when that changes
 
 
 class TrainingEmbeddings:
@@ -34,7 +35,8 @@ class TrainingEmbeddings:
     @cached_property
     def digest(self) -> str:
         """Of ids and encoded images, in order."""
-        return digest(*(digest(sample.id, sample.image) for sample in self.images.samples))
+        samples = (digest(sample.id, sample.image) for sample in self.images.samples)
+        return digest(DECODING, *samples)
 
     def by(self, descriptor: Descriptor) -> Tensor:
         """Embeddings (M, D), from the cache if they are there; NaN for images without one."""

@@ -1,6 +1,5 @@
 """The Lightning module and data module of `python -m infer predict`."""
 
-import hashlib
 import logging
 import time
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from PIL.Image import Image
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from data.files import digest
 from data.prompts import inline_prompts, load_prompts
 from infer.denoising.hooks import GuidanceRule
 from infer.denoising.loop import Denoised
@@ -69,7 +69,7 @@ class PromptData(pl.LightningDataModule):
     def fingerprint(self) -> str:
         """Of the prompts' ids and texts: the file may have changed under its name."""
         texts = [(r.prompt_id, r.prompt, r.negative_prompt, r.alternative_prompt) for r in self.requests]
-        return hashlib.sha256(repr(texts).encode()).hexdigest()[:12]
+        return digest(texts)[:12]
 
     def identity(self) -> dict[str, Any]:
         return {

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from data.files import digest
+from data.files import bytes_of, digest
 from infer.models.weights import no_warnings
 from train.dataset.cache import key_of
 
@@ -62,6 +62,4 @@ def settings(config: Mapping[str, Any]) -> list[tuple[str, Any]]:
 def weights_digest(part: nn.Module) -> str:
     """SHA-256 of the weights, without those of a LoRA."""
     weights = (weight for name, weight in part.state_dict().items() if "lora_" not in name)
-    return digest(
-        *(weight.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes() for weight in weights)
-    )
+    return digest(*(digest(bytes_of(weight)) for weight in weights))

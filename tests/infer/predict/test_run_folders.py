@@ -36,6 +36,18 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path, content: bytes) -
     assert (tmp_path / "config.yaml").read_bytes() == content
 
 
+def test_a_config_keeps_no_secret_and_may_be_signed_again(tmp_path: Path) -> None:
+    for signature in ("one", "two"):
+        url = f"https://user:{signature}@host/sscd.pt?X-Amz-Signature={signature}"
+        claim(tmp_path, {"mitigations": [{"class_path": "Mine", "init_args": {"model": url}}]})
+        (tmp_path / "images").mkdir(exist_ok=True)
+        (tmp_path / "images/a-0.png").touch()
+        rows = pd.DataFrame({"prompt_id": ["a"], "sample": [0], "image": ["images/a-0.png"]})
+        rows.to_parquet(tmp_path / "samples.parquet")
+        config = yaml.safe_load((tmp_path / "config.yaml").read_text())
+        assert config["mitigations"][0]["init_args"] == {"model": "https://host/sscd.pt"}
+
+
 def test_only_what_a_killed_run_left_is_removed(predict: Callable[..., Path], tmp_path: Path) -> None:
     """Folders and files of others stay, also those that are hidden."""
     images = tmp_path / "run" / "images"
