@@ -4,7 +4,6 @@ import logging
 from pathlib import Path
 
 import lightning.pytorch as pl
-import numpy as np
 import pandas as pd
 import torch
 
@@ -69,9 +68,7 @@ class Exposures(pl.Callback):
             share = 100 * skipped / shown
             log.warning("skip_rms left out %d of %d images shown (%.0f %%)", skipped, shown, share)
         samples, exposure = data.everything.samples, data.exposure
-        duplicated = np.zeros(len(samples), dtype=bool)
-        if exposure.duplicates:
-            duplicated[exposure.duplicated(len(data.images), data.seed)] = True
+        duplicated = exposure.is_duplicated(len(data.images), len(data.ordinary_images), data.seed)
         rows = pd.DataFrame(
             {
                 "id": [sample.id for sample in samples],

@@ -56,7 +56,7 @@ def test_a_prompt_that_comes_again_is_used_once_and_counted(
     with caplog.at_level(logging.WARNING):
         prompts = load_prompts(write(tmp_path / "a.txt", "one\ntwo\none\n one\n"))
     assert [prompt.text for prompt in prompts] == ["one", "two"]
-    assert "2 prompts come more than once" in caplog.text
+    assert "2 prompts are repeated" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_a_row_that_comes_again_is_used_once_and_counted(
     with caplog.at_level(logging.WARNING):
         prompts = load_prompts(write(tmp_path / name, content))
     assert prompts == [Prompt("7", "one"), Prompt("8", "two")]
-    assert "1 prompts come more than once" in caplog.text
+    assert "1 prompts are repeated" in caplog.text
 
 
 def test_prompts_from_the_command_line_are_those_of_a_file(
@@ -80,7 +80,7 @@ def test_prompts_from_the_command_line_are_those_of_a_file(
 ) -> None:
     prompts = inline_prompts([" one", "two, three", "one"])
     assert prompts == load_prompts(write(tmp_path / "a.txt", "one\ntwo, three"))
-    assert "1 prompts come more than once" in caplog.text
+    assert "1 prompts are repeated" in caplog.text
 
 
 @pytest.mark.parametrize("texts", [[], [""], ["one", " \n"]])

@@ -50,7 +50,6 @@ BAD = {
         {"model__decay": "cosine", "model__warmup_steps": 1},
         ["max_steps (1)", "warmup_steps (1)"],
     ),
-    "copies of nothing": ({"data__exposure": {"copies": 0}}, ["copies must be at least 1"]),
     "more devices than there are": ({"trainer__accelerator": "gpu", "trainer__devices": 99}, ["gpu"]),
     "an average of nothing": ({"ema__decay": 1.0}, ["decay", "1.0"]),
 }
