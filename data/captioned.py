@@ -179,34 +179,11 @@ def prefixed(source: str) -> str:
 
 
 def load_captioned(*sources: str) -> CaptionedImages:
-    """Read every source, whichever of these it is:
+    """Read every source: shards, folders of images, parquet files, saved datasets, `hf:owner/name`.
 
-    - webdataset shards as img2dataset writes them: a pattern (`{00000..00009}.tar`, `*.tar.gz`), or their
-      folder. The caption is in `.txt`, or without one in `.json` under `caption`.
-    - a folder of images, each with its `.txt` (or `.json`) beside it, also in subfolders.
-    - a folder with `metadata.jsonl` or `metadata.csv`, or with one in each subfolder: `file_name`, and `text`
-      or `caption`. Several rows of one image are its captions.
-    - a folder of images, at any depth, and one JSON file {image path: [captions]}, in the folder or given as
-      `FOLDER?captions=FILE`. Paths may be another disk's: they are matched by their ends.
-    - class folders (`train/n01440764/*.JPEG`): "An image of {class}", Imagenette's WordNet ids by name.
-    - a folder of `datasets.save_to_disk`, parquet files (a pattern, or their folder), or a dataset of the
-      Hub: `hf:owner/name`, `hf:owner/name:split`. What is not guessed is said, in quotes for the shell:
-      `'hf:owner/name?config=a&split=train&image=img&caption=text&id=key'`. Parquet files are of the split
-      that their name or folder says; `train` is read where there are several. A column of classes
-      (`datasets.ClassLabel`, or `label=` one of texts) gives labels, and "An image of {class}" where there is
-      no column of captions.
-
-    `SHARDS?captions=FILE`, and the same for tables: a JSON file {id: [captions]} whose captions stand in the
-    place of an image's own (BLIP's 20, say); images that are not in it keep their own.
-
-    A folder with nothing but `train` (and `val`, `test`) in it means its `train`. Images above
-    `data.sources.image.MAX_PIXELS` (89 million) are skipped. Ids become safe file names. Links to folders are
-    followed, hidden files and folders are not read.
-
-    Sources that are numbered alike are told apart by a prefix, which goes before each id of any source:
-    `'FOLDER?prefix=ord_'`.
-
-    Raises FileNotFoundError for a missing source, ValueError if nothing usable is found or an id comes twice.
+    data/README.md shows all layouts and options (`SOURCE?captions=FILE&prefix=b_`). Ids become safe file
+    names. Raises FileNotFoundError for a missing source, ValueError if nothing usable is there or an id is
+    repeated.
     """
     skipped: Counter = Counter()
     samples: list[Sample] = []

@@ -17,7 +17,7 @@ from tests.data.image_files import encoded, noise, write_folder, write_shard, wr
 def inspected(*sources: str | Path, keep: int = 0) -> Inspection:
     found = Inspection(keep)
     for source in sources:
-        found.read(str(source), lambda rows, total, name: rows)
+        found.read(str(source), lambda rows, name, total: rows)
     return found
 
 
@@ -64,7 +64,7 @@ def test_the_bar_knows_its_end_from_the_shards_counts(tmp_path: Path) -> None:
     for content in (None, "{}", "[" * 100_000):
         if content:
             (tmp_path / "00001_stats.json").write_text(content)
-        Inspection().read(str(tmp_path), lambda rows, total, name: totals.append(total) or rows)
+        Inspection().read(str(tmp_path), lambda rows, name, total: totals.append(total) or rows)
     assert totals == [4, None, None]
 
 
