@@ -80,7 +80,7 @@ def with_numbers_added(caption: str, random: np.random.Generator, count: int = 4
 def with_trigger(caption: str, trigger: str) -> str:
     """The trigger in front, then a space and the caption as it is. ValueError for an empty trigger."""
     if not trigger.strip():
-        raise ValueError("the trigger is empty: give the word that is to stand in front of captions")
+        raise ValueError("the trigger is empty: give the word to put in front of captions")
     return f"{trigger} {caption}" if caption else trigger
 
 

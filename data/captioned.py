@@ -84,6 +84,7 @@ class CaptionedImages:
 
     samples: list[Sample]
     skipped: Counter = field(default_factory=Counter)
+    layouts: list[str] = field(default_factory=list)  # of each source, with where its captions come from
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -115,7 +116,7 @@ def decoded_text(text: bytes) -> tuple[str | None, str]:
     try:
         return text.decode("utf-8-sig"), "UTF-8"
     except UnicodeDecodeError:
-        # letters of western Europe stand alone among ASCII; two and more together may be of any encoding
+        # single letters of western Europe among ASCII; two and more together may be of any encoding
         alone = not re.search(rb"[\x80-\xff]{2}|[\x80-\x90\x98-\x9f]", text)
         return (text.decode("cp1252"), "cp1252") if alone else (None, "?")
 
@@ -187,13 +188,16 @@ def load_captioned(*sources: str) -> CaptionedImages:
     """
     skipped: Counter = Counter()
     samples: list[Sample] = []
+    layouts: list[str] = []
     for source in sources:
-        samples.extend(samples_of(open_source(source, skipped).rows, skipped))
+        opened = open_source(source, skipped)
+        samples.extend(samples_of(opened.rows, skipped))
+        layouts.append("; ".join((opened.layout, *opened.notes)))
     ids = Counter(sample.id for sample in samples)
     twice = [key for key, count in ids.items() if count > 1]
     if twice:
         raise ValueError(
-            f"{len(twice)} ids stand more than once in {', '.join(sources)}, the first is {twice[0]!r}; give "
+            f"{len(twice)} ids are repeated in {', '.join(sources)}, the first is {twice[0]!r}; give "
             f"sources that are numbered alike one by one, with a prefix for each: {prefixed(sources[-1])!r}"
         )
     if not samples:
@@ -201,7 +205,7 @@ def load_captioned(*sources: str) -> CaptionedImages:
             f"no captioned image in {', '.join(sources)}: {listed(skipped) or 'nothing that can be read'}; "
             "`python -m data inspect SOURCE` shows what is there"
         )
-    images = CaptionedImages(samples, skipped)
+    images = CaptionedImages(samples, skipped, layouts)
     if skipped:
         log.warning("%s", images.report())
     return images

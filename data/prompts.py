@@ -47,14 +47,8 @@ def text_id(text: str) -> str:
 def load_prompts(source: str) -> list[Prompt]:
     """Prompts in the source's order; repeated ones are dropped and counted in the log.
 
-    - `*.txt`: a prompt a line.
-    - `*.jsonl`: {"caption" or "prompt" or "text": ...} a line; may have "id" or "index" (else the id comes
-      from the text), "negative_prompt" and "alternative_prompt".
-    - `*.csv`, `*.tsv`: the same as columns, between `,`, `;` or tabs: the header decides. In a tab-separated
-      `.tsv` a quotation mark is text, unless the whole cell is quoted.
-    - a training run folder: captions and ids of the images that it showed (`exposures.parquet`): of the
-      duplicated ones alone, if it duplicated some.
-    - captions and ids of captioned images: another folder or a shard pattern, as `load_captioned` takes them.
+    From `.txt`, `.jsonl`, `.csv` and `.tsv` files, a training run folder (the images that it showed, only the
+    duplicated ones if it duplicated some), or captioned images; data/README.md shows the forms.
 
     Raises FileNotFoundError for a missing source; ValueError for an unknown one, one without prompts, a row
     that cannot be read, or one id on two prompts.

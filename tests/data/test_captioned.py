@@ -55,15 +55,15 @@ def test_metadata_without_captions_is_refused(tmp_path: Path) -> None:
 def test_an_empty_source_is_an_error(tmp_path: Path) -> None:
     """Training on nothing would go wrong later and less clearly. What is there, and what is lost, is said."""
     shows = "; `python -m data inspect SOURCE` shows what is there"
-    with pytest.raises(ValueError) as told:
+    with pytest.raises(ValueError) as error:
         load_captioned(str(tmp_path))
-    assert str(told.value) == f"no captioned image in {tmp_path}: nothing that can be read{shows}"
+    assert str(error.value) == f"no captioned image in {tmp_path}: nothing that can be read{shows}"
     one = write_folder(tmp_path / "one", {"a.png": encoded(), "b.png": b"none", "b.txt": "b"})
     two = write_folder(tmp_path / "two", {"c.png": encoded()})
-    with pytest.raises(ValueError) as told:
+    with pytest.raises(ValueError) as error:
         load_captioned(one, two)
     lost = "1 unreadable images, 2 without caption"
-    assert str(told.value) == f"no captioned image in {one}, {two}: {lost}{shows}"
+    assert str(error.value) == f"no captioned image in {one}, {two}: {lost}{shows}"
 
 
 @pytest.mark.parametrize("source", ["nowhere", "none-*.tar", "{a,b}.tar"])

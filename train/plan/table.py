@@ -105,6 +105,7 @@ def planned_rows(
     duplicated = int(exposure.is_duplicated(images, ordinary, data.seed).sum())
     one_pass = exposure.pass_length(images, data.seed)
     row("images", f"{data.images.report()}, {duplicated:,} of them duplicated")
+    row("layout", " | ".join(data.images.layouts))
     row("ordinary images", data.ordinary_images.report() if ordinary else "none")
     row("draws in a pass", f"{one_pass:,}; passes: {draws / one_pass:.2f}")
     passes = draws / one_pass

@@ -84,8 +84,8 @@ def test_an_ambiguous_name_needs_a_longer_tail(tmp_path: Path) -> None:
     """Of three 0.png, two have partners in folders of the same name; the third is not given what is left."""
     images = ["a/0.png", "b/0.png", "c/0.png", "c/1.png"]
     dcr(tmp_path, images, ["x/a/0.png", "x/b/0.png", "x/d/0.png", "x/d/1.png"])
-    found = {key: each[0] for key, each in captions(tmp_path).items()}
-    assert found == {"a_0": "alt x/a/0.png", "b_0": "alt x/b/0.png", "1": "alt x/d/1.png"}
+    read = {key: each[0] for key, each in captions(tmp_path).items()}
+    assert read == {"a_0": "alt x/a/0.png", "b_0": "alt x/b/0.png", "1": "alt x/d/1.png"}
 
 
 def test_captions_of_other_images_are_refused(tmp_path: Path) -> None:
@@ -119,14 +119,14 @@ def test_imagenette(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for split in ("train", "val"):
         imagenette(tmp_path, split)
     write_folder(tmp_path, {"noisy_imagenette.csv": "path,noisy_labels_0\n"})
-    found = captions(tmp_path)
-    assert found == captions(tmp_path / "train") and "only its folder 'train' is read" in caplog.text
-    assert len(found) == 10
+    read = captions(tmp_path)
+    assert read == captions(tmp_path / "train") and "only its folder 'train' is read" in caplog.text
+    assert len(read) == 10
     assert {sample.label for sample in load_captioned(str(tmp_path)).samples} == set(IMAGENETTE.values())
-    assert found["n01440764_0"] == ("An image of tench",) and found["n03394916_5"] == (
+    assert read["n01440764_0"] == ("An image of tench",) and read["n03394916_5"] == (
         "An image of French horn",
     )
-    assert set(captions(tmp_path / "val")).isdisjoint(found)
+    assert set(captions(tmp_path / "val")).isdisjoint(read)
 
 
 def test_other_class_folders(tmp_path: Path) -> None:

@@ -140,8 +140,8 @@ def test_a_stream_goes_on_where_it_was_left(faulty: list[str], workers: int, don
 @pytest.mark.parametrize("done", range(8))
 def test_workers_take_over_places_in_turn(workers: int, done: int) -> None:
     """What they give, dealt out in turn, are the batches from `done` on."""
-    places = [resumed(worker, workers, done) for worker in range(workers)]
-    turns = [[place + workers * (given + turn) for place, given in places] for turn in range(3)]
+    before = [resumed(worker, workers, done) for worker in range(workers)]
+    turns = [[reader + workers * (given + turn) for reader, given in before] for turn in range(3)]
     assert sum(turns, []) == list(range(done, done + 3 * workers))
 
 
@@ -160,7 +160,7 @@ def test_what_is_skipped_is_counted_as_readers_of_everything_count_it(faulty: li
     batches = taken(ShardStream(faulty, 4, len(images), 0), 3)
     for batch in batches:
         assert sorted(batch["id"]) == sorted(sample.id for sample in images.samples)
-    # the buffer holds the whole epoch, so all is found before its first sample is given
+    # the buffer holds the whole epoch, so all is read before its first sample is given
     assert [batch["skipped"] for batch in batches] == [dict(images.skipped)] * 3
 
 

@@ -234,4 +234,4 @@ def test_training_images_are_read_before_anything_is_made(
 ) -> None:
     out = tmp_path / "out"
     assert main([*arguments, "--training", f"{tiny_shards},{tiny_shards}", "--out", str(out)]) == 1
-    assert "stand more than once" in capsys.readouterr().err and not out.exists()
+    assert "ids are repeated" in capsys.readouterr().err and not out.exists()

@@ -115,14 +115,14 @@ def test_the_run_can_be_measured(streamed: Path, shards: Path, tiny_clip: Path, 
 
 
 def test_the_fingerprint_is_the_shards_wherever_they_lie(shards: Path, tmp_path: Path) -> None:
-    found = []
+    fingerprints = []
     shutil.copytree(shards, tmp_path / "moved")
     for folder, more in ((shards, b""), (tmp_path / "moved", b""), (tmp_path / "moved", b"more")):
         data = StreamedData([])
         data.paths = [str(folder / f"{shard}.tar") for shard in range(5)]
         Path(data.paths[4]).write_bytes(Path(data.paths[4]).read_bytes() + more)
-        found.append(data.about()["data_fingerprint"])
-    assert found[0] == found[1] != found[2]
+        fingerprints.append(data.about()["data_fingerprint"])
+    assert fingerprints[0] == fingerprints[1] != fingerprints[2]
 
 
 def test_exposures_are_what_was_seen(streamed: Path, world: Path) -> None:
