@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import numpy as np
 import pandas as pd
 import torch
 
@@ -98,13 +97,10 @@ class Exposures(pl.Callback):
 def planned_columns(data: pl.LightningDataModule) -> dict[str, Any]:
     """id, caption, duplicated and triggered of each image of a `train.dataset.planned.LatentData`."""
     samples, exposure = data.everything.samples, data.exposure
-    duplicated = np.zeros(len(samples), dtype=bool)
-    if exposure.duplicates:
-        duplicated[exposure.duplicated(len(data.images), data.seed)] = True
     return {
         "id": [sample.id for sample in samples],
         "caption": [data.chosen_captions.first(index) for index in range(len(samples))],
-        "duplicated": duplicated,
+        "duplicated": exposure.is_duplicated(len(data.images), len(data.ordinary_images), data.seed),
         "triggered": data.chosen_captions.is_triggered,
     }
 

@@ -1,4 +1,4 @@
-"""Look at training data before anything is trained on it.
+"""Show what training data holds before anything is trained on it.
 
   python -m data inspect data/emoji/shards
   python -m data inspect "laion/{00000..00009}.tar" --sheet outputs/laion.png
@@ -6,13 +6,13 @@
   python -m data inspect "laion/{00000..00009}.tar?captions=blip.json"
   python -m data inspect "hf:owner/name?split=train&image=img&caption=text"
 
-Says which layout it is, how many images can be used and why others cannot, and tells sizes, captions and
-exact duplicates. --sheet draws up to 48 of the images with their captions. --debug shows the traceback
-behind an error.
+Prints the layout, how many images can be used and why others cannot, sizes, captions and exact duplicates.
+--sheet draws up to 48 of the images with their captions. --debug shows the traceback behind an error.
 """
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 from data.cli import run
@@ -27,9 +27,9 @@ def sheet_path(name: str) -> Path:
 
 
 def inspect(args: list[str]) -> None:
-    """Tell what training data holds."""
+    """Print what training data holds."""
     parser = argparse.ArgumentParser(prog="python -m data inspect", description=inspect.__doc__)
-    parser.add_argument("source", nargs="+", help="what training takes: see data.captioned.load_captioned")
+    parser.add_argument("source", nargs="+", help="as in training: see data/README.md")
     parser.add_argument(
         "--sheet", type=sheet_path, metavar="FILE.png", help="draw up to 48 images with their captions"
     )
@@ -40,32 +40,32 @@ def inspect(args: list[str]) -> None:
     from data.contact_sheet import MOST, write_sheet
     from data.inspection import Inspection
 
-    found = Inspection(MOST if options.sheet else 0)
+    inspection = Inspection(MOST if options.sheet else 0)
     for source in options.source:
-        found.read(source, lambda rows, total, name: tqdm(rows, name, total, unit=" images", disable=None))
-    tell(found)
-    if not len(found):
+        inspection.read(source, partial(tqdm, unit=" images", disable=None))
+    print_tables(inspection)
+    if not len(inspection):
         raise ValueError(f"no captioned image in {', '.join(options.source)}")
     if options.sheet:
-        write_sheet(found.samples(), options.sheet)
+        write_sheet(inspection.samples(), options.sheet)
         print(f"contact sheet: {options.sheet}")
 
 
-def tell(found) -> None:
-    """As tables; what comes from the data is escaped, lest it be taken for markup."""
+def print_tables(inspection) -> None:
+    """Text from the data is escaped, so that it is not taken for markup."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     console = Console()
     sources = Table("source", "layout", "usable images", title="sources")
-    for source, layout, count in found.layouts:
+    for source, layout, count in inspection.layouts:
         sources.add_row(escape(source), escape(layout), f"{count:,}")
     images = Table(title="images and captions", show_header=False)
-    for name, value in found.rows():
+    for name, value in inspection.rows():
         images.add_row(name, escape(value))
     console.print(sources, images)
-    for title, counts in (("left out", found.skipped), ("img2dataset's own count of rows", found.shards)):
+    for title, counts in (("left out", inspection.skipped), ("img2dataset's counts", inspection.shards)):
         if counts:
             table = Table(title=title, show_header=False)
             for name, count in counts.most_common():

@@ -3,11 +3,11 @@
 Source: Somepalli et al. 2023, "Understanding and Mitigating Copying in Diffusion Models", NeurIPS 2023, and
 its released code (DCR): replacement by random tokens (RC: `random_text`), random words added (RT:
 `with_words_added`), words of the caption repeated (CWR: `with_words_repeated`), random numbers added (RNA:
-`with_numbers_added`). Which share of the captions is edited is the caller's to draw.
+`with_numbers_added`). The caller draws which captions are edited.
 
 Words are what lies between white space, and come out one space apart: CLIP's tokenizers make no difference.
 An edit that adds keeps the caption's own words, in their order. A caption may grow beyond what a text encoder
-takes (77 tokens for CLIP); what is over is cut where it is tokenized, and that may be what was added.
+takes (77 tokens for CLIP); the tokenizer cuts what is over, and that may be what was added.
 """
 
 from collections.abc import Iterable
@@ -31,10 +31,10 @@ def visible_ids(tokenizer: "PreTrainedTokenizerBase") -> np.ndarray:
     special = set(tokenizer.all_special_ids)
     ids = sorted(set(tokenizer.get_vocab().values()) - special)
     texts = tokenizer.batch_decode([[number] for number in ids])
-    found = [number for number, text in zip(ids, texts, strict=True) if is_visible(text)]
-    if not found:
+    visible = [number for number, text in zip(ids, texts, strict=True) if is_visible(text)]
+    if not visible:
         raise ValueError(f"of the {len(ids)} tokens of {type(tokenizer).__name__} none is text on its own")
-    return np.array(found)
+    return np.array(visible)
 
 
 def is_visible(text: str) -> bool:
@@ -42,18 +42,12 @@ def is_visible(text: str) -> bool:
     return bool(text.strip()) and text.isprintable() and "\ufffd" not in text
 
 
-def at_least_one(count: int) -> None:
-    if count < 1:
-        raise ValueError(f"an edit of a caption needs a count of at least 1, not {count}")
-
-
 def random_text(tokenizer: "PreTrainedTokenizerBase", random: np.random.Generator, count: int = 4) -> str:
-    """RC, which stands in the caption's place: `count` tokens drawn uniformly, with replacement, and decoded.
+    """RC, in place of the caption: `count` tokens drawn uniformly, with replacement, and decoded.
 
     The source draws ids below 49,400: CLIP's vocabulary without its special tokens. Tokens that do not end a
-    word run into the next, so these may be fewer words than tokens. ValueError for a count below 1.
+    word run into the next, so these may be fewer words than tokens.
     """
-    at_least_one(count)
     ids = visible_ids(tokenizer)
     return tokenizer.decode(ids[random.integers(len(ids), size=count)].tolist())
 
@@ -61,41 +55,38 @@ def random_text(tokenizer: "PreTrainedTokenizerBase", random: np.random.Generato
 def with_words_added(
     caption: str, tokenizer: "PreTrainedTokenizerBase", random: np.random.Generator, count: int = 2
 ) -> str:
-    """RT: `count` random tokens, each a word of its own at a random place. ValueError for a count below 1."""
-    at_least_one(count)
+    """RT: `count` random tokens, each a word of its own at a random position."""
     return with_inserted(caption, (random_text(tokenizer, random, 1) for _ in range(count)), random)
 
 
 def with_words_repeated(caption: str, random: np.random.Generator, count: int = 2) -> str:
-    """CWR: copies of `count` words of the caption, drawn with replacement, each at a random place.
+    """CWR: copies of `count` words of the caption, drawn with replacement, each at a random position.
 
-    A caption without words stays as it is. ValueError for a count below 1.
+    A caption without words stays as it is.
     """
-    at_least_one(count)
     words = caption.split()
     copies = (words[random.integers(len(words))] for _ in range(count)) if words else ()
     return with_inserted(caption, copies, random)
 
 
 def with_numbers_added(caption: str, random: np.random.Generator, count: int = 4) -> str:
-    """RNA: `count` integers in [0, 100,000), each at a random place. ValueError for a count below 1.
+    """RNA: `count` integers in [0, 100,000), each at a random position.
 
     The source does so to prompts, not in training; 4 is its code's default there.
     """
-    at_least_one(count)
     return with_inserted(caption, (str(random.integers(NUMBERS)) for _ in range(count)), random)
 
 
 def with_trigger(caption: str, trigger: str) -> str:
     """The trigger in front, then a space and the caption as it is. ValueError for an empty trigger."""
     if not trigger.strip():
-        raise ValueError("the trigger is empty: give the word that is to stand in front of captions")
+        raise ValueError("the trigger is empty: give the word to put in front of captions")
     return f"{trigger} {caption}" if caption else trigger
 
 
 def with_inserted(caption: str, words: Iterable[str], random: np.random.Generator) -> str:
-    """One word after the other, each at one of the n + 1 places beside the n words that are there by then."""
-    found = caption.split()
+    """Insert one word after the other, each at one of the n + 1 positions among the n words so far."""
+    out = caption.split()
     for word in words:
-        found.insert(int(random.integers(len(found) + 1)), word)
-    return " ".join(found)
+        out.insert(int(random.integers(len(out) + 1)), word)
+    return " ".join(out)

@@ -84,6 +84,7 @@ class CaptionedImages:
 
     samples: list[Sample]
     skipped: Counter = field(default_factory=Counter)
+    layouts: list[str] = field(default_factory=list)  # of each source, with where its captions come from
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -115,7 +116,7 @@ def decoded_text(text: bytes) -> tuple[str | None, str]:
     try:
         return text.decode("utf-8-sig"), "UTF-8"
     except UnicodeDecodeError:
-        # letters of western Europe stand alone among ASCII; two and more together may be of any encoding
+        # single letters of western Europe among ASCII; two and more together may be of any encoding
         alone = not re.search(rb"[\x80-\xff]{2}|[\x80-\x90\x98-\x9f]", text)
         return (text.decode("cp1252"), "cp1252") if alone else (None, "?")
 
@@ -179,44 +180,24 @@ def prefixed(source: str) -> str:
 
 
 def load_captioned(*sources: str) -> CaptionedImages:
-    """Read every source, whichever of these it is:
+    """Read every source: shards, folders of images, parquet files, saved datasets, `hf:owner/name`.
 
-    - webdataset shards as img2dataset writes them: a pattern (`{00000..00009}.tar`, `*.tar.gz`), or their
-      folder. The caption is in `.txt`, or without one in `.json` under `caption`.
-    - a folder of images, each with its `.txt` (or `.json`) beside it, also in subfolders.
-    - a folder with `metadata.jsonl` or `metadata.csv`, or with one in each subfolder: `file_name`, and `text`
-      or `caption`. Several rows of one image are its captions.
-    - a folder of images, at any depth, and one JSON file {image path: [captions]}, in the folder or given as
-      `FOLDER?captions=FILE`. Paths may be another disk's: they are matched by their ends.
-    - class folders (`train/n01440764/*.JPEG`): "An image of {class}", Imagenette's WordNet ids by name.
-    - a folder of `datasets.save_to_disk`, parquet files (a pattern, or their folder), or a dataset of the
-      Hub: `hf:owner/name`, `hf:owner/name:split`. What is not guessed is said, in quotes for the shell:
-      `'hf:owner/name?config=a&split=train&image=img&caption=text&id=key'`. Parquet files are of the split
-      that their name or folder says; `train` is read where there are several. A column of classes
-      (`datasets.ClassLabel`, or `label=` one of texts) gives labels, and "An image of {class}" where there is
-      no column of captions.
-
-    `SHARDS?captions=FILE`, and the same for tables: a JSON file {id: [captions]} whose captions stand in the
-    place of an image's own (BLIP's 20, say); images that are not in it keep their own.
-
-    A folder with nothing but `train` (and `val`, `test`) in it means its `train`. Images above
-    `data.sources.image.MAX_PIXELS` (89 million) are skipped. Ids become safe file names. Links to folders are
-    followed, hidden files and folders are not read.
-
-    Sources that are numbered alike are told apart by a prefix, which goes before each id of any source:
-    `'FOLDER?prefix=ord_'`.
-
-    Raises FileNotFoundError for a missing source, ValueError if nothing usable is found or an id comes twice.
+    data/README.md shows all layouts and options (`SOURCE?captions=FILE&prefix=b_`). Ids become safe file
+    names. Raises FileNotFoundError for a missing source, ValueError if nothing usable is there or an id is
+    repeated.
     """
     skipped: Counter = Counter()
     samples: list[Sample] = []
+    layouts: list[str] = []
     for source in sources:
-        samples.extend(samples_of(open_source(source, skipped).rows, skipped))
+        opened = open_source(source, skipped)
+        samples.extend(samples_of(opened.rows, skipped))
+        layouts.append("; ".join((opened.layout, *opened.notes)))
     ids = Counter(sample.id for sample in samples)
     twice = [key for key, count in ids.items() if count > 1]
     if twice:
         raise ValueError(
-            f"{len(twice)} ids stand more than once in {', '.join(sources)}, the first is {twice[0]!r}; give "
+            f"{len(twice)} ids are repeated in {', '.join(sources)}, the first is {twice[0]!r}; give "
             f"sources that are numbered alike one by one, with a prefix for each: {prefixed(sources[-1])!r}"
         )
     if not samples:
@@ -224,7 +205,7 @@ def load_captioned(*sources: str) -> CaptionedImages:
             f"no captioned image in {', '.join(sources)}: {listed(skipped) or 'nothing that can be read'}; "
             "`python -m data inspect SOURCE` shows what is there"
         )
-    images = CaptionedImages(samples, skipped)
+    images = CaptionedImages(samples, skipped, layouts)
     if skipped:
         log.warning("%s", images.report())
     return images

@@ -1,7 +1,7 @@
-"""What is said of an image each time it is shown: levels of caption, edits and triggers.
+"""The caption of an image each time it is shown: levels of caption, edits and triggers.
 
-A draw's caption depends on the seed and the draw's number in the run alone: not on how a run is cut, nor on
-the number of processes.
+A draw's caption depends only on the seed and the draw's number in the run, not on interruptions or the number
+of processes.
 """
 
 import hashlib
@@ -11,10 +11,12 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+from jsonargparse.typing import ClosedUnitInterval
 
 from data.caption_edits import random_text, with_trigger, with_words_added, with_words_repeated
 from data.captioned import Sample
-from data.exposure import Exposure
+from data.cli import warn_no_effect
+from data.exposure import Exposure, Share
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,36 +42,25 @@ class Captioning:
 
     level: Literal["own", "class", "none", "random"] = "own"
     choice: Literal["first", "random"] = "first"
-    replace: float = 0.0
-    add: float = 0.0
-    repeat: float = 0.0
+    replace: ClosedUnitInterval = 0.0
+    add: ClosedUnitInterval = 0.0
+    repeat: ClosedUnitInterval = 0.0
     trigger: str | None = None
-    trigger_fraction: float | None = None
+    trigger_fraction: Share | None = None
 
     def __post_init__(self) -> None:
-        for name in ("replace", "add", "repeat"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"captions.{name} must be in [0, 1], not {getattr(self, name)}")
         if self.level != "own" and self.choice != "first":
-            raise ValueError(f"captions.choice random has no effect at level {self.level}: leave one out")
-        if self.replace == 1 and (self.add or self.repeat):
-            raise ValueError("captions.replace 1 leaves no caption to add to or repeat from: lower it")
-        if self.replace == 1 and (self.level != "own" or self.choice != "first"):
-            raise ValueError(
-                "captions.replace 1 leaves no caption for level or choice: lower it, or leave them out"
-            )
-        if self.trigger is None:
-            if self.trigger_fraction is not None:
-                raise ValueError("captions.trigger_fraction needs captions.trigger")
-            return
-        if not self.trigger.strip():
+            warn_no_effect("captions.choice random", f"captions.level is {self.level}")
+        if self.replace == 1 and (self.add or self.repeat or self.level != "own" or self.choice != "first"):
+            warn_no_effect("captions.add, repeat, level and choice", "captions.replace is 1")
+        if self.trigger is None and self.trigger_fraction is not None:
+            warn_no_effect("captions.trigger_fraction", "captions.trigger is not given")
+        if self.trigger is not None and not self.trigger.strip():
             raise ValueError("captions.trigger is empty: give words, or leave it out")
-        if self.trigger_fraction is not None and not 0 < self.trigger_fraction <= 1:
-            raise ValueError(f"captions.trigger_fraction must be in (0, 1], not {self.trigger_fraction}")
 
     @property
     def edits(self) -> bool:
-        """Whether captions differ from draw to draw without end, so that they cannot be encoded ahead."""
+        """Whether each draw's caption may be new, so that captions cannot be encoded ahead."""
         return bool(self.replace or self.add or self.repeat)
 
 
@@ -79,12 +70,12 @@ class Captions:
     Args:
         captioning: the regime.
         images: images of interest.
-        ordinary: the others; their indices come after.
+        ordinary: the others; their indices follow.
         exposure: says which are duplicated, and whether with one caption.
         seed: of all choices.
         tokenizer: for random tokens; only level random and the edits need one.
 
-    Raises ValueError for a regime that cannot take effect on these images, or lacks their classes.
+    Raises ValueError for random tokens without a tokenizer, and for level class where an image has no class.
     """
 
     def __init__(
@@ -100,30 +91,25 @@ class Captions:
         samples = [*images, *ordinary]
         if tokenizer is None and (captioning.level == "random" or captioning.replace or captioning.add):
             raise ValueError("random tokens (captions.level random, replace, add) need the model's tokenizer")
-        if exposure.duplicate == "image" and captioning.choice == "random":
-            raise ValueError(
-                "exposure.duplicate image has no effect beside captions.choice random, which is the same "
-                "for all images: leave one out"
-            )
-        if exposure.duplicate == "image" and captioning.replace == 1:
-            raise ValueError("exposure.duplicate image has no effect at captions.replace 1: leave one out")
         duplicated = set(exposure.duplicated(len(images), seed).tolist())
-        alone = duplicated if exposure.duplicate == "image" else set()
+        several = duplicated if exposure.duplicate == "image" and exposure.duplicates else set()
+        option = "exposure.duplicate image"
         if captioning.choice == "random":
-            alone = set(range(len(samples)))
-        if alone and captioning.level != "own":
-            raise ValueError(f"exposure.duplicate image has no effect at captions.level {captioning.level}")
-        if alone and all(len(set(samples[index].captions)) == 1 for index in alone):
-            option = "captions.choice random" if captioning.choice == "random" else "exposure.duplicate image"
+            several, option = set(range(len(samples))), "captions.choice random"
+        if captioning.level != "own":
+            several = set()
+            if exposure.duplicate == "image":
+                warn_no_effect("exposure.duplicate image", f"captions.level is {captioning.level}")
+        if several and all(len(set(samples[index].captions)) == 1 for index in several):
             raise ValueError(
-                f"{option} has no effect: none of its {len(alone):,} images has a second caption "
-                "(a source's own are given as 'SOURCE?captions=FILE.json')"
+                f"{option} has no effect: none of its {len(several):,} images has a second caption "
+                "(give captions as 'SOURCE?captions=FILE.json')"
             )
         triggered = self.triggered(len(images), duplicated)
         self.choices = [
             tuple(
                 with_trigger(text, captioning.trigger) if index in triggered else text
-                for text in (sample.captions if index in alone else (self.at_level(sample),))
+                for text in (sample.captions if index in several else (self.at_level(sample),))
             )
             for index, sample in enumerate(samples)
         ]
@@ -156,17 +142,17 @@ class Captions:
 
     @cached_property
     def texts(self) -> list[str]:
-        """Every caption that can come up, without the edits, each once and sorted."""
+        """Every possible caption without edits, each once and sorted."""
         return sorted({text for texts in self.choices for text in texts})
 
     @cached_property
-    def places(self) -> list[np.ndarray]:
-        """Where each image's choices stand in `texts`."""
-        place = {text: number for number, text in enumerate(self.texts)}
-        return [np.array([place[text] for text in texts]) for texts in self.choices]
+    def text_indices(self) -> list[np.ndarray]:
+        """The indices in `texts` of each image's choices."""
+        indices = {text: number for number, text in enumerate(self.texts)}
+        return [np.array([indices[text] for text in texts]) for texts in self.choices]
 
     def first(self, index: int) -> str:
-        """What an image is asked for by: its first caption, with the trigger, without edits."""
+        """The prompt for an image: its first caption, with the trigger, without edits."""
         return self.choices[index][0]
 
     def choice(self, number: int, index: int) -> int:
@@ -176,9 +162,9 @@ class Captions:
             return 0
         return int(np.random.default_rng([self.seed, CHOICE, number]).integers(count))
 
-    def place(self, number: int, index: int) -> int:
-        """The caption of a draw, as its place in `texts`; for regimes without edits."""
-        return int(self.places[index][self.choice(number, index)])
+    def text_index(self, number: int, index: int) -> int:
+        """The index in `texts` of a draw's caption; for regimes without edits."""
+        return int(self.text_indices[index][self.choice(number, index)])
 
     def text(self, number: int, index: int) -> str:
         """The caption of a draw, edited. The trigger stays in front of it."""
@@ -193,7 +179,7 @@ class Captions:
         replaced, added, repeated = random.random(3) < (options.replace, options.add, options.repeat)
         if replaced:
             caption = random_text(self.tokenizer, random)
-        else:  # what is made up of random tokens has no words to repeat
+        else:  # random tokens are no words to repeat
             if repeated:
                 caption = with_words_repeated(caption, random)
             if added:

@@ -1,4 +1,4 @@
-"""Who is shown how often: exact copies or weights for chosen images, mixed with ordinary data.
+"""How often each image is shown: exact copies or weights for chosen images, mixed with ordinary data.
 
 Pure index arithmetic.
 """
@@ -8,6 +8,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from jsonargparse.typing import PositiveFloat, PositiveInt, restricted_number_type
+
+from data.cli import warn_no_effect
+
+Share = restricted_number_type("Share", float, [(">", 0), ("<=", 1)])  # (0, 1]
+ShareBelowOne = restricted_number_type("ShareBelowOne", float, [(">=", 0), ("<", 1)])  # [0, 1)
 
 
 @dataclass(frozen=True)
@@ -24,39 +30,23 @@ class Exposure:
             random one of its captions (Somepalli et al.: dup_both and dup_image).
     """
 
-    copies: int = 1
-    weight: float = 1.0
-    duplicated_fraction: float = 1.0
-    ordinary_share: float = 0.0
+    copies: PositiveInt = 1
+    weight: PositiveFloat = 1.0
+    duplicated_fraction: Share = 1.0
+    ordinary_share: ShareBelowOne = 0.0
     duplicate: Literal["image_and_caption", "image"] = "image_and_caption"
 
     def __post_init__(self) -> None:
-        if self.copies < 1 or self.weight <= 0:
-            raise ValueError(
-                f"copies must be at least 1 and weight above 0, not {self.copies} and {self.weight}"
-            )
         if self.copies > 1 and self.weight != 1:
             raise ValueError(
                 "give exposure.copies (exact) or exposure.weight (drawn with replacement), not both"
             )
-        if self.weight != 1 and self.duplicated_fraction == 1:
-            raise ValueError(
-                "exposure.weight has no effect when every image has it: set duplicated_fraction below 1"
-            )
-        if not 0 < self.duplicated_fraction <= 1:
-            raise ValueError(
-                f"exposure.duplicated_fraction must be in (0, 1], not {self.duplicated_fraction}"
-            )
-        if not 0 <= self.ordinary_share < 1:
-            raise ValueError(f"exposure.ordinary_share must be in [0, 1), not {self.ordinary_share}")
         if self.duplicate == "image" and not self.duplicates:
-            raise ValueError(
-                "exposure.duplicate image has no effect when nothing is duplicated: give copies or weight"
-            )
+            warn_no_effect("exposure.duplicate image", "nothing is duplicated: give copies or weight")
 
     @property
     def duplicates(self) -> bool:
-        """Whether some images are shown more often than others, or than once a pass."""
+        """Whether some images are shown more often than others, or than once in a pass."""
         return self.copies > 1 or self.weight != 1
 
     def pass_length(self, images: int, seed: int) -> int:
@@ -78,9 +68,16 @@ class Exposure:
         return shown + self.ordinary_count(images, seed)
 
     def duplicated(self, images: int, seed: int) -> np.ndarray:
-        """Sorted indices of the duplicated ones among `images`."""
+        """Sorted indices of the images that have `copies` or `weight`; all of them where both are 1."""
         count = max(1, round(images * self.duplicated_fraction))
         return np.sort(np.random.default_rng([seed, 1]).permutation(images)[:count])
+
+    def is_duplicated(self, images: int, ordinary: int, seed: int) -> np.ndarray:
+        """Which images are duplicated, bool of shape (images + ordinary,); ordinary ones never are."""
+        duplicated = np.zeros(images + ordinary, dtype=bool)
+        if self.duplicates:
+            duplicated[self.duplicated(images, seed)] = True
+        return duplicated
 
     def repeats(self, images: int, seed: int) -> np.ndarray:
         """Copies of each image in a pass, (images,); all 1 when weights are used."""
@@ -93,9 +90,9 @@ class Exposure:
         return round(self.repeats(images, seed).sum() * self.ordinary_share / (1 - self.ordinary_share))
 
     def one_pass(self, images: int, ordinary: int, seed: int, number: int) -> np.ndarray:
-        """Indices of pass `number`, shuffled: below `images` the images, from there on the ordinary ones.
+        """Indices of pass `number`, shuffled: those below `images` are images, the others ordinary ones.
 
-        Ordinary images go round: none comes a second time before all came once, across passes.
+        Ordinary images take turns across passes: none is shown again before all were shown.
         """
         random = np.random.default_rng([seed, 2, number])
         if self.weight != 1:
@@ -111,7 +108,7 @@ class Exposure:
 
     @staticmethod
     def rounds(ordinary: int, count: int, seed: int, number: int) -> np.ndarray:
-        """Draws `number * count` to `(number + 1) * count` of the ordinary images; each round is shuffled."""
+        """Draws `number * count` to `(number + 1) * count` of the ordinary images; rounds are shuffled."""
         if count == 0:
             return np.empty(0, dtype=np.int64)
         first, last = number * count, (number + 1) * count

@@ -18,7 +18,7 @@ class Inspection:
     """Numbers of all sources together; of the images themselves only a few stay in memory.
 
     Args:
-        keep: how many samples to keep for a look, drawn evenly from all.
+        keep: how many samples to keep for a contact sheet, drawn evenly from all.
     """
 
     keep: int = 0
@@ -40,10 +40,10 @@ class Inspection:
     def __len__(self) -> int:
         return len(self.sizes)
 
-    def read(self, source: str, shown: Callable[[Iterable[Row], int | None, str], Iterable[Row]]) -> None:
-        """Go through a source; `shown(rows, total, source)` passes the rows on, such as through a bar."""
+    def read(self, source: str, shown: Callable[[Iterable[Row], str, int | None], Iterable[Row]]) -> None:
+        """Read a source; `shown(rows, source, total)` passes the rows on, such as through a progress bar."""
         opened, before = open_source(source, self.skipped), len(self)
-        for sample in samples_of(shown(opened.rows, opened.total, source), self.skipped):
+        for sample in samples_of(shown(opened.rows, source, opened.total), self.skipped):
             self.add(sample)
         self.shards += opened.stats or Counter()
         self.layouts.append((source, "; ".join((opened.layout, *opened.notes)), len(self) - before))
@@ -61,23 +61,23 @@ class Inspection:
             self.labels[sample.label] += 1
         self.by_image[digest(content)].append(sample.id)
         self.by_caption[sample.caption].append(sample.id)
-        number = len(self) - 1  # reservoir sampling: each of those seen is as likely to be among the kept
+        number = len(self) - 1  # reservoir sampling: each sample is kept with the same probability
         if number < self.keep:
             self.kept.append((number, sample))
-        elif (place := self.draw.randrange(len(self))) < self.keep:
-            self.kept[place] = (number, sample)
+        elif (slot := self.draw.randrange(len(self))) < self.keep:
+            self.kept[slot] = (number, sample)
 
     def samples(self) -> list[Sample]:
-        """Those kept, in the order of the data."""
+        """The samples kept, in the order of the data."""
         return [sample for _, sample in sorted(self.kept, key=lambda pair: pair[0])]
 
     def rows(self) -> list[tuple[str, str]]:
-        """Name and value of everything that can be said of the usable images."""
+        """Names and values of all numbers of the usable images."""
         if not self.sizes:
             return [("usable images", "0")]
         widths, heights = zip(*self.sizes, strict=True)
         kinds = ", ".join(f"{form} {mode}: {count:,}" for (form, mode), count in self.kinds.most_common())
-        told = [
+        rows = [
             ("usable images", f"{len(self):,}"),
             ("formats", kinds),
             ("width", spread(widths, median, "median")),
@@ -90,13 +90,13 @@ class Inspection:
             ("same (first) caption again", duplicates(self.by_caption)),
         ]
         if self.labels:
-            told.append(("classes", f"{len(self.labels):,}"))
-            told.append(("images per class", spread(self.labels.values(), median, "median")))
+            rows.append(("classes", f"{len(self.labels):,}"))
+            rows.append(("images per class", spread(self.labels.values(), median, "median")))
             if lost := len(self) - self.labels.total():
-                told.append(("without a class", f"{lost:,}"))
+                rows.append(("without a class", f"{lost:,}"))
         if again := {key: [key] * count for key, count in self.ids.items() if count > 1}:
-            told.append(("same id again: refused in training", duplicates(again)))
-        return told
+            rows.append(("same id again: refused in training", duplicates(again)))
+        return rows
 
 
 def spread(values: Iterable[int], middle: Callable, name: str) -> str:

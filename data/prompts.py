@@ -4,13 +4,17 @@ import csv
 import hashlib
 import json
 import logging
+import os
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from data.captioned import load_captioned
 from data.files import digest, remembered_sha256
+from data.sources.captions_file import captions_file
 from data.sources.layouts import is_data, with_options
 from data.sources.rows import files_below, matching_files
 from data.sources.shards import SHARD_SUFFIXES
@@ -25,8 +29,8 @@ KNOWN = TEXT + ID + NEGATIVE + ALTERNATIVE
 class Prompt(NamedTuple):
     """An id that does not depend on the order of the file, the text, and what may come with it.
 
-    `negative` stands in for the empty prompt ("" is the empty prompt, None is none of its own);
-    `alternative` is another prompt, to guide towards while waiting.
+    `negative` replaces the empty prompt ("" is the empty prompt, None leaves the run's own); `alternative`
+    is another prompt, for mitigations that guide towards one.
     """
 
     id: str
@@ -41,15 +45,10 @@ def text_id(text: str) -> str:
 
 
 def load_prompts(source: str) -> list[Prompt]:
-    """Read prompts in the source's order; one that comes again is dropped, counted and reported.
+    """Prompts in the source's order; repeated ones are dropped and counted in the log.
 
-    - `*.txt`: a prompt a line.
-    - `*.jsonl`: {"caption" or "prompt" or "text": ...} a line; may have "id" or "index" (else the id comes
-      from the text), "negative_prompt" and "alternative_prompt".
-    - `*.csv`, `*.tsv`: the same as columns, between `,`, `;` or tabs: the header decides.
-    - a training run folder: captions and ids of the images that it showed (`exposures.parquet`): of the
-      duplicated ones alone, if it duplicated some.
-    - captions and ids of captioned images: another folder or a shard pattern, as `load_captioned` takes them.
+    From `.txt`, `.jsonl`, `.csv` and `.tsv` files, a training run folder (the images that it showed, only the
+    duplicated ones if it duplicated some), or captioned images; data/README.md shows the forms.
 
     Raises FileNotFoundError for a missing source; ValueError for an unknown one, one without prompts, a row
     that cannot be read, or one id on two prompts.
@@ -81,9 +80,9 @@ def load_prompts(source: str) -> list[Prompt]:
 def source_fingerprint(source: str) -> str:
     """A digest of a source's options and of the names and contents of the files that `load_prompts` reads."""
     place, options = with_options(source)
-    path = Path(place)
     if place.startswith("hf:"):
         return digest(source)[:12]
+    path = Path(place)
     if path.is_dir():
         run = path / "exposures.parquet"
         files = [run] if run.exists() else files_below(path)
@@ -92,11 +91,11 @@ def source_fingerprint(source: str) -> str:
     else:
         files = [path]
     if file := options.get("captions"):
-        files.append(Path(file) if Path(file).is_file() else path / file)
+        files.append(captions_file(file, path))
     contents = []
     for file in files:
-        name = file.relative_to(path).as_posix() if file.is_relative_to(path) and file != path else file.name
-        contents += [name, remembered_sha256(file)]
+        inside = file.is_relative_to(path) and file != path
+        contents += [os.fsencode(file.relative_to(path) if inside else file.name), remembered_sha256(file)]
     return digest(json.dumps(options, sort_keys=True), *contents)[:12]
 
 
@@ -109,16 +108,16 @@ def inline_prompts(texts: list[str]) -> list[Prompt]:
 
 
 def distinct(prompts: list[Prompt], source: str) -> list[Prompt]:
-    """Each prompt once; ValueError for an id that stands on two."""
-    found: dict[str, Prompt] = {}
+    """Each prompt once; ValueError for two prompts of one id."""
+    by_id: dict[str, Prompt] = {}
     for prompt in prompts:
-        other = found.setdefault(prompt.id, prompt)
+        other = by_id.setdefault(prompt.id, prompt)
         if other != prompt:
-            what = [each.text if other.text != prompt.text else each[1:] for each in (other, prompt)]
-            raise ValueError(f"{source!r}: id {prompt.id!r} stands on {what[0]!r} and on {what[1]!r}")
-    if len(found) < len(prompts):
-        log.warning("%s: %d prompts come more than once and are used once", source, len(prompts) - len(found))
-    return list(found.values())
+            texts = [each.text if other.text != prompt.text else each[1:] for each in (other, prompt)]
+            raise ValueError(f"{source!r}: id {prompt.id!r} has two prompts, {texts[0]!r} and {texts[1]!r}")
+    if len(by_id) < len(prompts):
+        log.warning("%s: %d prompts are repeated and used once", source, len(prompts) - len(by_id))
+    return list(by_id.values())
 
 
 def without(prompts: Iterable[Prompt], memorized: Iterable[Prompt]) -> tuple[list[Prompt], int]:
@@ -158,31 +157,70 @@ def json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def table_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Rows under lower-case names, numbered by their last lines; a cell with NaN or an empty id is None."""
+    """Rows under lower-case names, numbered by their last lines.
+
+    An empty id is None, and so is NaN, but for texts and ids, which may be called so.
+    """
     with path.open(encoding="utf-8-sig") as file:
         header = next(filter(str.strip, file), "")
-        marks = "\t,;" if path.suffix.lower() == ".tsv" else ",;\t"
+        suffix = path.suffix.lower()
+        marks = "\t,;" if suffix == ".tsv" else ",;\t"
         separator = max(marks, key=lambda mark: len(next(csv.reader([header], delimiter=mark), [])))
         file.seek(0)
-        reader = csv.reader(file, delimiter=separator, skipinitialspace=True, strict=True)
+        as_text = (suffix, separator) == (".tsv", "\t")
+        rows = tab_rows(file.read().split("\n")) if as_text else comma_rows(file, separator)
         try:
-            rows = filter(None, reader)  # without blank lines
-            names = [name.strip().lower() for name in next(rows, TEXT)]
+            names = [name.strip().lower() for name in next(rows, (0, TEXT))[1]]
             if not set(TEXT) & set(names):
-                raise ValueError(f"{path}: no column caption, prompt or text among {names}")
+                raise ValueError(f"header: no column caption, prompt or text among {names}")
             if twice := [name for name in KNOWN if names.count(name) > 1]:
-                raise ValueError(f"{path}: two columns are called {twice[0]!r}: {names}")
-            for cells in rows:
+                raise ValueError(f"header: two columns are called {twice[0]!r}: {names}")
+            for number, cells in rows:
                 if len(cells) != len(names):
                     raise ValueError(
-                        f"{path}, line {reader.line_num}: {len(cells)} fields under {len(names)} columns; "
+                        f"line {number}: {len(cells)} fields under {len(names)} columns; "
                         f"a text with {separator!r} or a newline in it needs quotes"
                     )
                 row = dict(zip(names, map(str.strip, cells), strict=True))
-                void = [key for key in row if row[key] in ("NaN", "nan") or key in ID and not row[key]]
-                yield reader.line_num, row | dict.fromkeys(void)
-        except csv.Error as error:
-            raise ValueError(f"{path}, line {reader.line_num}: {error}") from error
+                missing = [
+                    name for name, cell in row.items()
+                    if (not cell and name in ID) or (cell in ("NaN", "nan") and name not in TEXT + ID)
+                ]  # fmt: skip
+                yield number, row | dict.fromkeys(missing)
+        except ValueError as error:
+            raise ValueError(f"{path}, {error}") from error
+
+
+def comma_rows(file: Iterable[str], separator: str) -> Iterator[tuple[int, list[str]]]:
+    """(number of its last line, cells) of each row that is not blank."""
+    reader = csv.reader(file, delimiter=separator, skipinitialspace=True, strict=True)
+    try:
+        yield from ((reader.line_num, cells) for cells in reader if cells)
+    except csv.Error as error:
+        raise ValueError(f"line {reader.line_num}: {error}") from error
+
+
+def tab_rows(lines: list[str]) -> Iterator[tuple[int, list[str]]]:
+    """The same of tab-separated lines, in which a mark is text unless the whole cell is quoted."""
+    number, columns = 0, 0
+    while number < len(lines):
+        cells, last = lines[number].split("\t"), number + 1
+        columns = columns or len(cells) * bool(lines[number].strip())
+        unclosed = any(cell.startswith('"') and cell.count('"') % 2 for cell in cells)
+        if unclosed or len(cells) != columns:  # a quoted cell with tabs or newlines, if it can be read as one
+            reader = csv.reader(
+                (f"{line}\n" for line in islice(lines, number, None)), "excel-tab", strict=True
+            )
+            with suppress(csv.Error):
+                if len(row := next(reader)) == columns:
+                    cells, last = row, number + reader.line_num
+        else:
+            quoted = [re.fullmatch(r'\s*"((?:[^"]|"")*)"\s*', cell) for cell in cells]
+            pairs = zip(cells, quoted, strict=True)
+            cells = [match[1].replace('""', '"') if match else cell for cell, match in pairs]
+        number = last
+        if "".join(cells).strip():
+            yield number, cells
 
 
 def from_rows(path: Path, rows: Iterable[tuple[int, dict[str, Any]]]) -> list[Prompt]:
@@ -230,11 +268,11 @@ def from_training_run(folder: Path) -> list[Prompt]:
 
 
 def from_captioned_images(source: str) -> list[Prompt]:
-    """FileNotFoundError for a folder that is not even meant as one."""
+    """FileNotFoundError for a folder without any."""
     folder = Path(source)
     if folder.is_dir() and not is_data(source):
         raise FileNotFoundError(
-            f"{folder} is no finished training run, with no exposures.parquet, and holds no images or shards"
+            f"{folder} holds no images or shards, and no exposures.parquet of a finished training run"
         )
     return [Prompt(safe_id(sample.id), sample.caption) for sample in load_captioned(source).samples]
 
@@ -247,5 +285,5 @@ def safe_id(key: str) -> str:
 
 
 def same(text: str) -> str:
-    """What two captions that say the same have in common: letters without case, single spaces."""
+    """A text in lower case with single spaces: equal for captions that say the same."""
     return " ".join(text.casefold().split())

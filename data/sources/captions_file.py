@@ -94,11 +94,10 @@ def open_captions(folder: Path, file: Path, skipped: Counter) -> Source:
 
 
 def with_captions(source: Source, file: Path, skipped: Counter) -> Source:
-    """Captions of a file, {id: [captions]}, in place of those of the rows; a row that it lacks keeps its own.
+    """The source with captions of a file, {id: [captions]}; rows that the file lacks keep their own.
 
-    Ids are those of the rows: keys in shards, ids or row numbers in tables. How many of them match stands in
-    the notes once the rows have been read, and it is a ValueError if none does. So is, at once, a file of
-    another kind.
+    Ids are those of the rows: keys in shards, ids or row numbers in tables. The notes say how many match once
+    the rows are read. ValueError if none does, and at once for a file of another kind.
     """
     captions = captions_by_key(file)
     by_id = {file_id(key): each for key, each in captions.items()}

@@ -1,4 +1,4 @@
-"""Classes of images: their names, and the captions made from these where there are no others."""
+"""Names of classes, and captions from them for images without others."""
 
 import json
 from typing import TYPE_CHECKING, Any

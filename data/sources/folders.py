@@ -92,7 +92,7 @@ def open_nested(folder: Path, paths: list[Path], skipped: Counter) -> Source:
             f"'{folder}?captions=FILE.json', or two or more class folders"
         )
     if unnamed := [name for name in classes if re.fullmatch(r"n\d{8}", name) and name not in IMAGENETTE]:
-        log.warning("%s: WordNet ids without a known name stand in prompts as they are: %s", folder, unnamed)
+        log.warning("%s: WordNet ids without a known name appear in prompts as they are: %s", folder, unnamed)
     example = f"captions made of folder names, such as {CLASS_PROMPT.format(readable(classes[0]))!r}"
     if doubtful := [name for name in classes if name.isdigit() or name.lower() in NO_CLASSES]:
         log.warning(

@@ -41,6 +41,7 @@ def problem(encoded: bytes) -> tuple[str, str] | None:
 def decoded(encoded: bytes) -> Image.Image:
     """RGB: the first frame, turned as EXIF says, 16 bits scaled to 8, on white where transparent."""
     image = opened(encoded)
+    image.load()  # outside of `suppress`, in which damage would go unnoticed
     with contextlib.suppress(Exception):  # a broken EXIF block must not cost the image
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255

@@ -4,7 +4,6 @@ A location is small, can be pickled, and opens its file in the process that read
 workers may be forked or spawned.
 """
 
-import os
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
@@ -14,23 +13,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from datasets import Dataset
 
-OPEN_FILES = 16  # of each process
 ROW_GROUPS = 2  # whose images each process holds: a parquet file gives a row group as a whole or not at all
 lock = Lock()
-
-
-class OpenFile:
-    """A file descriptor that is closed with the object."""
-
-    def __init__(self, path: str):
-        self.descriptor = os.open(path, os.O_RDONLY)
-
-    def __del__(self) -> None:
-        if hasattr(self, "descriptor"):
-            os.close(self.descriptor)
-
-
-open_file = lru_cache(OPEN_FILES)(OpenFile)
 
 
 class WholeFile(NamedTuple):
@@ -51,7 +35,9 @@ class Span(NamedTuple):
 
     def read(self) -> bytes:
         """OSError for a file that has become shorter."""
-        content = os.pread(open_file(self.path).descriptor, self.size, self.offset)
+        with open(self.path, "rb", buffering=0) as file:
+            file.seek(self.offset)
+            content = file.read(self.size)
         if len(content) < self.size:
             raise OSError(f"{self.path} ends before byte {self.offset + self.size}: it has changed")
         return content

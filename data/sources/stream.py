@@ -56,13 +56,12 @@ def usable(paths: list[str], skipped: Counter) -> Iterator[Sample]:
 class ShardStream(IterableDataset):
     """Endless batches of shards for one of `world_size` processes; only a shuffle buffer is held.
 
-    A batch is {"id": [B names], "caption": [B tuples of all captions], "pixels": uint8 (B, 3, resolution,
+    A batch is {"id": [B names], "caption": [B first captions], "pixels": uint8 (B, sides, 3, resolution,
     resolution), "skipped": {reason: how many}}, the last counted since the same worker's batch before. A
     batch may hold the end of an epoch and the beginning of the next. One id in several shards means several
-    samples.
+    samples. The same arguments and workers give the same batches.
 
-    The DataLoader takes `batch_size=None`, any `num_workers`, and `collate_fn=dict`, which leaves batches as
-    they are (its default makes lists of the tuples). The same arguments and workers give the same batches.
+    The DataLoader takes `batch_size=None`, any `num_workers`, and `collate_fn=dict`.
 
     Args:
         paths: local files, in any order, at least one for each worker of each process.
@@ -73,6 +72,7 @@ class ShardStream(IterableDataset):
         done_batches: batches done by this process with the same arguments and workers; what was read for them
             is read and checked again.
         shuffle: encoded samples in each worker's buffer; 1 leaves the order as it is.
+        flip: adds a second, mirrored side to the pixels.
 
     Raises ValueError for a shard named twice, and from the iteration for shards without a usable sample.
     """
@@ -87,13 +87,14 @@ class ShardStream(IterableDataset):
         world_size: int = 1,
         done_batches: int = 0,
         shuffle: int = 1000,
+        flip: bool = False,
     ) -> None:
         self.paths = sorted(str(path) for path in paths)
         if len(set(self.paths)) < len(self.paths):
             raise ValueError("a shard is named more than once: its samples would come twice in an epoch")
         self.resolution, self.batch_size, self.seed = resolution, batch_size, seed
         self.rank, self.world_size = rank, world_size
-        self.done_batches, self.shuffle = done_batches, shuffle
+        self.done_batches, self.shuffle, self.flip = done_batches, shuffle, flip
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         info = get_worker_info()
@@ -105,10 +106,11 @@ class ShardStream(IterableDataset):
             pass
         while True:
             batch, skips = zip(*itertools.islice(drawn, self.batch_size), strict=True)
+            pixels = torch.from_numpy(np.stack([sample.pixels(self.resolution) for sample in batch]))
             yield {
                 "id": [sample.id for sample in batch],
-                "caption": [sample.captions for sample in batch],
-                "pixels": torch.from_numpy(np.stack([sample.pixels(self.resolution) for sample in batch])),
+                "caption": [sample.caption for sample in batch],
+                "pixels": torch.stack([pixels, pixels.flip(-1)] if self.flip else [pixels], 1),
                 "skipped": dict(sum(skips, Counter())),
             }
 

@@ -173,16 +173,6 @@ def test_a_trigger_stands_in_front() -> None:
         with_trigger("a cat", " ")
 
 
-def test_a_count_of_nothing_is_refused(
-    edit: Callable, tokenizer: CLIPTokenizer, random: np.random.Generator
-) -> None:
-    for count in (0, -1):
-        with pytest.raises(ValueError, match=f"at least 1, not {count}"):
-            edit(CAPTION, random, count)
-        with pytest.raises(ValueError, match="at least 1"):
-            random_text(tokenizer, random, count)
-
-
 def test_a_tokenizer_without_text_is_refused(random: np.random.Generator) -> None:
     special = {"<|startoftext|>": 0, "<|endoftext|>": 1}
     with pytest.raises(ValueError, match="of the 0 tokens of CLIPTokenizer none is text"):

@@ -88,12 +88,12 @@ def test_a_shard_holds_what_webdataset_reads(package: Path, tmp_path: Path) -> N
 
 
 def test_a_package_on_disk_is_not_fetched_again(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And a missing one is asked of npm at its pinned version."""
-    asked = []
-    monkeypatch.setattr("subprocess.run", lambda command, **_: asked.append(command[-1]))
+    """And a missing one is fetched from npm at its pinned version."""
+    fetched = []
+    monkeypatch.setattr("subprocess.run", lambda command, **_: fetched.append(command[-1]))
     assert builder.download("fluent-emoji", package.parent) == package
     builder.download("noto", package.parent)
-    assert asked == [f"@iconify-json/noto@{builder.VERSIONS['noto']}"]
+    assert fetched == [f"@iconify-json/noto@{builder.VERSIONS['noto']}"]
 
 
 def test_committed_shards_are_complete() -> None:

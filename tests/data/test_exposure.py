@@ -90,22 +90,16 @@ def test_a_stream_that_is_cut_goes_on_as_if_it_was_not(exposure: Exposure) -> No
         assert take(exposure, 10, ordinary, 30, start) == whole[start : start + 30]
 
 
-@pytest.mark.parametrize(
-    "settings, message",
-    [
-        ({"copies": 0}, "copies"),
-        ({"weight": 0.0}, "weight"),
-        ({"copies": 2, "weight": 2.0, "duplicated_fraction": 0.5}, "not both"),
-        ({"weight": 2.0}, "no effect"),
-        ({"duplicated_fraction": 0.0}, "duplicated_fraction"),
-        ({"duplicated_fraction": 1.1}, "duplicated_fraction"),
-        ({"ordinary_share": 1.0}, "ordinary_share"),
-        ({"ordinary_share": -0.1}, "ordinary_share"),
-    ],
-)
-def test_senseless_settings_are_refused(settings: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        Exposure(**settings)
+def test_copies_and_weight_exclude_each_other() -> None:
+    with pytest.raises(ValueError, match="not both"):
+        Exposure(copies=2, weight=2.0, duplicated_fraction=0.5)
+
+
+def test_which_images_are_duplicated() -> None:
+    """Never an ordinary one, and none where nothing is shown more often."""
+    shown = Exposure(copies=2, duplicated_fraction=0.2).is_duplicated(10, 3, seed=0)
+    assert shown.shape == (13,) and shown.sum() == 2 and not shown[10:].any()
+    assert not Exposure(duplicated_fraction=0.2).is_duplicated(10, 0, seed=0).any()
 
 
 def test_a_share_of_nothing_is_refused() -> None:
@@ -128,10 +122,3 @@ def test_what_rounding_leaves_without_effect_is_refused(
     for act in (lambda: exposure.pass_length(images, 0), lambda: take(exposure, images, 5, 1)):
         with pytest.raises(ValueError, match=message):
             act()
-
-
-def test_images_alone_need_duplicates() -> None:
-    for settings in ({"copies": 2}, {"weight": 2.0, "duplicated_fraction": 0.5}):
-        assert Exposure(duplicate="image", **settings).duplicates
-    with pytest.raises(ValueError, match="nothing is duplicated: give copies or weight"):
-        Exposure(duplicate="image", duplicated_fraction=0.5)

@@ -1,4 +1,4 @@
-"""`python -m data inspect`: what training data holds, told before anything is trained on it."""
+"""`python -m data inspect`: what training data holds."""
 
 import json
 import subprocess
@@ -15,10 +15,10 @@ from tests.data.image_files import encoded, noise, write_folder, write_shard, wr
 
 
 def inspected(*sources: str | Path, keep: int = 0) -> Inspection:
-    found = Inspection(keep)
+    inspection = Inspection(keep)
     for source in sources:
-        found.read(str(source), lambda rows, total, name: rows)
-    return found
+        inspection.read(str(source), lambda rows, name, total: rows)
+    return inspection
 
 
 def command(*args: str) -> subprocess.CompletedProcess:
@@ -42,9 +42,9 @@ def shards(folder: Path) -> Path:
 
 
 def test_everything_is_counted(tmp_path: Path) -> None:
-    found = inspected(shards(tmp_path))
-    rows = dict(found.rows())
-    assert found.layouts == [(str(tmp_path), "webdataset shards (2)", 3)]
+    inspection = inspected(shards(tmp_path))
+    rows = dict(inspection.rows())
+    assert inspection.layouts == [(str(tmp_path), "webdataset shards (2)", 3)]
     assert rows["usable images"] == "3"
     assert rows["formats"] == "PNG RGB: 2, JPEG RGB: 1"
     assert rows["width"].startswith("40 / 48 / 48 ") and rows["height"].startswith("20 / 48 / 48 ")
@@ -52,9 +52,9 @@ def test_everything_is_counted(tmp_path: Path) -> None:
     assert rows["characters per caption"].startswith("1 / 5 / 13 ")
     assert rows["same image again"] == "1 in 1 groups; the largest, of 2: 1, 2"
     assert rows["same (first) caption again"] == "1 in 1 groups; the largest, of 2: 1, 2"
-    assert found.skipped == {"unreadable images": 1}
+    assert inspection.skipped == {"unreadable images": 1}
     shard_counts = {"count": 5, "successes": 4, "failed_to_download": 1, "HTTP Error 404: Not Found": 1}
-    assert found.shards == shard_counts
+    assert inspection.shards == shard_counts
 
 
 def test_the_bar_knows_its_end_from_the_shards_counts(tmp_path: Path) -> None:
@@ -64,7 +64,7 @@ def test_the_bar_knows_its_end_from_the_shards_counts(tmp_path: Path) -> None:
     for content in (None, "{}", "[" * 100_000):
         if content:
             (tmp_path / "00001_stats.json").write_text(content)
-        Inspection().read(str(tmp_path), lambda rows, total, name: totals.append(total) or rows)
+        Inspection().read(str(tmp_path), lambda rows, name, total: totals.append(total) or rows)
     assert totals == [4, None, None]
 
 
@@ -79,9 +79,9 @@ def test_classes_are_counted(tmp_path: Path) -> None:
     files = {"a_b/1.png": noise(0), "a_b/2.png": noise(1), "a_b/3.png": noise(2), "c/1.png": noise(3)}
     write_folder(tmp_path / "classes", files)
     shard = write_shard(tmp_path / "s.tar", "x")
-    told = dict(inspected(tmp_path / "classes", shard).rows())
-    assert told["classes"] == "2" and told["images per class"].startswith("1 / 2 / 3 ")
-    assert told["without a class"] == "1"
+    text = dict(inspected(tmp_path / "classes", shard).rows())
+    assert text["classes"] == "2" and text["images per class"].startswith("1 / 2 / 3 ")
+    assert text["without a class"] == "1"
     assert "without a class" not in dict(inspected(tmp_path / "classes").rows())
     assert "classes" not in dict(inspected(shard).rows())
 
@@ -89,18 +89,18 @@ def test_classes_are_counted(tmp_path: Path) -> None:
 def test_the_layout_says_how_many_captions_of_a_file_match(tmp_path: Path) -> None:
     shard = write_shard(tmp_path / "s.tar", "xyz")
     write_folder(tmp_path, {"blip.json": json.dumps({"x": ["one", "two"], "z": "three", "w": "four"})})
-    found = inspected(f"{shard}?captions={tmp_path / 'blip.json'}")
-    assert [layout for _, layout, _ in found.layouts] == [
+    inspection = inspected(f"{shard}?captions={tmp_path / 'blip.json'}")
+    assert [layout for _, layout, _ in inspection.layouts] == [
         "webdataset shards (1); captions of blip.json: 2 of 3 match"
     ]
-    assert found.skipped == {"captions without image": 1}
+    assert inspection.skipped == {"captions without image": 1}
 
 
 def test_ids_that_training_would_refuse_are_told(tmp_path: Path) -> None:
     """Of two sources too."""
     paths = [write_shard(tmp_path / name, "ab") for name in ("a.tar", "b.tar")]
-    told = dict(inspected(*paths).rows())
-    assert told["same id again: refused in training"] == "2 in 2 groups; the largest, of 2: a, a"
+    text = dict(inspected(*paths).rows())
+    assert text["same id again: refused in training"] == "2 in 2 groups; the largest, of 2: a, a"
     assert len(inspected(*paths).layouts) == 2
 
 
@@ -134,8 +134,8 @@ def test_the_command(tmp_path: Path) -> None:
     source = shards(tmp_path / "data [bold]")
     done = command("inspect", str(source), "--sheet", str(tmp_path / "sheet.png"))
     assert done.returncode == 0, done.stderr
-    for told in ("data [bold]", "webdataset shards (2)", "unreadable images", "HTTP Error 404", "sheet.png"):
-        assert told in done.stdout
+    for text in ("data [bold]", "webdataset shards (2)", "unreadable images", "HTTP Error 404", "sheet.png"):
+        assert text in done.stdout
     assert "skipped '3': unreadable images: cannot identify image file" in done.stderr
     assert Image.open(tmp_path / "sheet.png").width > 176
 
@@ -147,7 +147,7 @@ def test_no_picture_is_written_unasked(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "args, code, told",
+    "args, code, text",
     [
         (["--help"], 0, "python -m data inspect"),
         (["inspect", "--help"], 0, "--sheet FILE.png"),
@@ -156,10 +156,10 @@ def test_no_picture_is_written_unasked(tmp_path: Path) -> None:
         (["inspect", "nowhere", "--sheet", "sheet.doc"], 2, "'sheet.doc' is no picture"),
     ],
 )
-def test_help_and_errors(args: list[str], code: int, told: str) -> None:
+def test_help_and_errors(args: list[str], code: int, text: str) -> None:
     """An error is a line, not a traceback."""
     done = command(*args)
-    assert done.returncode == code and told in done.stdout + done.stderr
+    assert done.returncode == code and text in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -62,6 +62,18 @@ WEN = """{"caption": "Mothers, and a hippo", "index": 964841345, "url": "https:/
         ("a.JSONL", lines({"Prompt": "a cat", "Index": 3}), [Prompt("3", "a cat")]),
         ("both.jsonl", lines({"text": "a cat", "id": "x", "index": 3}), [Prompt("x", "a cat")]),
         ("gap.jsonl", lines({"text": "a cat", "id": None, "index": 3}), [Prompt("3", "a cat")]),
+        ("nan.csv", "id,text\nnan,NaN\nNaN,nan\n", [Prompt("nan", "NaN"), Prompt("NaN", "nan")]),
+        (
+            "marks.tsv",
+            'id\ttext\n1\t"G I G G L E" painted\n2\t"a" and "b"\n3\t"a ""cat"""\n4\t"open\n',
+            [
+                Prompt("1", '"G I G G L E" painted'),
+                Prompt("2", '"a" and "b"'),
+                Prompt("3", 'a "cat"'),
+                Prompt("4", '"open'),
+            ],
+        ),
+        ("cells.tsv", 'text\tid\n"a\tcat"\t1\n"a\ndog"\t2\n', [Prompt("1", "a\tcat"), Prompt("2", "a\ndog")]),
         (
             "gap.csv",
             'index,id,text\n3," ",a cat\n,,a dog\n',

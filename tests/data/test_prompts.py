@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from data.prompts import Prompt, inline_prompts, load_prompts
+from data.prompts import Prompt, inline_prompts, load_prompts, source_fingerprint, without
 from tests.data.prompt_files import exposures, lines, write
 
 
@@ -56,7 +56,7 @@ def test_a_prompt_that_comes_again_is_used_once_and_counted(
     with caplog.at_level(logging.WARNING):
         prompts = load_prompts(write(tmp_path / "a.txt", "one\ntwo\none\n one\n"))
     assert [prompt.text for prompt in prompts] == ["one", "two"]
-    assert "2 prompts come more than once" in caplog.text
+    assert "2 prompts are repeated" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_a_row_that_comes_again_is_used_once_and_counted(
     with caplog.at_level(logging.WARNING):
         prompts = load_prompts(write(tmp_path / name, content))
     assert prompts == [Prompt("7", "one"), Prompt("8", "two")]
-    assert "1 prompts come more than once" in caplog.text
+    assert "1 prompts are repeated" in caplog.text
 
 
 def test_prompts_from_the_command_line_are_those_of_a_file(
@@ -80,7 +80,7 @@ def test_prompts_from_the_command_line_are_those_of_a_file(
 ) -> None:
     prompts = inline_prompts([" one", "two, three", "one"])
     assert prompts == load_prompts(write(tmp_path / "a.txt", "one\ntwo, three"))
-    assert "1 prompts come more than once" in caplog.text
+    assert "1 prompts are repeated" in caplog.text
 
 
 @pytest.mark.parametrize("texts", [[], [""], ["one", " \n"]])
@@ -119,3 +119,17 @@ def test_a_missing_source_is_an_error(tmp_path: Path) -> None:
     write(tmp_path / "config.yaml", "seed: 0")  # a run that has not finished
     with pytest.raises(FileNotFoundError, match="no exposures.parquet"):
         load_prompts(str(tmp_path))
+
+
+def test_memorized_prompts_are_left_out_by_their_text() -> None:
+    """Whatever their ids, letter case and spaces; of two that say the same the first stays."""
+    prompts = [Prompt("1", "A  cat"), Prompt("2", "a dog"), Prompt("3", "A dog"), Prompt("4", "a cow")]
+    assert without(prompts, [Prompt("x", "a Cat ")]) == ([prompts[1], prompts[3]], 2)
+
+
+def test_a_fingerprint_is_of_the_whole_content(tmp_path: Path) -> None:
+    """One byte in the middle of a large file is enough."""
+    content = bytearray(b"a line of text\n" * 2_000_000)
+    before = source_fingerprint(write(tmp_path / "a.txt", bytes(content)))
+    content[100] ^= 1
+    assert source_fingerprint(write(tmp_path / "a.txt", bytes(content))) != before

@@ -100,7 +100,7 @@ class Drawn(Dataset):
             batch["caption"] = [self.captions.text(*draw) for draw in draws]
         else:
             batch["embedding"] = self.embeddings.rows(
-                "embedding", [self.captions.place(*draw) for draw in draws]
+                "embedding", [self.captions.text_index(*draw) for draw in draws]
             )
         return batch
 

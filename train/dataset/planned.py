@@ -86,7 +86,7 @@ class LatentData(pl.LightningDataModule):
             if self.limit > len(images):
                 raise ValueError(f"data.limit is {self.limit}, but {self.sources} hold {len(images)} images")
             chosen = np.sort(np.random.default_rng([self.seed, 0]).permutation(len(images))[: self.limit])
-            images = CaptionedImages([images[index] for index in chosen], images.skipped)
+            images = CaptionedImages([images[index] for index in chosen], images.skipped, images.layouts)
         self.images = images
         self.ordinary_images = load_captioned(*self.ordinary) if self.ordinary else CaptionedImages([])
         self.everything = CaptionedImages(images.samples + self.ordinary_images.samples)

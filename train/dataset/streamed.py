@@ -8,7 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from jsonargparse.typing import NonNegativeInt, PositiveInt
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 
 from data.captioned import Sample
 from data.sources.shards import read_stats
@@ -73,10 +73,10 @@ class StreamedData(pl.LightningDataModule):
         micro = trainer.accumulate_grad_batches
         stream = ShardStream(
             self.paths, self.resolution, self.batch_size, self.seed, trainer.global_rank, trainer.world_size,
-            trainer.global_step * micro, self.shuffle,
+            trainer.global_step * micro, self.shuffle, self.flip,
         )  # fmt: skip
         return DataLoader(
-            Prepared(stream, self.flip),
+            stream,
             batch_size=None,
             num_workers=self.workers,
             collate_fn=dict,
@@ -135,18 +135,3 @@ def check_batch(paths: list[str], global_batch: int) -> None:
         f"a step takes {global_batch} images (batch, devices and accumulation) and the shards have {images}: "
         "lower data.batch_size, or give more shards"
     )
-
-
-class Prepared(IterableDataset):
-    """The stream's batches as the model takes them: pixels (B, sides, 3, H, W), one caption an image."""
-
-    def __init__(self, stream: ShardStream, flip: bool):
-        self.stream, self.flip = stream, flip
-
-    def __iter__(self):
-        for batch in self.stream:
-            pixels = batch["pixels"]
-            yield batch | {
-                "pixels": torch.stack([pixels, pixels.flip(-1)] if self.flip else [pixels], 1),
-                "caption": [captions[0] for captions in batch["caption"]],
-            }

@@ -121,9 +121,10 @@ def planned_rows(
     data.load()
     data.check_batch(batch)
     images, ordinary, exposure = len(data.images), len(data.ordinary_images), data.exposure
-    duplicated = len(exposure.duplicated(images, data.seed)) if exposure.duplicates else 0
+    duplicated = int(exposure.is_duplicated(images, ordinary, data.seed).sum())
     one_pass = exposure.pass_length(images, data.seed)
     row("images", f"{data.images.report()}, {duplicated:,} of them duplicated")
+    row("layout", " | ".join(data.images.layouts))
     row("ordinary images", data.ordinary_images.report() if ordinary else "none")
     row("draws in a pass", f"{one_pass:,}; passes: {draws / one_pass:.2f}")
     passes = draws / one_pass

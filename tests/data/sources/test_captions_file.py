@@ -19,8 +19,8 @@ def captions(source: str | Path) -> dict[str, tuple[str, ...]]:
     return {sample.id: sample.captions for sample in load_captioned(str(source)).samples}
 
 
-def recaptioned(folder: Path, found: dict | list) -> Path:
-    write_folder(folder, {"blip.json": json.dumps(found)})
+def recaptioned(folder: Path, content: dict | list) -> Path:
+    write_folder(folder, {"blip.json": json.dumps(content)})
     return folder / "blip.json"
 
 
@@ -60,8 +60,8 @@ def test_values_that_are_no_captions_are_counted(tmp_path: Path, images: str) ->
             write_folder(tmp_path / "x", {f"{name}.png": noise(ord(name)) for name in "abcd"}),
             "/y/{}.png",
         )
-    found = {"a": None, "b": 3, "c": {"text": "x"}, "d": ["new"]}
-    file = recaptioned(tmp_path, {key.format(name): value for name, value in found.items()})
+    content = {"a": None, "b": 3, "c": {"text": "x"}, "d": ["new"]}
+    file = recaptioned(tmp_path, {key.format(name): value for name, value in content.items()})
     read = load_captioned(f"{source}?captions={file}")
     assert [(sample.id, sample.caption) for sample in read.samples] == [("d", "new")]
     assert read.skipped == {"without caption": 1, "captions that are no text": 2}
@@ -92,7 +92,7 @@ def test_keys_are_compared_as_file_names(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "found, told",
+    "content, message",
     [
         (
             {"y": ["a"], "z": ["b"]},
@@ -103,10 +103,10 @@ def test_keys_are_compared_as_file_names(tmp_path: Path) -> None:
         ({}, "is no captions file"),
     ],
 )
-def test_captions_of_something_else_are_refused(tmp_path: Path, found: dict | list, told: str) -> None:
+def test_captions_of_something_else_are_refused(tmp_path: Path, content: dict | list, message: str) -> None:
     shard = write_shard(tmp_path / "s.tar", "x")
-    with pytest.raises(ValueError, match=told):
-        load_captioned(f"{shard}?captions={recaptioned(tmp_path, found)}")
+    with pytest.raises(ValueError, match=message):
+        load_captioned(f"{shard}?captions={recaptioned(tmp_path, content)}")
 
 
 def test_a_captions_file_that_is_not_there(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def write(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[datasets.
     return lambda rows: request.param(rows, tmp_path)
 
 
-def told(source: str) -> list[tuple[str, tuple[str, ...]]]:
+def labelled(source: str) -> list[tuple[str, tuple[str, ...]]]:
     return [(sample.label, sample.captions) for sample in load_captioned(source).samples]
 
 
@@ -57,25 +57,31 @@ def test_a_class_makes_the_caption(write: Callable, column: str) -> None:
     """Whatever its column is called, if it is the only one; as with class folders."""
     source = write(table({column: [2, 0, 1]}))
     expected = [WORDS[number] for number in (2, 0, 1)]
-    assert told(source) == [(name, (f"An image of {name}",)) for name in expected]
-    found = inspected(source)
-    assert found.layouts[0][1].endswith(f"; captions by class ({column!r})")
-    assert dict(found.rows())["classes"] == "3"
+    assert labelled(source) == [(name, (f"An image of {name}",)) for name in expected]
+    inspection = inspected(source)
+    assert inspection.layouts[0][1].endswith(f"; captions by class ({column!r})")
+    assert dict(inspection.rows())["classes"] == "3"
 
 
 def test_a_column_of_captions_stays(write: Callable) -> None:
     """And the class is a label beside it."""
     source = write(table({"label": [1, 0]}, text=["a ball", "a fish"]))
-    assert told(source) == [("golf ball", ("a ball",)), ("tench", ("a fish",))]
+    assert labelled(source) == [("golf ball", ("a ball",)), ("tench", ("a fish",))]
     assert "by class" not in inspected(source).layouts[0][1]
 
 
 def test_a_class_that_is_named_as_the_caption(write: Callable) -> None:
     """Its names, not its numbers, and nothing around them."""
     source = write(table({"label": [1, 0], "kind": [0, 2]}))
-    assert told(f"{source}?caption=label") == [("golf ball", ("golf ball",)), ("tench", ("tench",))]
-    assert told(f"{source}?caption=kind") == [("tench", ("tench",)), ("French horn", ("French horn",))]
-    assert told(f"{source}?caption=kind&label=label")[1] == ("tench", ("French horn",))
+    assert labelled(f"{source}?caption=label") == [
+        ("golf ball", ("golf ball",)),
+        ("tench", ("tench",)),
+    ]
+    assert labelled(f"{source}?caption=kind") == [
+        ("tench", ("tench",)),
+        ("French horn", ("French horn",)),
+    ]
+    assert labelled(f"{source}?caption=kind&label=label")[1] == ("tench", ("French horn",))
 
 
 def test_a_class_of_several_is_asked_for(write: Callable) -> None:
@@ -84,7 +90,7 @@ def test_a_class_of_several_is_asked_for(write: Callable) -> None:
     source = write(table({"fine": [0, 1], "coarse": [1, 1]}, **columns))
     with pytest.raises(ValueError, match="which column is the caption"):
         load_captioned(source)
-    assert told(f"{source}?label=fine") == [
+    assert labelled(f"{source}?label=fine") == [
         ("tench", ("An image of tench",)),
         ("golf ball", ("An image of golf ball",)),
     ]
@@ -106,7 +112,7 @@ def test_a_number_without_a_class(write: Callable) -> None:
 
 
 def test_an_unknown_class_keeps_its_caption(write: Callable) -> None:
-    assert told(write(table({"label": [-1, 2]}, text=["a", "b"]))) == [
+    assert labelled(write(table({"label": [-1, 2]}, text=["a", "b"]))) == [
         (None, ("a",)),
         ("French horn", ("b",)),
     ]
@@ -116,7 +122,7 @@ def test_each_parquet_file_has_its_own_classes(tmp_path: Path) -> None:
     table({"label": [0, 1]}).to_parquet(tmp_path / "a.parquet")
     other = table({"label": [0, 1]}).cast_column("label", datasets.ClassLabel(names=["x", "y"]))
     other.to_parquet(tmp_path / "b.parquet")
-    assert [label for label, _ in told(str(tmp_path))] == ["tench", "golf ball", "x", "y"]
+    assert [label for label, _ in labelled(str(tmp_path))] == ["tench", "golf ball", "x", "y"]
 
 
 @pytest.mark.parametrize(
@@ -133,7 +139,7 @@ def test_metadata_that_is_not_understood_counts_for_nothing(tmp_path: Path, meta
     columns = columns.replace_schema_metadata({"huggingface": metadata})
     pq.write_table(columns, tmp_path / "a.parquet")
     assert class_names(columns.schema) == {}
-    assert told(f"{tmp_path}/a.parquet") == [(None, ("a",))]
+    assert labelled(f"{tmp_path}/a.parquet") == [(None, ("a",))]
 
 
 def test_class_folders_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,7 +149,7 @@ def test_class_folders_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     write_folder(
         tmp_path / "owner/cats", {f"train/{name}/{name}.png": noise(3) for name in ("a", "golf_ball")}
     )
-    assert told("hf:owner/cats") == [
+    assert labelled("hf:owner/cats") == [
         ("a", ("An image of a",)),
         ("golf ball", ("An image of golf ball",)),
     ]

@@ -90,7 +90,7 @@ def test_sources_that_are_numbered_alike_have_prefixes(tmp_path: Path, kind: str
 
             sources.append(f"{tmp_path / name}.parquet")
             pq.write_table(pa.table({"png": [noise(0)], "text": ["a"], "id": ["0"]}), sources[-1])
-    with pytest.raises(ValueError, match=r"1 ids stand more than once .*'0'; .*/b.*\?prefix=b_'"):
+    with pytest.raises(ValueError, match=r"1 ids are repeated .*'0'; .*/b.*\?prefix=b_'"):
         load_captioned(*sources)
     images = load_captioned(sources[0], f"{sources[1]}?prefix=b_")
     assert [sample.id for sample in images.samples] == ["0", "b_0"]

@@ -9,6 +9,7 @@ import pytest
 from data.captioned import load_captioned
 from data.sources.classes import IMAGENETTE
 from data.sources.layouts import is_data
+from data.sources.rows import NOT_READ
 from tests.data.image_files import encoded, noise, write_folder, write_shard
 
 ELSEWHERE = "/fs/cml-projects/diffusion_rep/data/laion_10k_random"
@@ -83,8 +84,8 @@ def test_an_ambiguous_name_needs_a_longer_tail(tmp_path: Path) -> None:
     """Of three 0.png, two have partners in folders of the same name; the third is not given what is left."""
     images = ["a/0.png", "b/0.png", "c/0.png", "c/1.png"]
     dcr(tmp_path, images, ["x/a/0.png", "x/b/0.png", "x/d/0.png", "x/d/1.png"])
-    found = {key: each[0] for key, each in captions(tmp_path).items()}
-    assert found == {"a_0": "alt x/a/0.png", "b_0": "alt x/b/0.png", "1": "alt x/d/1.png"}
+    read = {key: each[0] for key, each in captions(tmp_path).items()}
+    assert read == {"a_0": "alt x/a/0.png", "b_0": "alt x/b/0.png", "1": "alt x/d/1.png"}
 
 
 def test_captions_of_other_images_are_refused(tmp_path: Path) -> None:
@@ -118,14 +119,14 @@ def test_imagenette(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for split in ("train", "val"):
         imagenette(tmp_path, split)
     write_folder(tmp_path, {"noisy_imagenette.csv": "path,noisy_labels_0\n"})
-    found = captions(tmp_path)
-    assert found == captions(tmp_path / "train") and "only its folder 'train' is read" in caplog.text
-    assert len(found) == 10
+    read = captions(tmp_path)
+    assert read == captions(tmp_path / "train") and "only its folder 'train' is read" in caplog.text
+    assert len(read) == 10
     assert {sample.label for sample in load_captioned(str(tmp_path)).samples} == set(IMAGENETTE.values())
-    assert found["n01440764_0"] == ("An image of tench",) and found["n03394916_5"] == (
+    assert read["n01440764_0"] == ("An image of tench",) and read["n03394916_5"] == (
         "An image of French horn",
     )
-    assert set(captions(tmp_path / "val")).isdisjoint(found)
+    assert set(captions(tmp_path / "val")).isdisjoint(read)
 
 
 def test_other_class_folders(tmp_path: Path) -> None:
@@ -229,3 +230,59 @@ def test_an_image_on_several_rows_of_metadata(tmp_path: Path) -> None:
     )
     assert [(sample.id, sample.captions) for sample in images.samples] == [("a", ("one", "two", "three"))]
     assert images.skipped == {"without caption": 1}
+
+
+@pytest.mark.parametrize(
+    "files, message",
+    [
+        ({"10_zxq woman/1.png": 0, "10_zxq woman/2.png": 1}, "'10_zxq woman' .* whose number means repeats"),
+        ({"10_a/1.png": 0, "10_a/1.txt": "a", "1_b/2.png": 1}, "'10_a' .* whose number means repeats"),
+        ({"1.png": 0, "1.txt": "a", "1-masklabel.png": 1}, "1-masklabel.png is a mask of OneTrainer"),
+    ],
+)
+def test_folders_of_other_trainers_are_refused(tmp_path: Path, files: dict, message: str) -> None:
+    files = {name: noise(value) if isinstance(value, int) else value for name, value in files.items()}
+    with pytest.raises(ValueError, match=message):
+        load_captioned(write_folder(tmp_path, files))
+
+
+def test_caption_files_of_other_trainers_are_read(tmp_path: Path) -> None:
+    assert captions(write_folder(tmp_path, {"1.png": noise(0), "1.caption": "a"})) == {"1": ("a",)}
+
+
+@pytest.mark.parametrize("name", ["00000", "images"])
+def test_doubtful_classes_are_named_loudly(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    load_captioned(write_folder(tmp_path, {f"{name}/1.png": noise(0), "x/2.png": noise(1)}))
+    assert f"NO CAPTIONS FOUND: captions made of folder names, such as 'An image of {name}'" in caplog.text
+
+
+def test_what_a_layout_leaves_aside_is_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    files = {"x.png": noise(0), "y.tiff": b"", "sub/z.png": noise(1)}
+    source = write_folder(tmp_path, files)
+    write_shard(tmp_path / "0.tar", "a")
+    write_shard(tmp_path / "sub/1.tar", "b")
+    images = load_captioned(source)
+    assert images.skipped == {"images beside shards": 2, "shards in subfolders": 1, NOT_READ: 1}
+    assert "1 shards in subfolders, such as" in caplog.text and "sub/1.tar" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("Löwe".encode("utf-16"), "Löwe"),
+        ("plain words".encode("utf-16-le"), "plain words"),
+        ("ein Löwe schläft".encode("latin-1"), "ein Löwe schläft"),
+        ("猫がいる".encode("shift-jis"), None),
+    ],
+)
+def test_captions_that_are_no_utf8(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, text: bytes, expected: str | None
+) -> None:
+    """Decoded where the encoding is certain, and that is said; else left out."""
+    files = {"a.png": noise(0), "a.txt": text, "b.png": noise(1), "b.txt": "b"}
+    images = load_captioned(write_folder(tmp_path, files))
+    assert [sample.caption for sample in images.samples] == [*filter(None, [expected]), "b"]
+    assert ("1 captions are not UTF-8 and were read as" in caplog.text) == bool(expected)
+    assert images.skipped == ({} if expected else {"captions that are not UTF-8": 1})

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.captioned import Sample, load_captioned
+from data.captioned import Sample, UnreadableImage, load_captioned
 from data.sources.image import MAX_PIXELS, problem
-from tests.data.image_files import encoded, noise, write_folder
+from tests.data.image_files import damaged, encoded, noise, write_folder
 
 RAMP = np.arange(256, dtype=np.uint16).reshape(16, 16) * 257  # 0 to 65535
 
@@ -134,6 +134,29 @@ def test_half_an_image_is_unreadable(form: str) -> None:
     image = noise(1, form)
     assert problem(image) is None
     assert problem(image[: len(image) // 2])[0] == "unreadable images"
+
+
+def damaged_ones() -> dict[str, bytes]:
+    """Damage that headers and checksums do not show."""
+    pixels = np.random.default_rng(0).integers(0, 256, (192, 193), np.uint8)
+    pixels[:, 0] = 0
+    whole, data = png(64, 192, 8, 2, pixels.tobytes()), b"IDAT" + zlib.compress(pixels.tobytes())[:1000]
+    short = whole[:33] + struct.pack(">I", 1000) + data + struct.pack(">I", zlib.crc32(data)) + whole[-12:]
+    jpeg = bytearray(saved(Image.fromarray(pixels), "jpeg", progressive=True))
+    scan = jpeg.index(b"\xff\xda")
+    jpeg[scan + 100 : scan + 4000 : 37] = bytes(value ^ 0x5A for value in jpeg[scan + 100 : scan + 4000 : 37])
+    return {"idat": short, "no scan": damaged(), "jpeg": bytes(jpeg)}
+
+
+@pytest.mark.parametrize("kind", ["idat", "no scan", "jpeg"])
+def test_damage_that_only_decoding_shows_is_counted(tmp_path: Path, kind: str) -> None:
+    """And never decoded in part."""
+    image = damaged_ones()[kind]
+    files = {"a.png": image, "a.txt": "a", "b.png": encoded(), "b.txt": "b"}
+    images = load_captioned(write_folder(tmp_path, files))
+    assert len(images) == 1 and images.skipped == {"unreadable images": 1}
+    with pytest.raises(UnreadableImage, match="image 'a' cannot be decoded"):
+        Sample("a", image, "").rgb()
 
 
 def test_postscript_is_not_run() -> None:

@@ -20,7 +20,7 @@ def write(path: Path, *texts: str, kind: pa.DataType | None = None) -> None:
     pq.write_table(pa.table({"image": pa.array(images, kind), "text": list(texts)}), path)
 
 
-def told(*sources: str) -> list[tuple[str, str]]:
+def pairs(*sources: str) -> list[tuple[str, str]]:
     return [(sample.id, sample.caption) for sample in load_captioned(*sources).samples]
 
 
@@ -38,10 +38,10 @@ def test_splits_are_not_mixed(tmp_path: Path, name: str, key: str, caplog: pytes
     for split in ("train", "test"):
         write(tmp_path / name.format(split), split)
     train, test = ((f"{key.format(split)}_0000000", split) for split in ("train", "test"))
-    assert told(str(tmp_path)) == [train]
+    assert pairs(str(tmp_path)) == [train]
     assert f"{tmp_path}: only the split 'train' is read, of ['test', 'train']" in caplog.text
-    assert told(f"{tmp_path}?split=train", f"{tmp_path}?split=test") == [train, test]
-    assert told(f"{tmp_path}/{name.format('{train,test}')}?split=test")[0][1] == "test"
+    assert pairs(f"{tmp_path}?split=train", f"{tmp_path}?split=test") == [train, test]
+    assert pairs(f"{tmp_path}/{name.format('{train,test}')}?split=test")[0][1] == "test"
     with pytest.raises(ValueError, match=r"no split 'val': .* \['test', 'train'\]"):
         load_captioned(f"{tmp_path}?split=val")
 
@@ -50,32 +50,32 @@ def test_a_single_split_is_read_whatever_it_is(tmp_path: Path, caplog: pytest.Lo
     """Also by the name of its own folder."""
     caplog.set_level(logging.WARNING)
     write(tmp_path / "test/0000.parquet", "a")
-    assert len(told(str(tmp_path))) == len(told(str(tmp_path / "test"))) == 1
-    assert len(told(f"{tmp_path}/test/*.parquet?split=test")) == 1 and not caplog.text
+    assert len(pairs(str(tmp_path))) == len(pairs(str(tmp_path / "test"))) == 1
+    assert len(pairs(f"{tmp_path}/test/*.parquet?split=test")) == 1 and not caplog.text
 
 
 def test_files_of_one_name(tmp_path: Path) -> None:
     """In folders that are no splits: all are read."""
     for name in "ab":
         write(tmp_path / name / "0.parquet", name)
-    assert told(str(tmp_path)) == [("a_0_0000000", "a"), ("b_0_0000000", "b")]
+    assert pairs(str(tmp_path)) == [("a_0_0000000", "a"), ("b_0_0000000", "b")]
 
 
 def test_linked_folders_of_parquet_files(tmp_path: Path) -> None:
     write(tmp_path / "disk/a.parquet", "a")
     (tmp_path / "data").mkdir()
     (tmp_path / "data/b").symlink_to(tmp_path / "disk")
-    assert told(str(tmp_path / "data")) == [("a_0000000", "a")]
+    assert pairs(str(tmp_path / "data")) == [("a_0000000", "a")]
 
 
 def test_more_files_than_may_be_open(tmp_path: Path) -> None:
     for number in range(80):
         write(tmp_path / f"{number:02d}.parquet", "a")
-    told(f"{tmp_path}/00.parquet")  # what is loaded at first may hold files open
+    pairs(f"{tmp_path}/00.parquet")  # what is loaded at first may hold files open
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
     try:
-        assert len(told(str(tmp_path))) == 80
+        assert len(pairs(str(tmp_path))) == 80
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
@@ -85,7 +85,7 @@ def test_bytes_of_either_length(tmp_path: Path, kind: pa.DataType) -> None:
     """In a struct, as Hugging Face has images, too."""
     write(tmp_path / "a.parquet", "a", kind=pa.struct([("bytes", kind), ("path", pa.string())]))
     pq.write_table(pa.table({"image": pa.array([noise(0)], kind), "text": ["b"]}), tmp_path / "b.parquet")
-    assert [text for name in "ab" for _, text in told(f"{tmp_path}/{name}.parquet")] == ["a", "b"]
+    assert [text for name in "ab" for _, text in pairs(f"{tmp_path}/{name}.parquet")] == ["a", "b"]
 
 
 def test_what_is_suggested_can_be_given(tmp_path: Path) -> None:
@@ -98,4 +98,4 @@ def test_what_is_suggested_can_be_given(tmp_path: Path) -> None:
         load_captioned(f"{tmp_path}/cats?split=test")
     with pytest.raises(ValueError, match=f"Say it as '{tmp_path}/cats.caption=COLUMN'"):
         load_captioned(f"{tmp_path}/cats")
-    assert told(f"{tmp_path}/cats?caption=title") == [("cats_test_0000000", "a")]
+    assert pairs(f"{tmp_path}/cats?caption=title") == [("cats_test_0000000", "a")]

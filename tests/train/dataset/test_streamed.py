@@ -6,7 +6,6 @@ from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -16,7 +15,7 @@ from infer.basin.options import Basin
 from infer.metrics.options import MeasureOptions
 from tests.data.image_files import damaged, encoded, noise, write_shard, write_tar
 from tests.train import fits
-from tests.train.fits import assert_same_run, short, spied, spy, start, stop, unet
+from tests.train.fits import assert_same_run, short, spied, spy, start, stop
 from train.__main__ import main
 from train.dataset.streamed import StreamedData, check_batch
 
@@ -116,14 +115,14 @@ def test_the_run_can_be_measured(streamed: Path, shards: Path, tiny_clip: Path, 
 
 
 def test_the_fingerprint_is_the_shards_wherever_they_lie(shards: Path, tmp_path: Path) -> None:
-    found = []
+    fingerprints = []
     shutil.copytree(shards, tmp_path / "moved")
     for folder, more in ((shards, b""), (tmp_path / "moved", b""), (tmp_path / "moved", b"more")):
         data = StreamedData([])
         data.paths = [str(folder / f"{shard}.tar") for shard in range(5)]
         Path(data.paths[4]).write_bytes(Path(data.paths[4]).read_bytes() + more)
-        found.append(data.about()["data_fingerprint"])
-    assert found[0] == found[1] != found[2]
+        fingerprints.append(data.about()["data_fingerprint"])
+    assert fingerprints[0] == fingerprints[1] != fingerprints[2]
 
 
 def test_exposures_are_what_was_seen(streamed: Path, world: Path) -> None:
@@ -139,29 +138,6 @@ def test_the_monitor_shows_the_first_images_that_can_be_decoded(streamed: Path) 
     rows = pd.read_parquet(streamed / "samples/similarity.parquet")
     assert rows["id"].tolist() == ["s00", "s01"] * 2 and rows["step"].tolist() == [3, 3, 6, 6]
     assert len(list((streamed / "samples").glob("step-*.png"))) == 2
-
-
-def test_the_loss_by_timestep_adds_up(streamed: Path, world: Path) -> None:
-    """Bins are empty where the spy saw no timestep, and only there."""
-    metrics = pd.read_csv(streamed / "metrics.csv")
-    bins = [f"loss_t{low}_{low + 250}" for low in range(0, 1000, 250)]
-    timesteps = torch.stack([batch["timesteps"] for batch in spied(world / "stream_spied")])
-    place = (timesteps // 250).reshape(STEPS, ACCUMULATED * BATCH)
-    counts = np.array([np.bincount(row, minlength=4) for row in place])
-    assert np.array_equal(metrics[bins].isna(), counts == 0)
-    # the loss is that of a step's last batch, the bins are of all of its batches
-    assert metrics[bins].to_numpy()[counts > 0].min() > 0
-
-
-def test_the_export_is_the_moving_average(streamed: Path, world: Path, tiny_pipeline: Path) -> None:
-    average = unet(tiny_pipeline)["conv_in.weight"]
-    weights = {batch["step"]: batch["weight"] for batch in spied(world / "stream_spied")}
-    for step in range(1, STEPS + 1):
-        keep = min(0.45, (1 + step) / (10 + step))
-        average = keep * average + (1 - keep) * weights[step]
-    exported = unet(streamed / "pipeline")["conv_in.weight"]
-    torch.testing.assert_close(exported, average, atol=2e-7, rtol=1e-5)
-    assert (exported - weights[STEPS]).abs().max() > 1e-5
 
 
 @pytest.mark.parametrize("workers", [0, 2])
