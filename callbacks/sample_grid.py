@@ -6,9 +6,9 @@ import lightning.pytorch as pl
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from data.batches import in_batches
 from infer.denoising.hooks import Request
 from infer.denoising.sampling import make_images
-from infer.metrics.similarity import in_batches
 
 COLUMNS = 8
 PIXELS = 2**20  # that are made at a time, beside all that a training holds: 16 images of 256 px

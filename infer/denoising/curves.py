@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from data.batches import in_batches
 from infer.denoising.hooks import DenoisingStep, GuidanceRule, Request
 from infer.denoising.loop import denoise, prepare
 from infer.denoising.sampling import encode
-from infer.metrics.similarity import in_batches
 
 SPACES = ("epsilon", "model_output")  # where the difference of the predictions is watched
 Rules = dict[str, GuidanceRule]  # by the space that they watch

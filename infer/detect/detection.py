@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
+from data.batches import in_batches
 from data.files import write_atomically
 from data.prompts import Prompt, load_prompts, same
 from infer.basin.explore import spread
@@ -27,7 +28,6 @@ from infer.detect.attention import LAYER, CrossAttention, capturing, cross_atten
 from infer.detect.detectors import all_steps, fall, first_step
 from infer.metrics.aggregate import FEW
 from infer.metrics.roc import auc, auc_interval, threshold
-from infer.metrics.similarity import in_batches
 from infer.options import ModelOptions, at_least_1, device_of
 
 # What each detector needs to be run.

@@ -25,14 +25,14 @@ def check_same_images(runs: Mapping[str, pd.DataFrame]) -> None:
         for here, there in ((first, name), (name, first)):
             if lacking := [key for key in requests[here] if key not in requests[there]]:
                 raise ValueError(
-                    f"{here} and {there} have different prompts or samples: {len(lacking)} images of "
+                    f"{here} and {there} are of different prompts or samples: {len(lacking)} images of "
                     f"{here} are not in {there}, the first is {lacking[0][0]!r}, sample {lacking[0][1]}"
                 )
         for key, (prompt, seed) in reference.items():
             if images[key] != (prompt, seed):
                 kind, index = ("seeds", 1) if images[key][0] == prompt else ("prompts", 0)
                 raise ValueError(
-                    f"{first} and {name} have different {kind}: {key[0]!r}, sample {key[1]}, has "
+                    f"{first} and {name} are of different {kind}: {key[0]!r}, sample {key[1]}, has "
                     f"{reference[key][index]!r} in {first} and {images[key][index]!r} in {name}"
                 )
 
