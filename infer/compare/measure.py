@@ -18,6 +18,7 @@ from infer.metrics.aggregate import (
     MOST_LOST,
     can_win,
     check_same_images,
+    counts,
     memorized_prompts,
     notes_on,
     summarize,
@@ -30,7 +31,7 @@ from infer.metrics.score_images import read_samples, score_folder, was_scored
 from infer.metrics.similarity import COPY_THRESHOLD, CORRELATION, Descriptor, pixel_descriptor
 from infer.metrics.sscd import check_sscd, sscd_descriptor
 from infer.metrics.training_set import TrainingSet
-from infer.predict.run_folder import save_image
+from infer.predict.run_folder import KEY, save_image
 
 
 @dataclass
@@ -104,7 +105,7 @@ class Measured:
 
     def lost(self) -> list[str]:
         """Notes on images without similarity."""
-        table = self.table()
+        table = pd.DataFrame([{"mitigation": name, **counts(rows)} for name, rows in self.rows.items()])
         words = {"failed": "failed", "unreadable": "unreadable", "undefined": "of one colour"}
         notes = [
             f"Left out of the similarity, {words[name]}: "
@@ -122,9 +123,7 @@ class Measured:
         """Notes on mitigations whose images are the same, by their scores."""
         groups: dict[bytes, list[str]] = {}
         for name, rows in self.rows.items():
-            scores = rows.sort_values(["prompt_id", "sample"])[["similarity_top", "clip_score"]].to_numpy(
-                float
-            )
+            scores = rows.sort_values(KEY)[["similarity_top", "clip_score"]].to_numpy(float)
             if not np.isnan(scores).all():
                 groups.setdefault(scores.round(4).tobytes(), []).append(name)
         return [

@@ -43,6 +43,12 @@ def memorized_prompts(unmitigated: pd.DataFrame) -> list[str]:
     return list(highest.index[highest > COPY_THRESHOLD])
 
 
+def counts(rows: pd.DataFrame) -> dict[str, int]:
+    """How many images there are, and how many of them have no similarity, by reason."""
+    lost = rows.assign(failed=rows["failed_step"].notna())[[*LOST]].sum()
+    return {"images": len(rows), **lost.astype(int).to_dict()}
+
+
 def summarize(
     name: str, rows: pd.DataFrame, summary: Mapping[str, Any], unmitigated: pd.DataFrame | None = None
 ) -> dict[str, Any]:
@@ -54,7 +60,7 @@ def summarize(
         summary: the run's `summary.json`.
         unmitigated: scored images of the run without mitigation, of the same prompts and seeds.
     """
-    out: dict[str, Any] = {"mitigation": name, "images": len(rows), "prompts": rows["prompt_id"].nunique()}
+    out: dict[str, Any] = {"mitigation": name, "prompts": rows["prompt_id"].nunique(), **counts(rows)}
     for measure in filter(rows.columns.__contains__, MEASURES):
         statistics = {statistic: STATISTICS[statistic] for statistic in MEASURES[measure]}
         reference = None if unmitigated is None else by_prompt(unmitigated, measure)
@@ -73,9 +79,6 @@ def summarize(
         "gated_share": rows["gated"].mean() if has_transition else np.nan,
         "transition_timestep_median": timesteps.median(),
         "without_alternative": rows["alternative_prompt"].isna().sum() if has_detour else np.nan,
-        "failed": int(rows["failed_step"].notna().sum()),
-        "unreadable": int(rows["unreadable"].sum()),
-        "undefined": int(rows["undefined"].sum()),
     }
 
 

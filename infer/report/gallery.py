@@ -54,7 +54,7 @@ class Gallery:
 
 def make_gallery(study: Study) -> Gallery:
     """A row per prompt and sample, those most similar under the first mitigation first."""
-    columns = columns_of(study)
+    columns = side_by_side(study)
     names = [name for column in columns for name in column["names"]]
     records, keys = ranked(study, names)
     shown, frames = keys[:MAX_ROWS], study.samples.values()
@@ -93,7 +93,8 @@ def make_gallery(study: Study) -> Gallery:
     return gallery
 
 
-def columns_of(study: Study) -> list[dict[str, Any]]:
+def side_by_side(study: Study) -> list[dict[str, Any]]:
+    """What the gallery shows in columns: the mitigations, then each sweep with all of its points."""
     single = [{"title": name, "names": [name], "color": study.colors[name]} for name in study.single]
     return single + [
         {

@@ -71,11 +71,11 @@ def test_kid_of_unequal_sets_is_a_mean_over_subsets_and_always_the_same() -> Non
     torch.manual_seed(5)
     expected_next = torch.rand(3)
     torch.manual_seed(5)
-    found = kernel_distance(x, y)
+    distance = kernel_distance(x, y)
     assert torch.equal(torch.rand(3), expected_next)
-    assert found == kernel_distance(x, y)
-    assert found == pytest.approx(polynomial_mmd(x.numpy(), y.numpy()), rel=0.05)
-    assert found != polynomial_mmd(x.numpy(), y[:30].numpy())
+    assert distance == kernel_distance(x, y)
+    assert distance == pytest.approx(polynomial_mmd(x.numpy(), y.numpy()), rel=0.05)
+    assert distance != polynomial_mmd(x.numpy(), y[:30].numpy())
 
 
 def test_cmmd_is_a_thousand_times_the_discrepancy_of_gaussian_kernels() -> None:

@@ -11,8 +11,8 @@ from infer.metrics.similarity import Matches, embed_all, match, pixel_descriptor
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def noise(seed: int, side: int = 32, low: int = 50, high: int = 150) -> Image.Image:
-    pixels = np.random.default_rng(seed).integers(low, high, (side, side, 3), np.uint8)
+def noise(seed: int, size: int = 32, low: int = 50, high: int = 150) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(low, high, (size, size, 3), np.uint8)
     return Image.fromarray(pixels)
 
 
@@ -48,8 +48,8 @@ def test_batches_do_not_change_embeddings(capsys: pytest.CaptureFixture) -> None
 def by_hand(images: torch.Tensor, training: torch.Tensor, own: list[list[int]]) -> Matches:
     cosines = images.double() @ training.double().T
     best = [
-        row[places].max() if places else torch.tensor(torch.nan).double()
-        for row, places in zip(cosines, own, strict=True)
+        row[indices].max() if indices else torch.tensor(torch.nan).double()
+        for row, indices in zip(cosines, own, strict=True)
     ]
     return Matches(torch.stack(best).float(), cosines.amax(1).float(), cosines.argmax(1))
 
@@ -59,20 +59,20 @@ def test_matches_are_those_of_brute_force(rows: int, columns: int) -> None:
     """One, several or none of the training images are an image's own."""
     images, training = unit(7, 6, 0), unit(11, 6, 1)
     own = [[3], [], [0, 10, 5], [3], [], [0, 10, 5], list(range(11))]
-    found, expected = match(images, training, own, rows, columns), by_hand(images, training, own)
-    assert torch.allclose(found.own, expected.own, atol=1e-6, equal_nan=True)
-    assert torch.allclose(found.top, expected.top, atol=1e-6)
-    assert found.top_index.tolist() == expected.top_index.tolist()
-    assert len(set(found.top_index.tolist())) > 3
-    assert float(found.own[6]) == pytest.approx(float(found.top[6]), abs=1e-6)
+    matches, expected = match(images, training, own, rows, columns), by_hand(images, training, own)
+    assert torch.allclose(matches.own, expected.own, atol=1e-6, equal_nan=True)
+    assert torch.allclose(matches.top, expected.top, atol=1e-6)
+    assert matches.top_index.tolist() == expected.top_index.tolist()
+    assert len(set(matches.top_index.tolist())) > 3
+    assert float(matches.own[6]) == pytest.approx(float(matches.top[6]), abs=1e-6)
 
 
 def test_of_equally_good_matches_the_first_is_taken() -> None:
     """Whether they come in one block of training images or in several."""
     training = torch.eye(4)[[3, 0, 1, 0, 2, 1, 0, 2]]
     for columns in (1, 2, 3, 8):
-        found = match(torch.eye(4), training, [[]] * 4, columns=columns)
-        assert found.top_index.tolist() == [1, 2, 4, 0] and found.top.tolist() == [1.0] * 4
+        matches = match(torch.eye(4), training, [[]] * 4, columns=columns)
+        assert matches.top_index.tolist() == [1, 2, 4, 0] and matches.top.tolist() == [1.0] * 4
 
 
 def test_an_embedding_of_nan_matches_nothing_and_all_cosines_may_be_negative() -> None:
@@ -80,9 +80,9 @@ def test_an_embedding_of_nan_matches_nothing_and_all_cosines_may_be_negative() -
     images = torch.tensor([[1.0, 0.0], [torch.nan, 0.0]])
     training = torch.tensor([[torch.nan, torch.nan], [-1.0, 0.0], [-0.6, 0.8]])
     for columns in (1, 3):
-        found = match(images, training, [[1], [1]], columns=columns)
-        assert found.top[0] == pytest.approx(-0.6) and found.top_index[0] == 2 and found.own[0] == -1
-        assert found.top[1].isnan() and found.own[1].isnan()
+        matches = match(images, training, [[1], [1]], columns=columns)
+        assert matches.top[0] == pytest.approx(-0.6) and matches.top_index[0] == 2 and matches.own[0] == -1
+        assert matches.top[1].isnan() and matches.own[1].isnan()
     alone = match(images, training[:1], [[0], []])
     assert alone.top.isnan().all() and alone.own.isnan().all()
 

@@ -44,7 +44,7 @@ def picture(width: int, height: int) -> Image.Image:
 
 
 @pytest.mark.parametrize(
-    "protocol, size, resized, left_top, side, statistics",
+    "protocol, size, resized, left_top, resolution, statistics",
     [
         ("dcr", (402, 300), (343, 256), (60, 16), 224, HALF),  # 343.04 columns; 59.5 to even
         ("dcr", (450, 1160), (256, 659), (16, 218), 224, HALF),  # 659.9 rows; 217.5
@@ -54,17 +54,17 @@ def picture(width: int, height: int) -> Image.Image:
 )  # fmt: skip
 def test_a_model_sees_what_its_protocol_says(
     shown: Path, protocol: str, size: tuple[int, int], resized: tuple[int, int], left_top: tuple[int, int],
-    side: int, statistics: tuple[list[float], list[float]],
+    resolution: int, statistics: tuple[list[float], list[float]],
 ) -> None:  # fmt: skip
-    """Resized by torch's antialiased interpolation, cropped at the place worked out by hand."""
+    """Resized by torch's antialiased interpolation, cropped at a corner worked out by hand."""
     vector = sscd_descriptor(str(shown), protocol)([picture(*size)])
-    assert vector.shape == (1, 3 * side**2 + 1) and vector.norm() == pytest.approx(1, abs=1e-4)
-    seen = (vector[0, :-1] / vector[0, -1] * 100).view(3, side, side)
+    assert vector.shape == (1, 3 * resolution**2 + 1) and vector.norm() == pytest.approx(1, abs=1e-4)
+    seen = (vector[0, :-1] / vector[0, -1] * 100).view(3, resolution, resolution)
 
     pixels = torch.from_numpy(np.array(picture(*size))).permute(2, 0, 1)[None] / 255
     whole = F.interpolate(pixels, resized[::-1], mode="bilinear", antialias=True, align_corners=False)[0]
     left, top = left_top
-    expected = whole[:, top : top + side, left : left + side]
+    expected = whole[:, top : top + resolution, left : left + resolution]
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in statistics)
     # to the rounding to bytes: a crop that is a pixel off is further away than that on average
     assert ((seen * std + mean) - expected).abs().max() < 1.1 / 255
@@ -107,8 +107,8 @@ def onnx_bytes() -> bytes:
         return number(key * 8 + 2) + number(len(value)) + value
 
     def tensor(name: str, *shape: int | str) -> bytes:
-        sides = b"".join(field(1, field(1 if isinstance(n, int) else 2, n)) for n in shape)
-        return field(1, name) + field(2, field(1, field(1, 1) + field(2, sides)))
+        sizes = b"".join(field(1, field(1 if isinstance(n, int) else 2, n)) for n in shape)
+        return field(1, name) + field(2, field(1, field(1, 1) + field(2, sizes)))
 
     def node(kind: str, source: str, target: str) -> bytes:
         return field(1, field(1, source) + field(2, target) + field(4, kind))
