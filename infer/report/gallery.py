@@ -80,17 +80,17 @@ def make_gallery(study: Study) -> Gallery:
         gallery.notes.append(
             f"{len(shown)} of {len(keys)} rows are shown; the other images are in the folder."
         )
-    of_training = {row["id"]: row["training"] for row in gallery.rows}
-    exist = {
-        "training": [*of_training.values()],
-        "generated": [e for _, there, _ in strips for e in there[1:]],
-    }
     gallery.notes += [
-        f"Missing {kind} images in these rows: {images.count(False)} of {len(images)}."
-        for kind, images in exist.items()
-        if not all(images)
+        *gap("training", [*{row["id"]: row["training"] for row in gallery.rows}.values()]),
+        *gap("generated", [exists for _, there, _ in strips for exists in there[1:]]),
     ]
     return gallery
+
+
+def gap(kind: str, exist: list[bool]) -> list[str]:
+    """A note on missing images, if any is."""
+    missing = f"Missing {kind} images in these rows: {exist.count(False)} of {len(exist)}."
+    return [] if all(exist) else [missing]
 
 
 def side_by_side(study: Study) -> list[dict[str, Any]]:
