@@ -209,9 +209,7 @@ def finish(
         part_table = measured.table(memorized_prompts(measured.rows["none"]))
         write_atomically(subset, lambda part: part_table.to_parquet(part, index=False))
     save_training_images(measured, first, resolution, out / "training")
-    sscd = (
-        f"; SSCD {redacted(comparison.sscd)}, protocol {comparison.sscd_protocol}" if comparison.sscd else ""
-    )
+    sscd = comparison.sscd and f"SSCD {redacted(comparison.sscd)}, protocol {comparison.sscd_protocol}"
     about = {
         "title": out.resolve().parent.name if out.name == "compare" else out.name,
         "model": redacted(comparison.pipeline),
