@@ -6,9 +6,9 @@ import lightning.pytorch as pl
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from data.batches import in_batches
 from infer.denoising.requests import Request
 from infer.denoising.sampling import make_images
-from infer.metrics.similarity import in_batches
 
 COLUMNS = 8
 PIXELS = 2**20  # generated at a time, beside all that a training holds: 16 images of 256 px

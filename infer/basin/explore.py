@@ -11,6 +11,7 @@ import torch
 from PIL.Image import Image
 from tqdm import tqdm
 
+from data.batches import in_batches
 from data.captioned import load_captioned
 from data.prompts import Prompt, load_prompts, without
 from infer.basin.options import Basin, Findings, place
@@ -18,7 +19,7 @@ from infer.denoising.curves import Rules, Watch, joined
 from infer.denoising.hooks import GuidanceRule
 from infer.denoising.requests import Request, requests_for
 from infer.denoising.sampling import make_images
-from infer.metrics.similarity import embed_all, in_batches, pixel_descriptor
+from infer.metrics.similarity import embed_all, pixel_descriptor
 from infer.metrics.sscd import sscd_descriptor
 
 

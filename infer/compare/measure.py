@@ -1,7 +1,7 @@
 """Measure predict runs of the same images: scores, a table, and notes on what its numbers rest on."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from torch import Tensor
 
 from data.captioned import CaptionedImages
@@ -19,6 +18,7 @@ from infer.metrics.aggregate import (
     MOST_LOST,
     can_win,
     check_same_images,
+    counts,
     memorized_prompts,
     notes_on,
     summarize,
@@ -27,10 +27,11 @@ from infer.metrics.clip_score import ClipScore, check_clip
 from infer.metrics.columns import LOST, measure_of
 from infer.metrics.distances import Extractor, Quality, check_features, diversity, extractor
 from infer.metrics.options import MeasureOptions
-from infer.metrics.score_images import TrainingSet, read_samples, score_folder, was_scored
+from infer.metrics.score_images import read_samples, score_folder, was_scored
 from infer.metrics.similarity import COPY_THRESHOLD, CORRELATION, Descriptor, pixel_descriptor
 from infer.metrics.sscd import check_sscd, sscd_descriptor
-from infer.predict.run_folder import save_image
+from infer.metrics.training_set import TrainingSet
+from infer.predict.run_folder import KEY, save_image
 
 
 @dataclass
@@ -96,7 +97,7 @@ class Measured:
         notes += [*self.lost(), *self.same_images()]
         if self.quality:
             notes.append(
-                f"FID, KID and CMMD compare with all {len(self.quality.reference):,} training images, also "
+                f"FID, KID and CMMD are against all {len(self.quality.reference):,} training images, also "
                 "those of no prompt; images of one colour count."
             )
             notes += self.quality.notes
@@ -104,32 +105,25 @@ class Measured:
 
     def lost(self) -> list[str]:
         """Notes on images without similarity."""
-        counts = pd.DataFrame({
-            "mitigation": [*self.rows], "images": [len(rows) for rows in self.rows.values()],
-            "failed": [rows["failed_step"].notna().sum() for rows in self.rows.values()],
-            **{name: [rows[name].sum() for rows in self.rows.values()] for name in LOST[1:]},
-        })  # fmt: skip
+        table = pd.DataFrame([{"mitigation": name, **counts(rows)} for name, rows in self.rows.items()])
         words = {"failed": "failed", "unreadable": "unreadable", "undefined": "of one colour"}
         notes = [
             f"Left out of the similarity, {words[name]}: "
             + ", ".join(f"{row[name]} of {row['images']} images of {row['mitigation']}" for row in lines)
             for name in LOST
-            if (lines := counts[counts[name] > 0].to_dict("records"))
+            if (lines := table[table[name] > 0].to_dict("records"))
         ]
-        unranked = counts["mitigation"][~can_win(counts) & (counts["mitigation"] != "base_model")]
+        unranked = table["mitigation"][~can_win(table) & (table["mitigation"] != "base_model")]
         if len(unranked):
-            notes.append(
-                f"Not ranked, as more than {MOST_LOST:.0%} of the images are left out: {', '.join(unranked)}"
-            )
+            names = ", ".join(unranked)
+            notes.append(f"Not ranked, as more than {MOST_LOST:.0%} of the images are left out: {names}")
         return notes
 
     def same_images(self) -> list[str]:
         """Notes on mitigations whose images are the same, by their scores."""
         groups: dict[bytes, list[str]] = {}
         for name, rows in self.rows.items():
-            scores = rows.sort_values(["prompt_id", "sample"])[["similarity_top", "clip_score"]].to_numpy(
-                float
-            )
+            scores = rows.sort_values(KEY)[["similarity_top", "clip_score"]].to_numpy(float)
             if not np.isnan(scores).all():
                 groups.setdefault(scores.round(4).tobytes(), []).append(name)
         return [
@@ -181,27 +175,22 @@ def measure(
     """Score the run folders (in `samples.parquet`); ValueError if they are not of the same images."""
     samples = {name: read_samples(folder) for name, folder in folders.items()}
     check_same_images(samples)
-    training = TrainingSet.embed(images, resolution, measures.descriptors, cache)
-    rows, summaries, features = {}, {}, {}
-    for name, folder in folders.items():
-        parts: list[Tensor] = []
-        rows[name] = score_folder(folder, training, measures.clip, also=collect(measures.features, parts))
-        summaries[name] = json.loads((folder / "summary.json").read_text())
-        features[name] = torch.cat(parts).double() if parts else torch.empty(0, 1)
+    training = TrainingSet(images, resolution, measures.descriptors, cache)
     extract = measures.features
-    quality = Quality(extract.name, training.embeddings.by(extract)) if extract else None
+    scored = {
+        name: score_folder(folder, training, measures.clip, extract) for name, folder in folders.items()
+    }
+    summaries = {name: json.loads((path / "summary.json").read_text()) for name, path in folders.items()}
+    quality = Quality(extract.name, training.embeddings(extract)) if extract else None
     prompts = next(iter(samples.values()))["prompt"].unique()
-    too_long = sum(map(measures.clip.towers.too_long, prompts))
-    return Measured(training, rows, summaries, quality, features, too_long)
-
-
-def collect(extract: Extractor | None, parts: list[Tensor]) -> Callable[[list, Tensor], None] | None:
-    """A function that adds the features of scored images to `parts`; CLIP's are known from the alignment."""
-    if extract is None:
-        return None
-    if extract.name == "clip":
-        return lambda images, clip_features: parts.append(clip_features)
-    return lambda images, clip_features: parts.append(extract(images))
+    return Measured(
+        training,
+        {name: rows for name, (rows, _) in scored.items()},
+        summaries,
+        quality,
+        {name: features for name, (_, features) in scored.items()},
+        sum(map(measures.clip.towers.too_long, prompts)),
+    )
 
 
 def finish(
@@ -221,9 +210,7 @@ def finish(
         part_table = measured.table(memorized_prompts(measured.rows["none"]))
         write_atomically(subset, lambda part: part_table.to_parquet(part, index=False))
     save_training_images(measured, first, resolution, out / "training")
-    sscd = (
-        f"; SSCD {redacted(comparison.sscd)}, protocol {comparison.sscd_protocol}" if comparison.sscd else ""
-    )
+    sscd = comparison.sscd and f"SSCD {redacted(comparison.sscd)}, protocol {comparison.sscd_protocol}"
     about = {
         "title": out.resolve().parent.name if out.name == "compare" else out.name,
         "model": redacted(comparison.model.pipeline),

@@ -25,14 +25,14 @@ def check_same_images(runs: Mapping[str, pd.DataFrame]) -> None:
         for here, there in ((first, name), (name, first)):
             if lacking := [key for key in requests[here] if key not in requests[there]]:
                 raise ValueError(
-                    f"{here} and {there} have different prompts or samples: {len(lacking)} images of "
+                    f"{here} and {there} are of different prompts or samples: {len(lacking)} images of "
                     f"{here} are not in {there}, the first is {lacking[0][0]!r}, sample {lacking[0][1]}"
                 )
         for key, (prompt, seed) in reference.items():
             if images[key] != (prompt, seed):
                 kind, index = ("seeds", 1) if images[key][0] == prompt else ("prompts", 0)
                 raise ValueError(
-                    f"{first} and {name} have different {kind}: {key[0]!r}, sample {key[1]}, has "
+                    f"{first} and {name} are of different {kind}: {key[0]!r}, sample {key[1]}, has "
                     f"{reference[key][index]!r} in {first} and {images[key][index]!r} in {name}"
                 )
 
@@ -41,6 +41,12 @@ def memorized_prompts(unmitigated: pd.DataFrame) -> list[str]:
     """Prompts of which an image without mitigation is a copy of its training image."""
     highest = unmitigated.groupby("prompt_id")[measure_of(unmitigated)].max()
     return list(highest.index[highest > COPY_THRESHOLD])
+
+
+def counts(rows: pd.DataFrame) -> dict[str, int]:
+    """How many images there are, and how many of them have no similarity, by reason."""
+    lost = rows.assign(failed=rows["failed_step"].notna())[[*LOST]].sum()
+    return {"images": len(rows), **lost.astype(int).to_dict()}
 
 
 def summarize(
@@ -54,7 +60,7 @@ def summarize(
         summary: the run's `summary.json`.
         unmitigated: scored images of the run without mitigation, of the same prompts and seeds.
     """
-    out: dict[str, Any] = {"mitigation": name, "images": len(rows), "prompts": rows["prompt_id"].nunique()}
+    out: dict[str, Any] = {"mitigation": name, "prompts": rows["prompt_id"].nunique(), **counts(rows)}
     for measure in filter(rows.columns.__contains__, MEASURES):
         statistics = {statistic: STATISTICS[statistic] for statistic in MEASURES[measure]}
         reference = None if unmitigated is None else by_prompt(unmitigated, measure)
@@ -73,9 +79,6 @@ def summarize(
         "gated_share": rows["gated"].mean() if has_transition else np.nan,
         "transition_timestep_median": timesteps.median(),
         "without_alternative": rows["alternative_prompt"].isna().sum() if has_detour else np.nan,
-        "failed": int(rows["failed_step"].notna().sum()),
-        "unreadable": int(rows["unreadable"].sum()),
-        "undefined": int(rows["undefined"].sum()),
     }
 
 

@@ -77,11 +77,11 @@ def with_interval(
         of_reference = resampled(reference[known], statistics, draws)
         return {name: results[name] - of_reference[name] for name in statistics}
 
-    estimates = {name: result.item() for name, result in over(np.arange(count)[None]).items()}
-    if count == 1:
-        return {name: (value, np.nan, np.nan) for name, value in estimates.items()}
-    ends = {name: np.quantile(results, TAILS) for name, results in over(resamples(count)).items()}
-    return {name: (value, *map(float, ends[name])) for name, value in estimates.items()}
+    estimates, drawn = over(np.arange(count)[None]), over(resamples(count)) if count > 1 else {}
+    return {
+        name: (value.item(), *map(float, np.quantile(drawn.get(name, [np.nan]), TAILS)))
+        for name, value in estimates.items()
+    }
 
 
 def estimate(

@@ -122,11 +122,6 @@ class ClipScore:
             raise FileNotFoundError(f"cannot load CLIP {model!r}: {one_line(error)}") from error
 
     @torch.no_grad()
-    def __call__(self, images: Iterable[Image.Image], prompts: list[str], batch_size: int = 64) -> np.ndarray:
-        """(N,) cosines."""
-        return self.cosines(self.image_features(images, batch_size), prompts, batch_size)
-
-    @torch.no_grad()
     def cosines(self, image_features: Tensor, prompts: list[str], batch_size: int = 64) -> np.ndarray:
         """Cosines of image features (N, D) with their prompts, (N,)."""
         texts = [self.towers.texts(batch).float().cpu() for batch in in_batches(prompts, batch_size)]

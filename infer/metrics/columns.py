@@ -1,4 +1,4 @@
-"""The registry of columns: what each number is, how it is shown, and which side is better.
+"""The registry of columns: what each number is, how it is shown, and which direction is better.
 
 The table of a comparison, its page, exports, gallery and the terminal take names and formats from here.
 """
@@ -67,7 +67,7 @@ COLUMNS = {
     "peak_memory_gib": Column(
         COST, "GiB", "↓", "{:.1f}", "Highest memory of the accelerator; on CPU, of the process."
     ),
-    "fired_share": Column(TRANSITION, "found", "", "{:.0%}", "Share of images with a transition.", "fired"),
+    "fired_share": Column(TRANSITION, "fired", "", "{:.0%}", "Share of images with a transition.", "fired"),
     "transition_timestep_median": Column(TRANSITION, "timestep", "", "{:.0f}", "Of the images, median.", "t"),
     "similarity_own_std": Column(SPREAD, "std", "", "{:.3f}", "Standard deviation over images.", minor=True),
     "similarity_own_p75": Column(SPREAD, "p75", "↓", "{:.3f}", "75th percentile.", minor=True),

@@ -1,8 +1,7 @@
 """Similarity of images, the cosine of their descriptors, and the search for the nearest training image."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 import torch
@@ -10,6 +9,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
+
+from data.batches import in_batches
 
 COPY_THRESHOLD = 0.5  # an image whose similarity to a training image is above this is a copy of it
 CONSTANT = 1.0  # of 255 grey levels: an image whose colours vary less has nothing to compare
@@ -57,12 +58,6 @@ pixel_descriptor = Descriptor(CORRELATION, correlate)
 def similarity(descriptor: Descriptor, images: list[Image.Image], references: list[Image.Image]) -> Tensor:
     """Cosine of each image with its reference, (B,); NaN where one of both is constant."""
     return (descriptor(images) * descriptor(references)).sum(1)
-
-
-def in_batches(items: Iterable, size: int) -> Iterator[list]:
-    iterator = iter(items)
-    while batch := list(islice(iterator, size)):
-        yield batch
 
 
 def embed_all(

@@ -11,26 +11,20 @@ from matplotlib.figure import Figure
 
 from data.files import write_atomically
 from infer.metrics.columns import Column
-from infer.report.figures import plots_of
-from infer.report.plots import Plot, drawn, save
-from infer.report.study import Study, read_study
+from infer.report.plots import Plot, save
+from infer.report.study import Study
 from infer.report.table import Cell, cell, columns_of
 
 ARROWS = {"↓": r"$\downarrow$", "↑": r"$\uparrow$", "": ""}
 LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
          "<": r"\textless{}", ">": r"\textgreater{}", "–": "--"}  # fmt: skip
-TABLES = (".csv", ".parquet", ".md", ".tex")
+TABLES = (".csv", ".md", ".tex")
 PLOT_FILE = re.compile(r"(frontier_memorized|sweep\d+|difference(_memorized)?|distributions)\.(svg|png)")
 LATEX |= {sign: f"\\{sign}" for sign in "&%$#_{}"}
 
 
-def write_exports(folder: Path) -> list[Path]:
-    """Write table.csv, .parquet, .md, .tex, the same of the memorized prompts, and plots/*.svg and .png."""
-    study = read_study(Path(folder))
-    return export(study, [(plot, drawn(plot)) for plot in plots_of(study)])
-
-
 def export(study: Study, plots: Iterable[tuple[Plot, Figure]]) -> list[Path]:
+    """Write table.csv, .md and .tex, the same of the memorized prompts, and plots/*.svg and .png."""
     paths = []
     for population, table in study.tables.items():
         stem = study.folder / ("table" if population == "all" else f"table_{population}")
@@ -39,8 +33,6 @@ def export(study: Study, plots: Iterable[tuple[Plot, Figure]]) -> list[Path]:
         for suffix, text in texts.items():
             paths.append(stem.with_suffix(suffix))
             write_atomically(paths[-1], partial(Path.write_text, data=text, encoding="utf-8"))
-        paths.append(stem.with_suffix(".parquet"))
-        write_atomically(paths[-1], partial(table.to_parquet, index=False))
     folder = study.folder / "plots"
     folder.mkdir(exist_ok=True)
     paths += [path for plot, figure in plots for path in save(plot, figure, folder)]

@@ -133,38 +133,43 @@ def draw_memorized(study: Study, figure: Figure) -> None:
     axes = figure.subplots(2, sharex=True, height_ratios=heights) if moving else [figure.subplots()]
     trace = study.traces["none"]
     memorized = trace["prompt_id"].isin(study.memorized)
-    groups = {"memorized": (memorized, COPY_COLOR), "not memorized": (~memorized, OTHER_COLOR)}
-    for label, (chosen, color) in groups.items():
-        steps, prompts = (
-            trace[chosen].groupby("timestep")["difference_rms"],
-            trace[chosen]["prompt_id"].nunique(),
-        )
-        if not steps.ngroups:
-            continue
-        low, high, few = steps.quantile(0.1), steps.quantile(0.9), prompts < FEW
-        if not few:
-            axes[0].fill_between(low.index, low, high, color=color, alpha=0.15, linewidth=0)
-        text = f"{label}, {prompts} {'prompt' if prompts == 1 else 'prompts'}{': too few' if few else ''}"
-        style = {"linewidth": 0.8, "linestyle": (0, (3, 2))} if few else {}
-        axes[0].plot(low.index, steps.mean(), color=color, label=text, **style)
+    draw_group(axes[0], trace[memorized], "memorized", COPY_COLOR)
+    draw_group(axes[0], trace[~memorized], "not memorized", OTHER_COLOR)
     style_difference(axes[0])
     axes[0].margins(y=0.2)
     axes[0].legend(frameon=False, fontsize=8, loc="upper left")
-    if not moving:
+    if moving:
+        axes[0].set_xlabel("")
+        draw_transitions(study, moving, axes[1])
+
+
+def draw_group(ax: Axes, trace: pd.DataFrame, label: str, color: str) -> None:
+    """The mean difference of a group of prompts with its spread; of few prompts thin and without it."""
+    steps, prompts = trace.groupby("timestep")["difference_rms"], trace["prompt_id"].nunique()
+    if not prompts:
         return
-    axes[0].set_xlabel("")
-    for row, name in enumerate(moving):
+    low, high, few = steps.quantile(0.1), steps.quantile(0.9), prompts < FEW
+    if not few:
+        ax.fill_between(low.index, low, high, color=color, alpha=0.15, linewidth=0)
+    text = f"{label}, {prompts} {'prompt' if prompts == 1 else 'prompts'}{': too few' if few else ''}"
+    style = {"linewidth": 0.8, "linestyle": (0, (3, 2))} if few else {}
+    ax.plot(low.index, steps.mean(), color=color, label=text, **style)
+
+
+def draw_transitions(study: Study, names: list[str], ax: Axes) -> None:
+    """Median and 10-90 % of the transitions of each mitigation, memorized prompts above the others."""
+    for row, name in enumerate(names):
         samples, color = study.samples[name], study.colors[name]
-        of_memorized = samples["prompt_id"].isin(study.memorized)
-        for group, shift, face in ((of_memorized, -0.15, color), (~of_memorized, 0.15, "none")):
+        memorized = samples["prompt_id"].isin(study.memorized)
+        for group, shift, face in ((memorized, -0.15, color), (~memorized, 0.15, "none")):
             timesteps = samples["transition_timestep"][group].astype(float)
             low, middle, high = timesteps.quantile([0.1, 0.5, 0.9])
-            axes[1].plot([low, high], [row + shift] * 2, color=color, alpha=0.6, linewidth=1)
-            axes[1].plot(middle, row + shift, "o", color=color, markerfacecolor=face, markersize=4)
-    axes[1].set(xlabel="timestep (open dots: not memorized)", ylim=(len(moving) - 0.4, -0.6))
-    axes[1].set_yticks(range(len(moving)), [shorten(name) for name in moving], fontsize=8)
-    axes[1].tick_params(axis="y", length=0)
-    axes[1].grid(True, axis="x")
+            ax.plot([low, high], [row + shift] * 2, color=color, alpha=0.6, linewidth=1)
+            ax.plot(middle, row + shift, "o", color=color, markerfacecolor=face, markersize=4)
+    ax.set(xlabel="timestep (open dots: not memorized)", ylim=(len(names) - 0.4, -0.6))
+    ax.set_yticks(range(len(names)), [shorten(name) for name in names], fontsize=8)
+    ax.tick_params(axis="y", length=0)
+    ax.grid(True, axis="x")
 
 
 def draw_difference(study: Study, names: list[str], figure: Figure) -> None:

@@ -54,7 +54,7 @@ class Gallery:
 
 def make_gallery(study: Study) -> Gallery:
     """A row per prompt and sample, those most similar under the first mitigation first."""
-    columns = columns_of(study)
+    columns = side_by_side(study)
     names = [name for column in columns for name in column["names"]]
     records, keys = ranked(study, names)
     shown, frames = keys[:MAX_ROWS], study.samples.values()
@@ -80,20 +80,21 @@ def make_gallery(study: Study) -> Gallery:
         gallery.notes.append(
             f"{len(shown)} of {len(keys)} rows are shown; the other images are in the folder."
         )
-    of_training = {row["id"]: row["training"] for row in gallery.rows}
-    exist = {
-        "training": [*of_training.values()],
-        "generated": [e for _, there, _ in strips for e in there[1:]],
-    }
     gallery.notes += [
-        f"Missing {kind} images in these rows: {images.count(False)} of {len(images)}."
-        for kind, images in exist.items()
-        if not all(images)
+        *gap("training", [*{row["id"]: row["training"] for row in gallery.rows}.values()]),
+        *gap("generated", [exists for _, there, _ in strips for exists in there[1:]]),
     ]
     return gallery
 
 
-def columns_of(study: Study) -> list[dict[str, Any]]:
+def gap(kind: str, exist: list[bool]) -> list[str]:
+    """A note on missing images, if any is."""
+    missing = f"Missing {kind} images in these rows: {exist.count(False)} of {len(exist)}."
+    return [] if all(exist) else [missing]
+
+
+def side_by_side(study: Study) -> list[dict[str, Any]]:
+    """What the gallery shows in columns: the mitigations, then each sweep with all of its points."""
     single = [{"title": name, "names": [name], "color": study.colors[name]} for name in study.single]
     return single + [
         {

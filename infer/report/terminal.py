@@ -4,6 +4,7 @@ import shutil
 
 import pandas as pd
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from infer.metrics.aggregate import in_order
@@ -28,5 +29,5 @@ def terminal_table(table: pd.DataFrame) -> Table:
     for name in shown:
         out.add_column(COLUMNS[name].short, justify="right", no_wrap=True)
     for index, mitigation in enumerate(table["mitigation"]):
-        out.add_row(mitigation, *(cells[name][index] for name in shown))
+        out.add_row(escape(mitigation), *(cells[name][index] for name in shown))
     return out

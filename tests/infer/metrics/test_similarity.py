@@ -1,4 +1,4 @@
-"""The weight-free descriptor against numpy, and the search against brute force and faiss."""
+"""The weight-free descriptor against numpy, and the search against brute force."""
 
 import numpy as np
 import pytest
@@ -6,13 +6,13 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from infer.metrics.similarity import Matches, embed_all, match, pixel_descriptor
+from infer.metrics.similarity import Matches, embed_all, match, pixel_descriptor, similarity
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def noise(seed: int, side: int = 32, low: int = 50, high: int = 150) -> Image.Image:
-    pixels = np.random.default_rng(seed).integers(low, high, (side, side, 3), np.uint8)
+def noise(seed: int, size: int = 32, low: int = 50, high: int = 150) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(low, high, (size, size, 3), np.uint8)
     return Image.fromarray(pixels)
 
 
@@ -27,13 +27,13 @@ def unit(count: int, width: int, seed: int) -> torch.Tensor:
 def test_the_pixel_descriptor_is_a_correlation() -> None:
     """1 with itself, brighter or larger; else what numpy says."""
     images = [noise(0), noise(1), brighter(noise(0), 40), noise(0).resize((64, 64), Image.Resampling.NEAREST)]
-    similarity = pixel_descriptor(images) @ pixel_descriptor(images).T
+    correlations = pixel_descriptor(images) @ pixel_descriptor(images).T
     expected = np.corrcoef(
         [np.asarray(image.resize((32, 32), Image.Resampling.BOX)).ravel() for image in images]
     )
-    assert np.allclose(similarity, expected, atol=1e-5)
-    assert np.allclose(similarity[0, [0, 2, 3]], 1, atol=1e-5)
-    assert abs(similarity[0, 1]) < 0.1
+    assert np.allclose(correlations, expected, atol=1e-5)
+    assert np.allclose(correlations[0, [0, 2, 3]], 1, atol=1e-5)
+    assert abs(correlations[0, 1]) < 0.1
 
 
 def test_batches_do_not_change_embeddings(capsys: pytest.CaptureFixture) -> None:
@@ -48,8 +48,8 @@ def test_batches_do_not_change_embeddings(capsys: pytest.CaptureFixture) -> None
 def by_hand(images: torch.Tensor, training: torch.Tensor, own: list[list[int]]) -> Matches:
     cosines = images.double() @ training.double().T
     best = [
-        row[places].max() if places else torch.tensor(torch.nan).double()
-        for row, places in zip(cosines, own, strict=True)
+        row[indices].max() if indices else torch.tensor(torch.nan).double()
+        for row, indices in zip(cosines, own, strict=True)
     ]
     return Matches(torch.stack(best).float(), cosines.amax(1).float(), cosines.argmax(1))
 
@@ -59,49 +59,45 @@ def test_matches_are_those_of_brute_force(rows: int, columns: int) -> None:
     """One, several or none of the training images are an image's own."""
     images, training = unit(7, 6, 0), unit(11, 6, 1)
     own = [[3], [], [0, 10, 5], [3], [], [0, 10, 5], list(range(11))]
-    found, expected = match(images, training, own, rows, columns), by_hand(images, training, own)
-    assert torch.allclose(found.own, expected.own, atol=1e-6, equal_nan=True)
-    assert torch.allclose(found.top, expected.top, atol=1e-6)
-    assert found.top_index.tolist() == expected.top_index.tolist()
-    assert len(set(found.top_index.tolist())) > 3
-    assert float(found.own[6]) == pytest.approx(float(found.top[6]), abs=1e-6)
+    matches, expected = match(images, training, own, rows, columns), by_hand(images, training, own)
+    assert torch.allclose(matches.own, expected.own, atol=1e-6, equal_nan=True)
+    assert torch.allclose(matches.top, expected.top, atol=1e-6)
+    assert matches.top_index.tolist() == expected.top_index.tolist()
+    assert len(set(matches.top_index.tolist())) > 3
+    assert float(matches.own[6]) == pytest.approx(float(matches.top[6]), abs=1e-6)
 
 
 def test_of_equally_good_matches_the_first_is_taken() -> None:
     """Whether they come in one block of training images or in several."""
     training = torch.eye(4)[[3, 0, 1, 0, 2, 1, 0, 2]]
     for columns in (1, 2, 3, 8):
-        found = match(torch.eye(4), training, [[]] * 4, columns=columns)
-        assert found.top_index.tolist() == [1, 2, 4, 0] and found.top.tolist() == [1.0] * 4
+        matches = match(torch.eye(4), training, [[]] * 4, columns=columns)
+        assert matches.top_index.tolist() == [1, 2, 4, 0] and matches.top.tolist() == [1.0] * 4
 
 
-def test_all_similarities_may_be_negative() -> None:
-    found = match(torch.tensor([[1.0, 0.0]]), torch.tensor([[-1.0, 0.0], [-0.6, 0.8]]), [[0]], columns=1)
-    assert found.top.tolist() == pytest.approx([-0.6]) and found.top_index.tolist() == [1]
-    assert found.own.tolist() == [-1]
-
-
-def test_an_image_whose_embedding_is_not_finite_matches_nothing() -> None:
+def test_an_embedding_of_nan_matches_nothing_and_all_cosines_may_be_negative() -> None:
+    """Neither among the images nor among the training images."""
     images = torch.tensor([[1.0, 0.0], [torch.nan, 0.0]])
-    found = match(images, torch.eye(2), [[1], [1]])
-    assert found.top[0] == 1 and found.top[1].isnan() and found.own[1].isnan()
+    training = torch.tensor([[torch.nan, torch.nan], [-1.0, 0.0], [-0.6, 0.8]])
+    for columns in (1, 3):
+        matches = match(images, training, [[1], [1]], columns=columns)
+        assert matches.top[0] == pytest.approx(-0.6) and matches.top_index[0] == 2 and matches.own[0] == -1
+        assert matches.top[1].isnan() and matches.own[1].isnan()
+    alone = match(images, training[:1], [[0], []])
+    assert alone.top.isnan().all() and alone.own.isnan().all()
 
 
-def test_matches_are_those_of_faiss() -> None:
-    """The exact inner-product index, over more than one block both ways."""
-    faiss = pytest.importorskip("faiss", reason="pip install faiss-cpu")
-    images, training = unit(1100, 32, 2), unit(20_000, 32, 3)
-    index = faiss.IndexFlatIP(32)
-    index.add(training.numpy())
-    values, places = index.search(images.numpy(), 1)
-    found = match(images, training, [[]] * len(images))
-    assert np.allclose(found.top, values[:, 0], atol=1e-6)
-    assert found.top_index.tolist() == places[:, 0].tolist()
-    assert (found.top_index >= 16384).any() and (found.top_index < 16384).any()
+@pytest.mark.parametrize("color", ["black", "white", "red", (10, 200, 30)])
+def test_a_constant_image_is_similar_to_nothing(color) -> None:
+    """Nor one that is nearly so, as JPEG leaves it; a faint image has a similarity."""
+    constant, nearly = Image.new("RGB", (64, 64), color), noise(3, 64, 100, 102)
+    faint = Image.fromarray(100 + np.asarray(noise(0)) // 16)
+    values = similarity(pixel_descriptor, [constant, nearly, faint, noise(0)], [noise(0)] * 3 + [constant])
+    assert values.isnan().tolist() == [True, True, False, True] and values[2] > 0.9
 
 
 def test_the_search_holds_one_block_of_cosines(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the sizes that were asked for, whatever the sets' are."""
+    """Of the given size, whatever the sizes of the sets."""
     shapes, product = [], torch.Tensor.__matmul__
 
     def watched(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:

@@ -16,8 +16,9 @@ from infer.__main__ import main
 from infer.denoising.sampling import embed
 from infer.metrics.aggregate import summarize
 from infer.metrics.clip_score import ClipScore
-from infer.metrics.score_images import TrainingSet, score_folder
+from infer.metrics.score_images import score_folder
 from infer.metrics.similarity import pixel_descriptor
+from infer.metrics.training_set import TrainingSet
 from infer.models.pipeline import load_pipeline
 from tests.conftest import CAPTIONS
 from tests.infer.predict import runs as predicting
@@ -74,8 +75,8 @@ def test_failures_are_left_out_of_the_scores(
 ) -> None:
     """Not a number in the row, and means and percentiles of the others."""
     out = predict("--prompts", captions(tmp_path))
-    training = TrainingSet.embed(load_captioned(str(tiny_shards)), 16, {"similarity": pixel_descriptor})
-    rows = score_folder(out, training, ClipScore(str(tiny_clip)))
+    training = TrainingSet(load_captioned(str(tiny_shards)), 16, {"similarity": pixel_descriptor})
+    rows, _ = score_folder(out, training, ClipScore(str(tiny_clip)))
     assert rows["prompt"][1] == poisoned
     for name in ("similarity_own", "similarity_top", "top_train_id", "clip_score"):
         assert rows[name].isna().tolist() == [False, True, False, False]

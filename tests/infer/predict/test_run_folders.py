@@ -12,8 +12,9 @@ import yaml
 from data.captioned import load_captioned
 from infer.metrics.aggregate import summarize
 from infer.metrics.clip_score import ClipScore
-from infer.metrics.score_images import TrainingSet, score_folder
+from infer.metrics.score_images import score_folder
 from infer.metrics.similarity import pixel_descriptor
+from infer.metrics.training_set import TrainingSet
 from infer.predict.run_folder import claim, complete, differences
 from tests.infer.predict import runs as predicting
 from tests.infer.predict.runs import captions, command, rows_of, summary_of
@@ -84,8 +85,8 @@ def test_an_older_run_is_continued(
 
 def test_an_older_run_is_scored(older: Path, tiny_shards: Path, tiny_clip: Path) -> None:
     """And summed up."""
-    training = TrainingSet.embed(load_captioned(str(tiny_shards)), 16, {"similarity": pixel_descriptor})
-    rows = score_folder(older, training, ClipScore(str(tiny_clip)))
+    training = TrainingSet(load_captioned(str(tiny_shards)), 16, {"similarity": pixel_descriptor})
+    rows, _ = score_folder(older, training, ClipScore(str(tiny_clip)))
     line = summarize("stp", rows, summary_of(older))
     assert line["gated_share"] == 0 and line["fired_share"] == 1 and line["unreadable"] == 0
 

@@ -136,8 +136,11 @@ def test_the_slider_of_the_column_changes_all_rows(opened, target: Path):
 def test_the_table_switches_population_columns_and_folds(opened, target: Path):
     page = opened(target)
     assert page.locator(".numbers:visible").count() == 1 and not page.get_by_text("0.111").first.is_visible()
+    note = page.get_by_text("a note on the chosen")
+    assert not note.is_visible()
     page.get_by_text("memorized without mitigation").click()
     assert page.get_by_text("0.111").first.is_visible() and page.locator(".numbers:visible").count() == 1
+    assert note.is_visible()
     std = page.locator(".numbers:visible .label", has_text="std")
     assert not std.is_visible()
     page.get_by_label("all columns").check()
@@ -146,16 +149,6 @@ def test_the_table_switches_population_columns_and_folds(opened, target: Path):
     assert point.is_visible()
     page.locator(".numbers:visible .fold button").click()
     assert not point.is_visible()
-
-
-def test_the_notes_on_memorized_prompts_come_with_their_table(opened, target: Path):
-    page = opened(target)
-    note = page.get_by_text("a note on the chosen")
-    assert not note.is_visible()
-    page.get_by_text("memorized without mitigation").click()
-    assert note.is_visible()
-    page.get_by_text("all prompts").click()
-    assert not note.is_visible()
 
 
 def test_a_trace_with_gaps_is_drawn(opened, tmp_path: Path):
@@ -228,8 +221,8 @@ def test_a_thousand_rows_scroll_and_only_those_in_sight_hold_images(opened, tmp_
     target = write_report(build(tmp_path, prompts, {"none": 11.0, "stp": 10.9}, samples=1))
     page = opened(target)
     gallery = page.locator(".gallery")
-    for place in (0.3, 0.7, 1):
-        gallery.evaluate(f"(element) => {{ element.scrollTop = element.scrollHeight * {place}; }}")
+    for share in (0.3, 0.7, 1):
+        gallery.evaluate(f"(element) => {{ element.scrollTop = element.scrollHeight * {share}; }}")
         page.wait_for_timeout(100)
     last = gallery.locator("tbody tr").last
     last.locator(".shot").first.wait_for()

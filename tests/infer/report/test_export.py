@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from infer.report.export import escape_latex, write_exports
+from infer.report.export import escape_latex
 from infer.report.page import write_report
 from tests.infer.report.folders import build, swept, three, write_about
 
@@ -14,14 +14,13 @@ def folder(tmp_path: Path) -> Path:
     return swept(tmp_path)
 
 
-def test_all_of_the_table_is_in_the_csv_and_the_parquet(folder: Path):
-    paths = write_exports(folder)
-    assert all(path.is_file() for path in paths)
+def test_all_of_the_table_is_in_the_csv(folder: Path):
+    write_report(folder)
     source = pd.read_parquet(folder / "comparison.parquet")
-    for table in (pd.read_csv(folder / "table.csv"), pd.read_parquet(folder / "table.parquet")):
-        assert set(source.columns) == set(table.columns)
-        assert table["similarity_own_mean"].tolist() == pytest.approx(source["similarity_own_mean"].tolist())
-        assert table["similarity_own_p95_published"].tolist()[:2] == [0.655, 0.286]
+    table = pd.read_csv(folder / "table.csv")
+    assert set(source.columns) == set(table.columns)
+    assert table["similarity_own_mean"].tolist() == pytest.approx(source["similarity_own_mean"].tolist())
+    assert table["similarity_own_p95_published"].tolist()[:2] == [0.655, 0.286]
     assert (pd.read_csv(folder / "table_memorized.csv")["similarity_own_mean"] == 0.111).all()
 
 
@@ -53,16 +52,16 @@ def test_exports_of_a_former_comparison_go(folder: Path):
     write_about(folder)
     for path in folder.rglob("traces.parquet"):
         path.unlink()
-    written = {path for path in write_exports(folder) if path.parent == folder / "plots"}
+    write_report(folder)
     stems = {"frontier", "distributions"}
-    assert written == {folder / "plots" / f"{stem}.{suffix}" for stem in stems for suffix in ("svg", "png")}
-    assert {*(folder / "plots").iterdir()} == written | {own[1]}
+    plots = {folder / "plots" / f"{stem}.{suffix}" for stem in stems for suffix in ("svg", "png")}
+    assert {*(folder / "plots").iterdir()} == plots | {own[1]}
     assert [*folder.glob("table_memorized.*")] == [own[0]] and own[2].is_file()
     assert (folder / "table.csv").is_file()
 
 
 def test_the_markdown_is_a_table(folder: Path):
-    write_exports(folder)
+    write_report(folder)
     lines = (folder / "table.md").read_text().splitlines()
     assert len(lines) == 2 + 6 and len({line.replace("\\|", "").count("|") for line in lines}) == 1
     assert lines[3].startswith(
@@ -72,7 +71,7 @@ def test_the_markdown_is_a_table(folder: Path):
 
 def test_the_tex_is_a_booktabs_table_with_names_escaped(tmp_path: Path):
     three(tmp_path)
-    write_exports(tmp_path)
+    write_report(tmp_path)
     text = (tmp_path / "table.tex").read_text()
     rows = [line for line in text.splitlines() if line.endswith(r"\\")]
     assert all(rule in text for rule in (r"\toprule", r"\midrule", r"\bottomrule", r"\multicolumn"))
@@ -83,7 +82,7 @@ def test_the_tex_is_a_booktabs_table_with_names_escaped(tmp_path: Path):
 
 
 def test_published_figures_have_a_row_of_their_own_in_the_tex(folder: Path):
-    write_exports(folder)
+    write_report(folder)
     lines = (folder / "table.tex").read_text().splitlines()
     published = [line for line in lines if "published" in line]
     assert len(published) == 2 and "0.655" in published[0] and "0.286" in published[1]
@@ -91,5 +90,5 @@ def test_published_figures_have_a_row_of_their_own_in_the_tex(folder: Path):
 
 def test_a_negative_number_is_math_in_the_tex(tmp_path: Path):
     build(tmp_path, {"cat": "a cat"}, {"none": -0.1}, samples=1)
-    write_exports(tmp_path)
+    write_report(tmp_path)
     assert "$-$0.100 [$-$0.111, $-$0.088]" in (tmp_path / "table.tex").read_text()

@@ -43,13 +43,13 @@ def test_a_strip_holds_the_images_of_its_row_exactly_and_nothing_where_one_is_mi
     for row, strip in zip(page.data["rows"], page.strips, strict=True):
         image = opened(strip)
         assert image.size == (8 * 4, 8)
-        for place, name in enumerate(SIMILARITY):
-            tile = image.crop((8 * place + 8, 0, 8 * place + 16, 8))
+        for index, name in enumerate(SIMILARITY):
+            tile = image.crop((8 * index + 8, 0, 8 * index + 16, 8))
             path = written.parent / name / "images" / f"{row['id']}-{row['sample']}.png"
             if path.exists():
                 assert np.array_equal(np.asarray(tile.convert("RGB")), np.asarray(Image.open(path)))
             else:
-                assert row["cells"][place] is None and tile.getextrema()[3] == (0, 0)
+                assert row["cells"][index] is None and tile.getextrema()[3] == (0, 0)
         assert row["training"] == (row["id"] != "fox")
 
 

@@ -210,12 +210,11 @@ def test_columns_wait_unless_they_are_unknown_or_have_something_to_say(sweep_pag
     assert "unreadable" in (folder / "table.md").read_text().splitlines()[0]
 
 
-@pytest.mark.parametrize("column", ["similarity_own_mean", "fid", "failed", "clip_score_mean"])
-def test_infinite_numbers_of_the_table_do_not_stop_the_page(tmp_path: Path, column: str):
+def test_infinite_numbers_of_the_table_do_not_stop_the_page(tmp_path: Path):
     swept(tmp_path)
     for name in ("comparison.parquet", "comparison_memorized.parquet"):
-        table = pd.read_parquet(tmp_path / name)
-        table.loc[1, column] = np.inf
+        table = pd.read_parquet(tmp_path / name).assign(failed=0.0)
+        table.loc[1, ["similarity_own_mean", "fid", "failed", "clip_score_mean"]] = np.inf
         table.to_parquet(tmp_path / name)
     assert "inf" in Page(write_report(tmp_path)).text
 

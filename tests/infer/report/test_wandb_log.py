@@ -47,7 +47,8 @@ def test_an_offline_run_holds_it_all(tmp_path: Path, monkeypatch: pytest.MonkeyP
     """Its copies of the images lie in the comparison's folder, too."""
     folder = three(tmp_path / "compare")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    monkeypatch.delenv("WANDB_DATA_DIR", raising=False)
+    monkeypatch.setenv("WANDB_DATA_DIR", "to be restored")
+    monkeypatch.delenv("WANDB_DATA_DIR")
     with wandb.init(mode="offline", dir=tmp_path, project="test") as run:
         log_to_wandb(folder, run)
         files, summary = Path(run.dir), dict(run.summary)

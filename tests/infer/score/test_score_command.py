@@ -130,7 +130,7 @@ def test_lost_images_are_named_counted_and_left_out(
     assert list(rows["unreadable"]) == [False, False, False, True]
     table = pd.read_parquet(tmp_path / "table.parquet").set_index("mitigation")
     assert table["unreadable"].to_dict() == {"none": 0, "stp": 1}
-    assert "Left out, failed or unreadable: 1 images of stp" in capsys.readouterr().out
+    assert "Left out of the similarity, unreadable: 1 of 4 images of stp" in capsys.readouterr().out
     assert table["similarity_own_mean"]["stp"] == pytest.approx(rows["similarity_own"][:3].mean())
 
 

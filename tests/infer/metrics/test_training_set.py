@@ -11,7 +11,7 @@ from PIL import Image
 
 from data.captioned import CaptionedImages, Sample
 from infer.metrics.similarity import Descriptor, pixel_descriptor
-from infer.metrics.training_embeddings import TrainingEmbeddings
+from infer.metrics.training_set import TrainingSet
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -36,7 +36,7 @@ def embed(
         sizes.extend(image.size for image in images)
         return torch.from_numpy(np.stack([np.asarray(image).mean((0, 1)) for image in images])).float()
 
-    embeddings = TrainingEmbeddings(CaptionedImages(samples), resolution, cache).by(
+    embeddings = TrainingSet(CaptionedImages(samples), resolution, {}, cache).embeddings(
         Descriptor(identity, means)
     )
     assert set(sizes) <= {(resolution, resolution)}
@@ -112,13 +112,13 @@ def test_a_damaged_training_image_is_named_and_matches_nothing(
 def test_without_any_embedding_there_is_an_error_and_nothing_kept(cache: Path, samples: list[Sample]) -> None:
     broken = Descriptor("broken", lambda images: torch.full((len(images), 2), torch.nan))
     with pytest.raises(ValueError, match="broken gives no finite numbers for any training image"):
-        TrainingEmbeddings(CaptionedImages(samples), 8, cache).by(broken)
+        TrainingSet(CaptionedImages(samples), 8, {"broken": broken}, cache)
     assert not cache.exists()
 
 
 def test_without_a_cache_a_bar_shows_and_nothing_is_written(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    embeddings = TrainingEmbeddings(CaptionedImages(SAMPLES), 8).by(pixel_descriptor)
+    embeddings = TrainingSet(CaptionedImages(SAMPLES), 8, {"a": pixel_descriptor}).measures["a"][1]
     assert torch.equal(embeddings, pixel_descriptor([sample.rgb(8) for sample in SAMPLES]))
     assert list(tmp_path.iterdir()) == [] and "embed training images: 100%" in capsys.readouterr().err

@@ -1,10 +1,11 @@
-"""Embeddings of the training images, kept on disk while nothing that they depend on changes."""
+"""The training images that generated ones are compared with, and their embeddings, which are kept on disk."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 
+import pandas as pd
 import torch
 from PIL import Image
 from safetensors import SafetensorError
@@ -13,24 +14,36 @@ from torch import Tensor
 
 from data.captioned import CaptionedImages
 from data.files import DAY, digest, one_line, remove_temporary_files, write_atomically
+from data.prompts import same
 from infer.metrics.similarity import Descriptor, embed_all
 
 log = logging.getLogger(__name__)
 DECODING = 2  # how images are decoded: raise it when that changes
 
 
-class TrainingEmbeddings:
+class TrainingSet:
     """Training images, embedded at the generations' resolution.
 
     Args:
         images: the training images.
         resolution: they are resized and cropped to it before a descriptor sees them.
+        descriptors: by measure, which is a prefix of columns.
         cache: folder with a file for each descriptor, resolution and set of images; None: nothing is kept.
+
+    Attributes:
+        measures: descriptor and embeddings (M, D) by measure; NaN for images that have no embedding.
     """
 
-    def __init__(self, images: CaptionedImages, resolution: int, cache: str | Path | None = None):
+    def __init__(
+        self,
+        images: CaptionedImages,
+        resolution: int,
+        descriptors: Mapping[str, Descriptor],
+        cache: str | Path | None = None,
+    ):
         self.images, self.resolution = images, resolution
         self.cache = None if cache is None else Path(cache)
+        self.measures = {prefix: (each, self.embeddings(each)) for prefix, each in descriptors.items()}
 
     @cached_property
     def digest(self) -> str:
@@ -38,8 +51,8 @@ class TrainingEmbeddings:
         samples = (digest(sample.id, sample.image) for sample in self.images.samples)
         return digest(DECODING, *samples)
 
-    def by(self, descriptor: Descriptor) -> Tensor:
-        """Embeddings (M, D), from the cache if they are there; NaN for images without one."""
+    def embeddings(self, descriptor: Descriptor) -> Tensor:
+        """(M, D), from the cache if they are there; NaN for images that cannot be read or have one colour."""
         if self.cache is None:
             return self.embed(descriptor)
         path = self.cache / f"{digest(descriptor.identity, self.resolution, self.digest)}.safetensors"
@@ -77,3 +90,36 @@ class TrainingEmbeddings:
                 continue
             readable.append(index)
             yield image
+
+    def left_out(self) -> list[str]:
+        """Ids of the images that cannot be read, or have one colour."""
+        _, embeddings = next(iter(self.measures.values()))
+        return [self.images[index].id for index in embeddings.isnan().any(1).nonzero().flatten().tolist()]
+
+    def own(self, rows: pd.DataFrame) -> list[list[int]]:
+        """Indices of each row's own training images.
+
+        The image of the prompt's id if it has the prompt as a caption; else all images with that caption;
+        else the image of that id, although its caption is another (`renamed` counts those).
+        """
+        own = []
+        for key, prompt in zip(rows["prompt_id"], rows["prompt"], strict=True):
+            index, with_caption = self.images.position.get(key), self.captions.get(same(prompt), [])
+            by_id = index is not None and (index in with_caption or not with_caption)
+            own.append([index] if by_id else with_caption)
+        return own
+
+    @cached_property
+    def captions(self) -> dict[str, list[int]]:
+        """Indices of the images with each caption."""
+        indices: dict[str, list[int]] = {}
+        for index, sample in enumerate(self.images.samples):
+            for caption in dict.fromkeys(map(same, sample.captions)):
+                indices.setdefault(caption, []).append(index)
+        return indices
+
+    def renamed(self, rows: pd.DataFrame) -> int:
+        """How many prompts are measured against an image of their id that has another caption."""
+        each = rows.drop_duplicates("prompt_id")
+        pairs = zip(each["prompt"], self.own(each), strict=True)
+        return sum(bool(own) and own[0] not in self.captions.get(same(prompt), []) for prompt, own in pairs)
