@@ -30,8 +30,8 @@ def make_optimizer(
         weight_decay: decoupled.
         fused: adamw as one kernel.
 
-    Raises ValueError for another name, and for adamw8bit where bitsandbytes is not installed or has no kernels
-    for the device.
+    Raises ValueError for another name, and for adamw8bit where bitsandbytes is not installed, or has no
+    kernels for the device.
     """
     # plain numbers: the parser's own types have no place in a checkpoint
     lr, betas, weight_decay = float(lr), (float(betas[0]), float(betas[1])), float(weight_decay)
