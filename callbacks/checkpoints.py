@@ -15,6 +15,7 @@ class Checkpoints(ModelCheckpoint):
     """
 
     def __init__(self, folder: Path, every_n_steps: int):
+        self.every_n_steps = every_n_steps
         super().__init__(
             folder,
             save_last=True,
@@ -30,7 +31,7 @@ class Checkpoints(ModelCheckpoint):
     def on_train_batch_end(self, trainer: pl.Trainer, *args) -> None:
         """Not within an accumulated step: Lightning would save there, on the first batch after a restart."""
         if self.last_step < trainer.global_step < trainer.max_steps:
-            if trainer.global_step % self._every_n_train_steps == 0:
+            if trainer.global_step % self.every_n_steps == 0:
                 save_metrics(trainer)
             super().on_train_batch_end(trainer, *args)
         self.last_step = trainer.global_step

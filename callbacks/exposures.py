@@ -59,7 +59,7 @@ class Exposures(pl.Callback):
         """The sums over ranks, on the first. Called on all ranks."""
         self.count_pending()
         counters = {"shown": self.shown, "left_out": self.left_out, "skipped": self.skipped}
-        parts = on_first_rank(
+        parts = gathered(
             {name: dict(counter) for name, counter in counters.items()} | {"captions": self.captions}
         )
         sums = {name: dict(sum((Counter(part[name]) for part in parts), Counter())) for name in counters}
@@ -105,7 +105,7 @@ def planned_columns(data: pl.LightningDataModule) -> dict[str, Any]:
     }
 
 
-def on_first_rank(part: dict[str, Any]) -> list[dict[str, Any]]:
+def gathered(part: dict[str, Any]) -> list[dict[str, Any]]:
     """The parts of all ranks, on the first; on the others only their own."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return [part]

@@ -59,7 +59,6 @@ class Finetune(pl.LightningModule):
             2 / 128 = 0.0156); null: none. The threshold depends on the model: `kept_share` in the metrics is
             the share that remains. bf16 makes differences uncertain by about 0.005.
         gradient_checkpointing: trade time for memory.
-        channels_last: memory layout of the UNet.
         seed: of noise and timesteps.
         min_snr_gamma: weight timesteps by their signal-to-noise ratio, at most this (Hang et al. 2023: 5);
             null: all alike.
@@ -84,7 +83,6 @@ class Finetune(pl.LightningModule):
         embedding_mixup: NonNegativeFloat = 0.0,
         skip_rms: PositiveFloat | None = None,
         gradient_checkpointing: bool = False,
-        channels_last: bool = False,
         seed: int = 0,
         min_snr_gamma: PositiveFloat | None = None,
         noise_offset: NonNegativeFloat = 0.0,
@@ -95,8 +93,8 @@ class Finetune(pl.LightningModule):
         self.optimizer, self.lr, self.warmup_steps, self.decay = optimizer, lr, warmup_steps, decay
         self.betas, self.weight_decay, self.caption_dropout = betas, weight_decay, caption_dropout
         self.embedding_noise, self.embedding_mixup, self.skip_rms = embedding_noise, embedding_mixup, skip_rms
-        self.gradient_checkpointing, self.channels_last = gradient_checkpointing, channels_last
-        self.seed, self.min_snr_gamma, self.noise_offset = seed, min_snr_gamma, noise_offset
+        self.gradient_checkpointing, self.seed = gradient_checkpointing, seed
+        self.min_snr_gamma, self.noise_offset = min_snr_gamma, noise_offset
         if lora_alpha is not None and lora_rank is None:
             warn_no_effect("model.lora_alpha", "model.lora_rank is not given")
         if caption_dropout == 1 and (embedding_noise or embedding_mixup or skip_rms):
@@ -127,8 +125,6 @@ class Finetune(pl.LightningModule):
         self.unet = self.prepared(self.pipe.unet)
         if self.gradient_checkpointing:
             self.unet.enable_gradient_checkpointing()
-        if self.channels_last:
-            self.unet.to(memory_format=torch.channels_last)
         if self.train_text_encoder:
             self.text_encoder = self.prepared(self.pipe.text_encoder)
             if self.gradient_checkpointing:
@@ -204,8 +200,6 @@ class Finetune(pl.LightningModule):
         if self.noise_offset:  # drawn last: the other draws are the same as without it
             noise = offset_noise(noise, self.noise_offset, draws.normal(latents.shape[1], 1, 1))
         noisy = self.noise_scheduler.add_noise(latents, noise, timesteps)
-        if self.channels_last:
-            noisy = noisy.contiguous(memory_format=torch.channels_last)
         prediction = self.unet(noisy, timesteps, encoder_hidden_states).sample
         target = training_target(self.noise_scheduler, latents, noise, timesteps)
         errors = F.mse_loss(prediction.float(), target, reduction="none").flatten(1).mean(1)

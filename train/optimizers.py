@@ -30,8 +30,8 @@ def make_optimizer(
         weight_decay: decoupled.
         fused: adamw as one kernel.
 
-    Raises ValueError for another name, and for adamw8bit where bitsandbytes is not installed, has no kernels
-    for the device or would undo a channels_last layout.
+    Raises ValueError for another name, and for adamw8bit where bitsandbytes is not installed, or has no
+    kernels for the device.
     """
     # plain numbers: the parser's own types have no place in a checkpoint
     lr, betas, weight_decay = float(lr), (float(betas[0]), float(betas[1])), float(weight_decay)
@@ -46,10 +46,6 @@ def make_optimizer(
         raise ValueError(
             f"optimizer adamw8bit does not run on {', '.join(sorted(others))}, only on "
             f"{', '.join(DEVICES_8BIT)}: give adamw"
-        )
-    if not all(parameter.is_contiguous() for parameter in parameters):
-        raise ValueError(
-            "optimizer adamw8bit would undo channels_last: leave channels_last out, or give adamw"
         )
     return kind(parameters, lr, betas=betas, weight_decay=weight_decay)
 

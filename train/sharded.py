@@ -36,10 +36,6 @@ def check(model: pl.LightningModule, trainer: pl.Trainer) -> None:
         )
     if model.optimizer != "adamw":
         raise ValueError("trainer.strategy sharded goes with model.optimizer adamw, whose states it spreads")
-    if model.channels_last:
-        raise ValueError(
-            "trainer.strategy sharded needs weights in plain order: leave model.channels_last out"
-        )
     if trainer.precision == "16-mixed":
         raise ValueError("trainer.strategy sharded cannot scale losses for 16-mixed: use bf16-mixed")
 

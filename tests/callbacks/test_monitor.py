@@ -201,7 +201,7 @@ def test_a_resumed_run_does_not_look_within_a_step(world: Path, tmp_path: Path) 
     """With accumulation, after a kill: it stops where it would have, having shown what it should."""
     out, settings = tmp_path / "run", {"monitor__every_n_steps": 2, "trainer__max_steps": 6}
     # stopped by hand after the checkpoint of step 4, in step 5
-    stopped = settings | {"trainer__callbacks": [poison(5)]}
+    stopped = settings | {"trainer__callbacks": [poison(5)], "monitor__every_n_steps": 99}
     assert main(full(world, out, **stopped)) == 1
     assert torch.load(out / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 4
     assert main(full(world, out, **settings, monitor__stop_at_share=0.1, monitor__threshold=-1)) == 0

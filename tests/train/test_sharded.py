@@ -139,7 +139,6 @@ def test_what_cannot_be_sharded_is_refused() -> None:
     for model, trainer, words in (
         (Finetune("model"), half, "use bf16-mixed"),
         (LightningModule(), full, "use ddp"),
-        (Finetune("model", channels_last=True), full, "leave model.channels_last out"),
         (Finetune("model", optimizer="adamw8bit"), full, "model.optimizer adamw"),
         (Finetune("model", lora_rank=4), full, "lora_rank"),
     ):

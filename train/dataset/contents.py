@@ -12,8 +12,8 @@ def contents_of(samples: Sequence[Sample], captions: Sequence[Sequence[str]]) ->
     """The id of each sample, and digests of its image and captions."""
     return {
         "ids": [sample.id for sample in samples],
-        "images": [digest(sample.image) for sample in samples],
-        "captions": [digest(*texts) for texts in captions],
+        "images": [digest(sample.image)[:16] for sample in samples],
+        "captions": [digest(*texts)[:16] for texts in captions],
     }
 
 

@@ -34,4 +34,4 @@ class Poison(pl.Callback):
 
     def poison(self, pl_module: pl.LightningModule) -> None:
         with torch.no_grad():
-            pl_module.trained.conv_in.weight[0, 0, 0, 0] = torch.nan
+            pl_module.unet.conv_in.weight[0, 0, 0, 0] = torch.nan
