@@ -14,6 +14,7 @@ import torch
 from jsonargparse.typing import OpenUnitInterval, PositiveInt
 from tqdm import tqdm
 
+from data.batches import in_batches
 from data.files import write_atomically, write_json
 from data.prompts import Prompt, load_prompts, without
 from infer.basin.explore import spread
@@ -27,7 +28,6 @@ from infer.detect.attention import LAYER, CrossAttention, capturing, cross_atten
 from infer.detect.detectors import all_steps, fall, first_step
 from infer.metrics.aggregate import FEW
 from infer.metrics.roc import auc, auc_interval, threshold
-from infer.metrics.similarity import in_batches
 from infer.options import DenoiseOptions, device_of
 
 # What each detector needs to be run.

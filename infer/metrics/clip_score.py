@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from data.batches import in_batches
 from data.files import bytes_of, digest, one_line
-from infer.metrics.similarity import embed_all, in_batches
+from infer.metrics.similarity import embed_all
 from infer.models.weights import check_safetensors, is_hub_id, quiet_bars
 
 OPEN_CLIP = "open_clip:"
