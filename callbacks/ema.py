@@ -5,12 +5,11 @@ from contextlib import contextmanager
 
 import lightning.pytorch as pl
 import torch
-from jsonargparse.typing import restricted_number_type
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn import Parameter
 
-Decay = restricted_number_type("Decay", float, [(">=", 0), ("<", 1)])
+from data.ranges import ShareBelowOne
 
 
 def trained(pl_module: pl.LightningModule) -> list[Parameter]:
@@ -27,7 +26,7 @@ class EMA(pl.Callback):
         decay: largest k; 0: no average.
     """
 
-    def __init__(self, decay: Decay = 0.999):
+    def __init__(self, decay: ShareBelowOne = 0.999):
         self.decay = decay
         self.average: list[Tensor] = []
 

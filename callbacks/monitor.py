@@ -6,22 +6,20 @@ from typing import Any
 import lightning.pytorch as pl
 import pandas as pd
 import torch
-from jsonargparse.typing import PositiveInt, restricted_number_type
+from jsonargparse.typing import PositiveInt
 
 from callbacks.ema import averaged
 from callbacks.finite import Finite
 from callbacks.sample_grid import generate, sheet
 from data.cli import warn_no_effect
 from data.files import write_atomically
+from data.ranges import Correlation, Share
 from infer.denoising.hooks import Request
 from infer.denoising.loop import prepare
 from infer.denoising.noise import sample_seed
 from infer.denoising.sampling import resolution_of
 from infer.metrics.similarity import Descriptor, pixel_descriptor, similarity
 from infer.metrics.sscd import ProtocolName, check_sscd, sscd_descriptor
-
-Correlation = restricted_number_type("Correlation", float, [(">=", -1), ("<", 1)])
-Share = restricted_number_type("Share", float, [(">", 0), ("<=", 1)])
 
 
 class Monitor(pl.Callback):

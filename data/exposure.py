@@ -8,12 +8,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from jsonargparse.typing import PositiveFloat, PositiveInt, restricted_number_type
+from jsonargparse.typing import PositiveFloat, PositiveInt
 
 from data.cli import warn_no_effect
-
-Share = restricted_number_type("Share", float, [(">", 0), ("<=", 1)])  # (0, 1]
-ShareBelowOne = restricted_number_type("ShareBelowOne", float, [(">=", 0), ("<", 1)])  # [0, 1)
+from data.ranges import Share, ShareBelowOne
 
 
 @dataclass(frozen=True)
