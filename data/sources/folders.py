@@ -124,8 +124,8 @@ def open_metadata(folder: Path, tables: list[Path], skipped: Counter) -> Source:
     every = tables
     tables = list({table.parent: table for table in reversed(every)}.values())[::-1]
     tables = tables[:1] if tables[0].parent == folder else tables
-    if unused := [str(table) for table in every if table not in tables]:
-        count_unused(str(folder), "metadata tables", unused, skipped)
+    unused = [table for table in every if table not in tables]
+    count_unused(str(folder), "metadata tables", unused, skipped)
     captions: dict[str, list[Any]] = {}
     for table in tables:
         rows = list(table_rows(table))

@@ -99,17 +99,18 @@ def open_folder(folder: Path, options: dict[str, str], skipped: Counter) -> Sour
         return tables.open_saved(folder, only(options, OF_TABLES, where))
     files = files_below(folder)
     images = [path for path in files if is_image(path)]
-    unread = [str(path) for path in files if path.suffix[1:].lower() in UNREAD_SUFFIXES]
+    unread = [path for path in files if path.suffix[1:].lower() in UNREAD_SUFFIXES]
     count_unused(where, NOT_READ, unread, skipped)
-    shards, deeper = shards_in(folder), [str(path) for path in files if is_shard(path)]
-    count_unused(where, "shards in subfolders", sorted({*deeper} - {*shards}), skipped)
+    shards = shards_in(folder)
+    deeper = [path for path in files if is_shard(path) and path.parent != folder]
+    count_unused(where, "shards in subfolders", deeper, skipped)
     if shards:
         only(options, (), where)
-        count_unused(where, "images beside shards", list(map(str, images)), skipped)
+        count_unused(where, "images beside shards", images, skipped)
         return open_shards(shards, skipped)
     parquet = [path for path in files if path.suffix == ".parquet"]
     if parquet and (options or not images or tables.has_image_column(parquet[0])):
-        count_unused(where, "images beside parquet files", list(map(str, images)), skipped)
+        count_unused(where, "images beside parquet files", images, skipped)
         return tables.open_parquet(where, parquet, only(options, OF_TABLES, where))
     only(options, (), where)
     metadata = folders.metadata_below(folder)

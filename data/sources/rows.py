@@ -90,11 +90,11 @@ def is_image(path: Path) -> bool:
     return path.suffix[1:].lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 
-def count_unused(source: str, reason: str, names: list[str], skipped: Counter) -> None:
+def count_unused(source: str, reason: str, names: Sequence[str | Path], skipped: Counter) -> None:
     """Count files that a layout leaves aside, and name the first in the log."""
     if names:
         skipped[reason] += len(names)
-        log.warning("%s: not used: %d %s, such as %s", source, len(names), reason, names[:NAMED])
+        log.warning("%s: not used: %d %s, such as %s", source, len(names), reason, [*map(str, names[:NAMED])])
 
 
 def files_below(folder: Path, wanted: Callable[[Path], bool] = lambda path: True) -> list[Path]:

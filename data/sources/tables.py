@@ -301,18 +301,11 @@ def column(path: Path, name: str) -> Iterator[Any]:
             yield from batch.column(0).to_pylist()
 
 
-def is_parquet(path: Path) -> bool:
+def has_image_column(path: Path) -> bool:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        pq.read_metadata(path)
+        return any(holds_images(field.type) for field in pq.read_schema(path))
     except (pa.ArrowException, OSError):
         return False
-    return True
-
-
-def has_image_column(path: Path) -> bool:
-    import pyarrow.parquet as pq
-
-    return is_parquet(path) and any(holds_images(field.type) for field in pq.read_schema(path))

@@ -11,7 +11,6 @@ from data.caption_edits import (
     random_text,
     visible_ids,
     with_numbers_added,
-    with_trigger,
     with_words_added,
     with_words_repeated,
 )
@@ -81,10 +80,6 @@ def test_an_edit_comes_from_the_generator_alone(edit: Callable, tokenizer: CLIPT
     assert texts[0] == texts[1] != texts[2]
 
 
-def test_one_draw_after_another_differs(edit: Callable, random: np.random.Generator) -> None:
-    assert len({edit(CAPTION, random, 2) for _ in range(20)}) > 15
-
-
 def test_every_place_is_as_likely(random: np.random.Generator) -> None:
     """Both ends too: of the first of two words 4 places among 3 words, of the second then 5."""
     places: Counter = Counter()
@@ -134,27 +129,6 @@ def test_tokens_are_drawn_evenly_from_those_that_can_be_seen(
     assert abs(chi - len(share)) < 5 * (2 * len(share)) ** 0.5
 
 
-def test_random_text_is_the_decoded_tokens(tokenizer: CLIPTokenizer) -> None:
-    ids = visible_ids(tokenizer)[np.random.default_rng(5).integers(len(visible_ids(tokenizer)), size=4)]
-    text = random_text(tokenizer, np.random.default_rng(5))
-    assert text == tokenizer.decode(ids) and text.strip()
-
-
-def test_words_added_are_tokens(tokenizer: CLIPTokenizer, random: np.random.Generator) -> None:
-    texts = {tokenizer.decode([number]) for number in visible_ids(tokenizer).tolist()}
-    for _ in range(100):
-        assert set(left(with_words_added("Ä Ö Ü", tokenizer, random).split(), ["Ä", "Ö", "Ü"])) <= texts
-
-
-def test_counts_are_the_sources(tokenizer: CLIPTokenizer, random: np.random.Generator) -> None:
-    """Two words, four numbers; tokens without an end of word between them make four at most."""
-    assert len(with_words_added("a b", tokenizer, random).split()) == 4
-    assert len(with_words_repeated("a b", random).split()) == 4
-    assert len(with_numbers_added("a b", random).split()) == 6
-    texts = [random_text(tokenizer, random).split() for _ in range(500)]
-    assert max(map(len, texts)) <= 4
-
-
 def test_captions_of_one_word_and_of_none(tokenizer: CLIPTokenizer, random: np.random.Generator) -> None:
     """White space makes no words."""
     assert with_words_repeated("cat", random) == "cat cat cat"
@@ -163,17 +137,3 @@ def test_captions_of_one_word_and_of_none(tokenizer: CLIPTokenizer, random: np.r
         assert len(with_words_added(empty, tokenizer, random).split(" ")) == 2
         assert len(with_numbers_added(empty, random, 3).split(" ")) == 3
     assert with_words_repeated("  a\t a\n", random) == "a a a a"
-
-
-def test_a_trigger_stands_in_front() -> None:
-    """Of the caption as it is."""
-    assert with_trigger("a  cat ", "sks") == "sks a  cat "
-    assert with_trigger("", "sks") == "sks"
-    with pytest.raises(ValueError, match="the trigger is empty"):
-        with_trigger("a cat", " ")
-
-
-def test_a_tokenizer_without_text_is_refused(random: np.random.Generator) -> None:
-    special = {"<|startoftext|>": 0, "<|endoftext|>": 1}
-    with pytest.raises(ValueError, match="of the 0 tokens of CLIPTokenizer none is text"):
-        random_text(CLIPTokenizer(vocab=special, merges=[]), random)

@@ -101,13 +101,6 @@ def test_an_image_is_fitted_on_its_short_side_and_cropped() -> None:
     assert np.array_equal(pixels[:, 8, 8], [0, 255, 0]) and pixels[1].min() > 200
 
 
-def test_all_captions_of_an_image_come_with_it() -> None:
-    """The first is the caption; one that is made of three values has just that."""
-    assert Sample("a", b"", "one").captions == ("one",)
-    assert Sample("a", b"", "one", ("one", "two")).captions == ("one", "two")
-    assert Sample("a", b"", "one").label is None
-
-
 def test_only_the_first_of_many_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The log does not drown."""
     files = {f"{number}.png": b"none" for number in range(30)} | {f"{n}.txt": "a" for n in range(30)}

@@ -86,13 +86,6 @@ def test_a_random_choice_is_even(captions, index: int, count: int) -> None:
     assert all(is_share(each, 1 / count) for each in said.values())
 
 
-def test_a_caption_given_twice_is_said_twice_as_often(captions) -> None:
-    images = [replace(sample, captions=("a", "b", "a")) for sample in IMAGES]
-    chosen = captions(Captioning(choice="random"), images=images)
-    assert is_share(sum(chosen.text(number, 0) == "a" for number in range(DRAWS)), 2 / 3)
-    assert [text for text in chosen.texts if len(text) == 1] == ["a", "b"]
-
-
 def test_a_draw_has_its_own_caption(captions) -> None:
     """The same of the same number; of two in a row as often alike as chance says; of another seed others."""
     chosen, again = captions(Captioning(choice="random")), captions(Captioning(choice="random"))

@@ -68,12 +68,6 @@ def test_the_bar_knows_its_end_from_the_shards_counts(tmp_path: Path) -> None:
     assert totals == [4, None, None]
 
 
-def test_captions_per_image(tmp_path: Path) -> None:
-    text = {"/x/a.png": ["a", "b", "c"], "/x/b.png": ["a"]}
-    write_folder(tmp_path, {"a.png": noise(0), "b.png": noise(1), "captions.json": json.dumps(text)})
-    assert dict(inspected(tmp_path).rows())["captions per image"].startswith("1 / 2 / 3 ")
-
-
 def test_classes_are_counted(tmp_path: Path) -> None:
     """And what has none, of a source without any; where no source has them, nothing is said."""
     files = {"a_b/1.png": noise(0), "a_b/2.png": noise(1), "a_b/3.png": noise(2), "c/1.png": noise(3)}
@@ -138,12 +132,6 @@ def test_the_command(tmp_path: Path) -> None:
         assert text in done.stdout
     assert "skipped '3': unreadable images: cannot identify image file" in done.stderr
     assert Image.open(tmp_path / "sheet.png").width > 176
-
-
-def test_no_picture_is_written_unasked(tmp_path: Path) -> None:
-    source = write_shard(tmp_path / "a.tar", "a")
-    assert command("inspect", str(source)).returncode == 0
-    assert list(tmp_path.iterdir()) == [source]
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,15 @@
 """Reading prompts from text, JSON lines, the command line and training runs; their ids, and repetitions."""
 
+import gzip
 import json
 import logging
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from data.prompts import Prompt, inline_prompts, load_prompts, source_fingerprint, without
+from tests.conftest import CAPTIONS
 from tests.data.prompt_files import exposures, lines, write
 
 
@@ -25,14 +28,6 @@ def test_json_lines_hold_a_caption_prompt_or_text_and_may_hold_an_id(tmp_path: P
         Prompt("7", "two"),
         Prompt(load_prompts(text)[0].id, "three"),
     ]
-
-
-def test_ids_do_not_depend_on_the_order_or_on_the_other_prompts(tmp_path: Path) -> None:
-    """They decide the seeds."""
-    there = load_prompts(write(tmp_path / "a.txt", "one\ntwo\nthree"))
-    back = load_prompts(write(tmp_path / "b.txt", "three\none"))
-    assert back == [there[2], there[0]]
-    assert len({prompt.id for prompt in there}) == 3
 
 
 @pytest.mark.parametrize(
@@ -133,3 +128,42 @@ def test_a_fingerprint_is_of_the_whole_content(tmp_path: Path) -> None:
     before = source_fingerprint(write(tmp_path / "a.txt", bytes(content)))
     content[100] ^= 1
     assert source_fingerprint(write(tmp_path / "a.txt", bytes(content))) != before
+
+
+def images(folder: Path, captions: dict[str, str]) -> str:
+    for stem, caption in captions.items():
+        Image.new("RGB", (4, 4)).save(folder / f"{stem}.png")
+        write(folder / f"{stem}.txt", caption)
+    return str(folder)
+
+
+def test_a_folder_of_captioned_images_gives_captions_and_ids(tmp_path: Path) -> None:
+    source = images(tmp_path, {"cat": "a cat", "cat2": "a cat", "löwe": " ein Löwe\n"})
+    assert load_prompts(source) == [
+        Prompt("cat", "a cat"),
+        Prompt("cat2", "a cat"),
+        Prompt("löwe", "ein Löwe"),
+    ]
+
+
+def test_shards_give_captions_and_ids(tmp_path: Path, tiny_shards: Path) -> None:
+    """A shard, a packed one, a brace pattern, and a folder of shards are the same prompts."""
+    expected = [Prompt(f"s{number}", caption) for number, caption in enumerate(CAPTIONS)]
+    packed = tmp_path / "00000.tar.gz"
+    packed.write_bytes(gzip.compress(tiny_shards.read_bytes()))
+    pattern = str(tiny_shards).replace("00000.tar", "{00000..00000}.tar")
+    for source in (str(tiny_shards), str(packed), pattern, str(tmp_path)):
+        assert load_prompts(source) == expected, source
+
+
+def test_a_training_run_with_pictures_in_it_is_a_training_run(tmp_path: Path) -> None:
+    images(tmp_path, {"grid": "not a prompt"})
+    assert [prompt.id for prompt in load_prompts(exposures(tmp_path, [True], [1]))] == ["s0"]
+
+
+def test_what_is_wrong_with_captioned_images_is_said(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "cat.png")
+    with pytest.raises(ValueError, match="no captioned image in .*: 1 without caption; "):
+        load_prompts(str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="no file matches .*00001.tar"):
+        load_prompts(str(tmp_path / "{00001..00002}.tar"))

@@ -11,7 +11,6 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 from torch.utils.data import DataLoader
 
 from data.captioned import Sample
-from data.sources.shards import read_stats
 from data.sources.stream import ShardStream, stream_paths, usable
 from infer.denoising.sampling import resolution_of
 from train.dataset.cache import key_of
@@ -61,7 +60,6 @@ class StreamedData(pl.LightningDataModule):
     def setup(self, stage: str) -> None:
         trainer = self.trainer
         self.paths = self.find(trainer.world_size)
-        check_batch(self.paths, self.batch_size * trainer.world_size * trainer.accumulate_grad_batches)
         self.resolution = resolution_of(trainer.lightning_module.pipe, self.resolution)
 
     def watched(self, count: int) -> list[tuple[Sample, str]]:
@@ -120,18 +118,3 @@ class StreamedData(pl.LightningDataModule):
                 *((Path(path).name, Path(path).stat().st_size) for path in self.paths)
             ),
         }
-
-
-def check_batch(paths: list[str], global_batch: int) -> None:
-    """ValueError for a step of more images than img2dataset counted in the shards."""
-    images = 0
-    for path in paths:
-        if (stats := read_stats(path)) is None:
-            return
-        images += stats["successes"]
-        if images >= global_batch:
-            return
-    raise ValueError(
-        f"a step takes {global_batch} images (batch, devices and accumulation) and the shards have {images}: "
-        "lower data.batch_size, or give more shards"
-    )

@@ -15,7 +15,7 @@ from data.sources.shards import read_stats
 from infer.models.pipeline import MIRRORS, check_pipeline
 from infer.models.weights import is_hub_id
 from train.dataset.planned import LatentData
-from train.dataset.streamed import StreamedData, check_batch
+from train.dataset.streamed import StreamedData
 from train.finetune import Finetune
 from train.model_check import check_model
 from train.plan.needs import cache_bytes, cached_captions, checkpoint_bytes, export_bytes, human, memory_bytes
@@ -153,7 +153,6 @@ def planned_rows(
 def stream_rows(row: Row, data: StreamedData, trainer: Any, batch: int) -> None:
     """Rows of the shards, and of what img2dataset counted in them: no shard is read."""
     paths = data.find(trainer.world_size)
-    check_batch(paths, batch)
     counts = [read_stats(path) for path in paths]
     row("shards", f"{len(paths):,}, streamed; {data.workers} readers per device")
     if all(count is not None for count in counts):

@@ -27,14 +27,6 @@ def dcr(folder: Path, names: list[str], keys: list[str]) -> Path:
     return folder
 
 
-def test_wens_layout(tmp_path: Path) -> None:
-    """Numbered images, and a caption of that number beside each."""
-    files = {f"{n:08d}.jpg": noise(n, "jpeg") for n in range(3)}
-    files |= {f"{n:08d}.txt": f"caption {n}" for n in range(3)}
-    expected = {f"{n:08d}": (f"caption {n}",) for n in range(3)}
-    assert captions(write_folder(tmp_path, files)) == expected
-
-
 def test_img2datasets_files_output(tmp_path: Path) -> None:
     """Numbered folders, with tables and counts of their own beside them, are no classes."""
     files = {"00000/000000000.jpg": noise(0, "jpeg"), "00000/000000000.txt": "zero"}
@@ -143,11 +135,6 @@ def test_a_single_folder_is_no_class(tmp_path: Path) -> None:
     write_folder(tmp_path, {"images_large/1.png": encoded()})
     with pytest.raises(ValueError, match=r"images in 'images_large' and no captions: .*\?captions=FILE"):
         load_captioned(str(tmp_path))
-
-
-def test_metadata_in_a_csv_table(tmp_path: Path) -> None:
-    write_folder(tmp_path, {"a.png": encoded(), "metadata.csv": 'file_name,text\na.png,"one, two"\n'})
-    assert captions(tmp_path) == {"a": ("one, two",)}
 
 
 def test_metadata_does_not_lead_out_of_its_folder(tmp_path: Path) -> None:

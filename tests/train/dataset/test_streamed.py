@@ -13,11 +13,11 @@ import torch
 from data.prompts import load_prompts
 from infer.basin.options import Basin
 from infer.metrics.options import MeasureOptions
-from tests.data.image_files import damaged, encoded, noise, write_shard, write_tar
+from tests.data.image_files import damaged, encoded, noise, write_tar
 from tests.train import fits
 from tests.train.fits import assert_same_run, short, spied, spy, start, stop
 from train.__main__ import main
-from train.dataset.streamed import StreamedData, check_batch
+from train.dataset.streamed import StreamedData
 
 world = fits.world  # a fixture
 STEPS, BATCH, ACCUMULATED = 6, 4, 2
@@ -220,35 +220,6 @@ def test_a_shard_named_twice_is_refused(shards: Path, tmp_path: Path, capsys: py
     sources = [str(shards / "*.tar"), str(shards / "0.tar")]
     line = error_line(stream(shards, tmp_path / "run", data__sources=sources), capsys)
     assert "a shard is named more than once" in line
-
-
-def test_a_batch_larger_than_the_data_is_refused(tmp_path: Path) -> None:
-    """Where img2dataset counted all shards: a step would show images twice."""
-    paths = [str(write_shard(tmp_path / f"{shard}.tar", "abc")) for shard in range(2)]
-    for shard, successes in enumerate((3, 2)):
-        check_batch(paths, 6)  # not all are counted: nobody knows
-        stats = {"count": 9, "successes": successes, "failed_to_download": 4, "failed_to_resize": 0}
-        (tmp_path / f"{shard}_stats.json").write_text(json.dumps(stats))
-    check_batch(paths, 5)
-    with pytest.raises(
-        ValueError, match="a step takes 6 images .* and the shards have 5: lower data.batch_size"
-    ):
-        check_batch(paths, 6)
-
-
-def test_a_step_is_of_all_devices_and_accumulated(
-    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    shutil.copy(shards / "1.tar", tmp_path)
-    stats = {"count": 3, "successes": 3, "failed_to_download": 0, "failed_to_resize": 0}
-    (tmp_path / "1_stats.json").write_text(json.dumps(stats))
-    settings = {
-        "data__sources": [str(tmp_path)],
-        "data__batch_size": 2,
-        "trainer__accumulate_grad_batches": 2,
-    }
-    line = error_line(stream(shards, tmp_path / "run", **settings), capsys)
-    assert "a step takes 4 images" in line and "the shards have 3" in line
 
 
 @pytest.mark.parametrize("workers", [0, 1])
