@@ -121,8 +121,8 @@ def build(kind: str, args: list[str]):
             # Finite comes first: nothing is made of broken weights.
             callbacks = [*own, Finite(), *counted, checkpoints, *bars]
             loggers = [CSVLogger(root, name="", version="")]
-            if self.config.wandb != "off":
-                loggers.append(wandb_logger(root, offline=self.config.wandb == "offline"))
+            if wandb := wandb_logger(root, self.config.wandb):
+                loggers.append(wandb)
             trainer = super().instantiate_trainer(
                 default_root_dir=str(root),
                 logger=loggers,

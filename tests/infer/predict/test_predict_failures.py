@@ -22,7 +22,7 @@ from infer.models.pipeline import load_pipeline
 from tests.conftest import CAPTIONS
 from tests.infer.predict import runs as predicting
 from tests.infer.predict.finished_run import pixels
-from tests.infer.predict.runs import captions, rows_of, summary_of
+from tests.infer.predict.runs import captions, command, rows_of, summary_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 predict, told = predicting.predict, predicting.told  # fixtures
@@ -104,3 +104,10 @@ def test_compare_leaves_failures_out(
     assert table["images"] == 4 and table["failed"] == 1
     for name in ("similarity_own", "similarity_top", "clip_score"):
         assert rows[name].notna().all() and table[f"{name}_mean"] == pytest.approx(rows[name].mean())
+
+
+def test_a_run_of_failures_only_is_an_error(
+    tiny_pipeline: Path, poisoned: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert main(command(tiny_pipeline, tmp_path / "run", 4, "--prompt", poisoned)) == 1
+    assert "error: every image failed" in capsys.readouterr().err.splitlines()[-1]

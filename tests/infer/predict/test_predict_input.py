@@ -1,5 +1,6 @@
 """Prompts that `python -m infer predict` is given: on the command line, negative, alternative, too long."""
 
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -152,3 +153,24 @@ def test_nothing_is_said_of_prompts_that_fit(
 ) -> None:
     predict("--prompt", "red square", "--prompt", "old map")
     assert told() == []
+
+
+def test_the_first_prompt_that_is_too_long_is_shortened(
+    predict: Callable[..., Path], told: Callable[[], list[str]]
+) -> None:
+    predict("--prompt", LONG + " sun" * 5000)
+    assert len(told()) == 1 and len(told()[0]) < 250
+
+
+# File names
+
+
+def test_no_two_ids_meet_on_a_disk_that_ignores_case(predict: Callable[..., Path], tmp_path: Path) -> None:
+    """Case, composed and decomposed letters, and an id that is longer than a file name may be."""
+    ids = ["a", "A", "caf\u00e9", "cafe\u0301", "x" * 300, "plain"]
+    rows = [{"id": key, "text": "red square"} for key in ids]
+    out = predict("--prompts", write_prompts(tmp_path / "prompts.jsonl", *rows), steps=1)
+    names = [Path(path).name for path in rows_of(out)["image"]]
+    assert len({unicodedata.normalize("NFC", name).casefold() for name in names}) == len(ids)
+    assert names[-1] == "plain-0.png" and max(len(name.encode()) for name in names) < 200
+    assert list(rows_of(out)["prompt_id"]) == ids and set(pixels(out)) == set(names)
