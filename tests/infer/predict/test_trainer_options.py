@@ -82,13 +82,13 @@ def test_devices_that_are_none(
     tiny_pipeline: Path, tiny_shards: Path, tiny_clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     """By predict and by compare."""
-    asked = command(tiny_pipeline, tmp_path / "out", 4, "--prompt", "a", "--trainer.devices", "abc")
+    given = command(tiny_pipeline, tmp_path / "out", 4, "--prompt", "a", "--trainer.devices", "abc")
     comparison = [
         "compare", "--model.pipeline", str(tiny_pipeline), "--prompts", str(tiny_shards), "--training",
         str(tiny_shards), "--clip", str(tiny_clip), "--mitigations", "none", "--out", str(tmp_path / "out"),
         "--trainer.accelerator", "cpu", "--trainer.devices", "abc",
     ]  # fmt: skip
-    for arguments in (asked, comparison):
+    for arguments in (given, comparison):
         assert one_line(arguments, capsys).startswith("trainer: `devices` selected with `CPUAccelerator`")
 
 
@@ -96,6 +96,6 @@ def test_steps_that_a_scheduler_cannot_take(
     tiny_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     """Without advice on options of others."""
-    asked = command(tiny_pipeline, tmp_path / "out", 60, "--prompt", "a", "--model.scheduler", "lcm")
-    told = one_line(asked, capsys)
-    assert told.startswith("LCMScheduler cannot take 60 steps: ") and told.endswith("steps`: 60.")
+    given = command(tiny_pipeline, tmp_path / "out", 60, "--prompt", "a", "--model.scheduler", "lcm")
+    error = one_line(given, capsys)
+    assert error.startswith("LCMScheduler cannot take 60 steps: ") and error.endswith("steps`: 60.")
