@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -83,9 +84,10 @@ def wandb_logger(
             "entity": entity, "group": group, "tags": list(tags) or None,
             "config": flat(config or {}) | {"git_commit": git_commit()},
         }  # fmt: skip
+        settings = wandb.Settings(init_timeout=START, quiet=True, mode="offline" if offline else "online")
         logger = SafeWandbLogger(
             name=folder.name, save_dir=folder, id=path.read_text() if first else None, offline=offline,
-            resume="allow", settings=wandb.Settings(init_timeout=START), **options,
+            resume="allow", settings=settings, **options,
         )  # fmt: skip
         logger._wandb_init.pop("anonymous", None)  # W&B warns of it, whatever it is
         if not first:
@@ -96,6 +98,8 @@ def wandb_logger(
         except Exception as error:  # W&B raises many kinds: none of them is worth a run
             then = "tracking is off" if offline else f"logging offline, for `{sync_command(folder)}` later"
             log.warning("W&B cannot start (%s): %s", one_line(error), then)
+            with suppress(Exception):
+                wandb.teardown()  # the failed start would keep the run's id
     return None
 
 
@@ -126,9 +130,7 @@ class SafeWandbLogger(WandbLogger):
         except Exception as error:
             self.broken = True
             what = sync_command(Path(self.save_dir))
-            log.warning(
-                "W&B tracking is off from here on (%s); for what was logged: %s", one_line(error), what
-            )
+            log.warning("W&B tracking is off (%s); to send what was logged: %s", one_line(error), what)
 
     def log_metrics(self, *args: Any, **options: Any) -> None:
         self.safely(super().log_metrics, *args, **options)
@@ -146,8 +148,12 @@ class SafeWandbLogger(WandbLogger):
         self.safely(super().finalize, status)
 
     def close(self) -> None:
-        """End the run; a hint says how to sync an offline one."""
+        """End the run and W&B's helper process; a hint says how to sync an offline run."""
+        import wandb
+
         self.safely(self.experiment.finish)
+        with suppress(Exception):  # else it is tried at exit, and a helper that is gone gives a traceback
+            wandb.teardown()
         if self._offline and not self.broken:
             log.warning("W&B logged offline: %s", sync_command(Path(self.save_dir)))
 

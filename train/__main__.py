@@ -98,10 +98,9 @@ def build(kind: str, args: list[str]):
                 callbacks.append(Checkpoints(self.folder / "checkpoints", self.config.checkpoint_every))
             if options.enable_progress_bar is not False:
                 callbacks.append(TQDMProgressBar(refresh_rate=10))
-            loggers = [CSVLogger(self.folder, name="", version="")]
-            if self.config.wandb != "off":
-                names = ("wandb", "wandb_project", "wandb_entity", "wandb_group", "wandb_tags")
-                loggers.append(wandb_logger(self.folder, *(self.config[name] for name in names)))
+            names = ("wandb", "wandb_project", "wandb_entity", "wandb_group", "wandb_tags")
+            wandb = wandb_logger(self.folder, *(self.config[name] for name in names))
+            loggers = [CSVLogger(self.folder, name="", version=""), *([wandb] if wandb else [])]
             trainer = super().instantiate_trainer(
                 default_root_dir=str(self.folder),
                 logger=loggers + [each for each in as_list(options.logger) if isinstance(each, Logger)],

@@ -96,7 +96,7 @@ def label(mitigations: Sequence[Mitigation], preset: str | None = None) -> str:
 
     Args:
         mitigations: those that ran.
-        preset: name or path that the last of them was made from.
+        preset: name or path of the last of them.
     """
     last = len(mitigations) - 1
     parts = [

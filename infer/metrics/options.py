@@ -41,8 +41,8 @@ class MeasureOptions:
     cache: str = "outputs/cache/embeddings"
 
     def __post_init__(self) -> None:
-        """What is needed last should not be found missing last."""
-        self.of_the_run = bool(self.run and not self.training)  # those that were asked for are all searched
+        """Check before anything is generated what is needed at the end only."""
+        self.of_the_run = bool(self.run and not self.training)  # else all of them are searched
         if self.run:
             provenance = provenance_of(self.run)
             self.training = self.training or [*provenance["sources"], *provenance["ordinary"]]

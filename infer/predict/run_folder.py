@@ -1,7 +1,7 @@
 """A predict run folder: images, one row per image, one trace row per image and step; written in atomic parts.
 
 A part (`parts/*.parquet`) is written after its images, by one rank. `merge` turns all parts into
-`samples.parquet` and `traces.parquet`. Whatever is in either is done and is not made again.
+`samples.parquet` and `traces.parquet`. Whatever is in either is done and not generated again.
 """
 
 import json
@@ -78,7 +78,7 @@ def claim(folder: Path, identity: dict[str, Any]) -> None:
             raise ValueError(
                 f"{folder} holds a different run ({'; '.join(changed)}): choose another folder, or delete it"
             )
-        if changed:  # it never made an image
+        if changed:  # no image was written
             forget(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda part: part.write_text(yaml.safe_dump(identity, sort_keys=False)))

@@ -44,10 +44,10 @@ class Scoring(MeasureOptions):
         if len(set(self.runs)) < len(self.runs):
             raise ValueError(f"a run is named twice: {', '.join(self.runs)}")
         self.configs = {run: yaml.safe_load((Path(run) / "config.yaml").read_text()) for run in self.runs}
-        made = {run: {key: config.get(key) for key in SAMPLING} for run, config in self.configs.items()}
+        sampling = {run: {key: config.get(key) for key in SAMPLING} for run, config in self.configs.items()}
         for run in self.runs[1:]:
-            if changed := differences(made[self.runs[0]], made[run]):
-                raise ValueError(f"{self.runs[0]} and {run} were made differently ({'; '.join(changed)})")
+            if changed := differences(sampling[self.runs[0]], sampling[run]):
+                raise ValueError(f"{self.runs[0]} and {run} were sampled differently ({'; '.join(changed)})")
 
     def folders(self) -> dict[str, Path]:
         """The runs by their mitigation; those of one mitigation by their folders' names."""

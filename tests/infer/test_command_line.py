@@ -24,9 +24,9 @@ def one_line(arguments: list[str], capsys: pytest.CaptureFixture) -> str:
     """All that is on stderr."""
     capsys.readouterr()
     assert main(arguments) in (1, 2)
-    told = capsys.readouterr().err
-    assert told.startswith("error: ") and told.count("\n") == 1 and len(told) < 400
-    return told.removeprefix("error: ").rstrip("\n")
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and len(error) < 400
+    return error.removeprefix("error: ").rstrip("\n")
 
 
 # Files of mitigations
@@ -71,8 +71,8 @@ def test_a_config_that_is_no_yaml(tiny_pipeline: Path, tmp_path: Path, capsys: p
 
 def test_a_file_may_lack_what_an_option_gives(predict: Callable[..., Path], tmp_path: Path) -> None:
     (tmp_path / "own.yaml").write_text("class_path: Detour\ninit_args: {prompt: old map}\n")
-    asked = ["--prompt", "red square", "--mitigation", str(tmp_path / "own.yaml")]
-    assert list(rows_of(predict(*asked, "--mitigation.transition", "stp"))["alternative_prompt"]) == [
+    given = ["--prompt", "red square", "--mitigation", str(tmp_path / "own.yaml")]
+    assert list(rows_of(predict(*given, "--mitigation.transition", "stp"))["alternative_prompt"]) == [
         "old map"
     ]
 
@@ -84,13 +84,13 @@ def test_a_presets_files_are_looked_for_from_here(
 ) -> None:  # fmt: skip
     """What is missing is the mitigation's, be it looked for when that is made or when it meets the model."""
     monkeypatch.chdir(tmp_path)
-    asked = command(tiny_pipeline, tmp_path / "out", 4, "--prompt", "red square")
-    told = one_line([*asked, "--mitigation", name], capsys)
+    given = command(tiny_pipeline, tmp_path / "out", 4, "--prompt", "red square")
+    error = one_line([*given, "--mitigation", name], capsys)
     option = "base_pipeline" if name.endswith("base") else "captions"
-    assert f"the detour's {option}: no " in told and "'data/emoji/" in told
-    assert told.endswith(f"(relative paths start from the current folder, {tmp_path})")
+    assert f"the detour's {option}: no " in error and "'data/emoji/" in error
+    assert error.endswith(f"(relative paths start from the current folder, {tmp_path})")
     missing = ["--mitigation", "stp", "--model.pipeline", "/nowhere/model"]
-    assert one_line([*asked, *missing], capsys).startswith("no model folder '/nowhere/model'")
+    assert one_line([*given, *missing], capsys).startswith("no model folder '/nowhere/model'")
 
 
 # Options
@@ -159,11 +159,11 @@ def test_what_is_missing_is_named(capsys: pytest.CaptureFixture) -> None:
 def test_a_key_of_a_config_that_is_near(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     config = tmp_path / "config.yaml"
     config.write_text("model: {pipelin: x}\n")
-    told = one_line(["predict", "--config", str(config)], capsys)
-    assert told == "--model.pipelin is no option: did you mean --model.pipeline?"
+    error = one_line(["predict", "--config", str(config)], capsys)
+    assert error == "--model.pipelin is no option: did you mean --model.pipeline?"
     config.write_text("num_inference_step: 3\n")
-    told = one_line(["compare", "--config", str(config)], capsys)
-    assert told == "--num_inference_step is no option: did you mean --model.num_inference_steps?"
+    error = one_line(["compare", "--config", str(config)], capsys)
+    assert error == "--num_inference_step is no option: did you mean --model.num_inference_steps?"
 
 
 def test_a_detours_transition_may_be_a_preset(predict: Callable[..., Path], tmp_path: Path) -> None:
@@ -172,14 +172,14 @@ def test_a_detours_transition_may_be_a_preset(predict: Callable[..., Path], tmp_
         "class_path: Detour\ninit_args:\n  prompt: old map\n"
         "  transition: {class_path: DynamicTransition, init_args: {smoothing: 3}}\n"
     )
-    asked = ["--prompt", "red square", "--mitigation", str(tmp_path / "own.yaml")]
-    out = predict(*asked, "--mitigation.transition", "dtp")
+    given = ["--prompt", "red square", "--mitigation", str(tmp_path / "own.yaml")]
+    out = predict(*given, "--mitigation.transition", "dtp")
     about = yaml.safe_load((out / "config.yaml").read_text())
     assert about["mitigation"] == "own(transition=DynamicTransition)"
     transition = about["mitigations"][0]["init_args"]["transition"]
     assert transition["class_path"].endswith("DynamicTransition")
     assert transition["init_args"]["smoothing"] == 1
-    out = predict(*asked, "--mitigation.transition=og_stp", "--out", str(tmp_path / "other"))
+    out = predict(*given, "--mitigation.transition=og_stp", "--out", str(tmp_path / "other"))
     about = yaml.safe_load((out / "config.yaml").read_text())
     assert about["mitigations"][0]["init_args"]["transition"]["init_args"]["timestep"] == 650
 

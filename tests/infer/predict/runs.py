@@ -67,7 +67,7 @@ def captions(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def told(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
+def warned(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
     """What we and those who embed the prompts log as a warning or worse, kept from the root logger or not."""
     embedders = ("diffusers", "transformers")
     for name in embedders:

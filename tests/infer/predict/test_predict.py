@@ -99,6 +99,21 @@ def test_only_a_deleted_image_is_made_again(copy: Path, finished: Path, argument
     assert_same_run(copy, finished, tolerance=1)
 
 
+def test_a_cut_image_is_made_again(copy: Path, finished: Path, arguments: list[str]) -> None:
+    image = copy / "images/s1-0.png"
+    image.write_bytes(image.read_bytes()[:-20])
+    assert main([*arguments, "--out", str(copy)]) == 0
+    assert_same_run(copy, finished, tolerance=1)
+
+
+def test_deleted_traces_are_reported(
+    copy: Path, arguments: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    (copy / "traces.parquet").unlink()
+    assert main([*arguments, "--out", str(copy)]) == 0
+    assert "has lost its traces" in caplog.text and len(pd.read_parquet(copy / "samples.parquet")) == 6
+
+
 def test_a_run_killed_after_its_last_image_is_put_together(
     copy: Path, finished: Path, arguments: list[str]
 ) -> None:
@@ -147,6 +162,21 @@ def test_a_killed_run_is_finished_by_the_next(arguments: list[str], tmp_path: Pa
     assert_same_run(out, whole)
     assert len(pd.read_parquet(out / "samples.parquet")) == 12
     assert len([name for name, when in times(out).items() if made.get(name) == when]) >= 1
+
+
+def test_sigterm_finishes_the_batch(arguments: list[str], tmp_path: Path) -> None:
+    """It writes what it has, and leaves with the signal's exit code."""
+    slow = [*arguments, "--batch_size", "1", "--samples_per_prompt", "100"]
+    process = subprocess.Popen(
+        command(*slow, "--out", str(tmp_path)), cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
+    )
+    while not list(tmp_path.glob("parts/*.samples.parquet")):
+        assert process.poll() is None, "it ended before it was stopped"
+        time.sleep(0.01)
+    process.terminate()
+    assert "stopped by SIGTERM" in process.communicate()[1] and process.returncode == 143
+    written = len(list(tmp_path.glob("parts/*.samples.parquet")))
+    assert 0 < written < 300 and written == len(times(tmp_path))
 
 
 def test_two_processes_make_the_same(finished: Path, arguments: list[str], tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Images of `python -m infer predict` that fail: black, told of, and left out of scores and tables."""
+"""Images of `python -m infer predict` that fail: black, logged, and left out of scores and tables."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -23,10 +23,10 @@ from infer.models.pipeline import load_pipeline
 from tests.conftest import CAPTIONS
 from tests.infer.predict import runs as predicting
 from tests.infer.predict.finished_run import pixels
-from tests.infer.predict.runs import captions, rows_of, summary_of
+from tests.infer.predict.runs import captions, command, rows_of, summary_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-predict, told = predicting.predict, predicting.told  # fixtures
+predict, warned = predicting.predict, predicting.warned  # fixtures
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_one_that_fails_leaves_the_others_alone(
     predict: Callable[..., Path],
     tmp_path: Path,
     capsys: pytest.CaptureFixture,
-    told: Callable[[], list[str]],
+    warned: Callable[[], list[str]],
     request: pytest.FixtureRequest,
     mitigation: str,
 ) -> None:
@@ -57,7 +57,7 @@ def test_one_that_fails_leaves_the_others_alone(
     options = ["--prompts", captions(tmp_path), "--mitigation", mitigation, "--batch_size", "3"]
     whole = predict(*options, "--out", str(tmp_path / "whole"))
     assert rows_of(whole)["failed_step"].isna().all() and summary_of(whole)["failed"] == 0
-    assert told() == [] and "FAILED" not in capsys.readouterr().out
+    assert warned() == [] and "FAILED" not in capsys.readouterr().out
     request.getfixturevalue("poisoned")
     out = predict(*options)
     rows, images, before = rows_of(out), pixels(out), pixels(whole)
@@ -65,7 +65,7 @@ def test_one_that_fails_leaves_the_others_alone(
     assert set(images) == {f"s{n}-0.png" for n in range(4)}
     assert images["s1-0.png"].shape == (16, 16, 3) and not images["s1-0.png"].any()
     assert all(np.array_equal(images[name], before[name]) for name in images if name != "s1-0.png")
-    assert told() == ["s1, sample 0: latents are not finite after step 2 (t = 251): its image is black"]
+    assert warned() == ["s1, sample 0: latents are not finite after step 2 (t = 251): its image is black"]
     assert summary_of(out)["failed"] == 1 and summary_of(out)["images"] == 4
     assert "; 1 FAILED (latents not finite): black images" in capsys.readouterr().out
 
@@ -81,8 +81,8 @@ def test_failures_are_left_out_of_the_scores(
     for name in ("similarity_own", "similarity_top", "top_train_id", "clip_score"):
         assert rows[name].isna().tolist() == [False, True, False, False]
     pd.testing.assert_frame_equal(rows, rows_of(out))
-    told = summary_of(out)
-    summary, others = summarize("none", rows, told), summarize("none", rows.drop(1), told)
+    summary_file = summary_of(out)
+    summary, others = summarize("none", rows, summary_file), summarize("none", rows.drop(1), summary_file)
     assert summary.pop("prompts") == 4 and others.pop("prompts") == 3
     assert summary.pop("failed") == 1 and others.pop("failed") == 0
     assert summary.pop("images") == 4 and others.pop("images") == 3
@@ -94,14 +94,21 @@ def test_compare_leaves_failures_out(
     tiny_pipeline: Path, poisoned: str, tmp_path: Path, tiny_shards: Path, tiny_clip: Path
 ) -> None:
     """Of its table."""
-    asked = [
+    given = [
         "compare", "--model.pipeline", str(tiny_pipeline), "--prompts", captions(tmp_path), "--training",
         str(tiny_shards), "--clip", str(tiny_clip), "--model.num_inference_steps", "4", "--mitigations",
         "none", "--trainer.accelerator", "cpu", "--trainer.devices", "1", "--out", str(tmp_path / "compare"),
     ]  # fmt: skip
-    assert main(asked) == 0
+    assert main(given) == 0
     table = pd.read_parquet(tmp_path / "compare/comparison.parquet").iloc[0]
     rows = rows_of(tmp_path / "compare/none").drop(1)
     assert table["images"] == 4 and table["failed"] == 1
     for name in ("similarity_own", "similarity_top", "clip_score"):
         assert rows[name].notna().all() and table[f"{name}_mean"] == pytest.approx(rows[name].mean())
+
+
+def test_a_run_of_failures_only_is_an_error(
+    tiny_pipeline: Path, poisoned: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert main(command(tiny_pipeline, tmp_path / "run", 4, "--prompt", poisoned)) == 1
+    assert "error: every image failed" in capsys.readouterr().err.splitlines()[-1]

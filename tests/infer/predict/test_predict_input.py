@@ -1,5 +1,6 @@
 """Prompts that `python -m infer predict` is given: on the command line, negative, alternative, too long."""
 
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from tests.infer.predict.runs import assert_stock, command, rows_of, stock, summ
 from tests.infer.predict.test_predict_refusals import refused
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-predict, told = predicting.predict, predicting.told  # fixtures
+predict, warned = predicting.predict, predicting.warned  # fixtures
 LONG = "red square blue circle green leaf old map"  # the tokenizer takes 8 tokens, two of them its own
 
 
@@ -130,14 +131,14 @@ def test_alternative_prompts_reach_the_rule(predict: Callable[..., Path], tmp_pa
 
 
 def test_prompts_that_are_too_long_are_counted_once(
-    predict: Callable[..., Path], tmp_path: Path, told: Callable[[], list[str]]
+    predict: Callable[..., Path], tmp_path: Path, warned: Callable[[], list[str]]
 ) -> None:
     """One warning for the whole run, whatever its batches; a long prompt is its beginning."""
     rows = [{"text": "red square"}, {"text": LONG}, {"text": LONG + " sun"}]
     prompts = write_prompts(tmp_path / "prompts.jsonl", *rows)
     out = predict("--prompts", prompts, "--batch_size", "1", "--samples_per_prompt", "2")
-    assert len(told()) == 1
-    assert told()[0].startswith("2 of 3 prompts are longer than the 8 tokens") and LONG in told()[0]
+    assert len(warned()) == 1
+    assert warned()[0].startswith("2 of 3 prompts are longer than the 8 tokens") and LONG in warned()[0]
     assert list(rows_of(out)["prompt"]) == [row["text"] for row in rows for _ in range(2)]
     rows = [{"text": "red square"}, {"text": LONG + " tea"}, {"text": LONG + " sun"}]
     other = predict(
@@ -148,7 +149,28 @@ def test_prompts_that_are_too_long_are_counted_once(
 
 
 def test_nothing_is_said_of_prompts_that_fit(
-    predict: Callable[..., Path], told: Callable[[], list[str]]
+    predict: Callable[..., Path], warned: Callable[[], list[str]]
 ) -> None:
     predict("--prompt", "red square", "--prompt", "old map")
-    assert told() == []
+    assert warned() == []
+
+
+def test_the_first_prompt_that_is_too_long_is_shortened(
+    predict: Callable[..., Path], warned: Callable[[], list[str]]
+) -> None:
+    predict("--prompt", LONG + " sun" * 5000)
+    assert len(warned()) == 1 and len(warned()[0]) < 250
+
+
+# File names
+
+
+def test_no_two_ids_meet_on_a_disk_that_ignores_case(predict: Callable[..., Path], tmp_path: Path) -> None:
+    """Case, composed and decomposed letters, and an id that is longer than a file name may be."""
+    ids = ["a", "A", "caf\u00e9", "cafe\u0301", "x" * 300, "plain"]
+    rows = [{"id": key, "text": "red square"} for key in ids]
+    out = predict("--prompts", write_prompts(tmp_path / "prompts.jsonl", *rows), steps=1)
+    names = [Path(path).name for path in rows_of(out)["image"]]
+    assert len({unicodedata.normalize("NFC", name).casefold() for name in names}) == len(ids)
+    assert names[-1] == "plain-0.png" and max(len(name.encode()) for name in names) < 200
+    assert list(rows_of(out)["prompt_id"]) == ids and set(pixels(out)) == set(names)

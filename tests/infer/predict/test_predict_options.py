@@ -109,8 +109,8 @@ def test_a_run_folder_of_another_preset_is_refused(
     settings = "mitigations.0.guidance_before: 0.0 -> -2.0; mitigations.0.timestep: 500.0 -> 650.0"
     classes = "mitigations.0: StaticTransition -> DynamicTransition"
     for other, named in (("og_stp", settings), ("dtp", classes)):
-        asked = command(tiny_pipeline, out, 4, "--prompt", "red square", "--mitigation", other)
-        error = refused(asked, capsys)
+        given = command(tiny_pipeline, out, 4, "--prompt", "red square", "--mitigation", other)
+        error = refused(given, capsys)
         assert f"(mitigation: 'stp' -> '{other}'; {named})" in error and error.count("\n") == 1
     files = [path.relative_to(before) for path in before.rglob("*") if path.is_file()]
     assert all((out / path).read_bytes() == (before / path).read_bytes() for path in files)

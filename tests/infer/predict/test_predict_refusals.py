@@ -162,19 +162,19 @@ def test_a_broken_model_folder_is_one_clear_error(
 ) -> None:
     """It lacks a part, the part is empty, or its weights are cut."""
     model = Path(shutil.copytree(tiny_pipeline, tmp_path / "model"))
-    asked = [*arguments, "--model.pipeline", str(model), "--out", str(tmp_path / "out")]
+    given = [*arguments, "--model.pipeline", str(model), "--out", str(tmp_path / "out")]
     weights = model / "vae/diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    assert "not a whole diffusers pipeline" in refused(asked, capsys)
+    assert "not a whole diffusers pipeline" in refused(given, capsys)
     weights.unlink()
-    assert "vae has no .safetensors" in refused(asked, capsys)
+    assert "vae has no .safetensors" in refused(given, capsys)
     shutil.rmtree(model / "vae")
-    assert "it lacks vae" in refused(asked, capsys)
+    assert "it lacks vae" in refused(given, capsys)
 
 
 def test_an_empty_prompt_file_is_one_clear_error(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     (tmp_path / "empty.txt").touch()
-    asked = [*arguments, "--prompts", str(tmp_path / "empty.txt"), "--out", str(tmp_path / "out")]
-    assert "holds no prompt" in refused(asked, capsys)
+    given = [*arguments, "--prompts", str(tmp_path / "empty.txt"), "--out", str(tmp_path / "out")]
+    assert "holds no prompt" in refused(given, capsys)

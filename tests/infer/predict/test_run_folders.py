@@ -123,7 +123,7 @@ def test_another_model_of_the_same_weights_is_another(
     assert differences({"lora": "/nowhere/"}, {"lora": "/nowhere"}) == ["lora: '/nowhere/' -> '/nowhere'"]
 
 
-def test_only_what_differs_is_told() -> None:
+def test_only_what_differs_is_warned() -> None:
     """Of nested settings too; of another class its name alone."""
 
     def rule(name: str, **options: object) -> dict:

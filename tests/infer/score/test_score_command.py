@@ -173,7 +173,7 @@ def edit(folder: Path, **columns) -> None:
         (lambda folder, _: (folder / "stp/samples.parquet").unlink(), "is no finished predict run"),
         (lambda folder, args: args.extend(["--runs", f"{folder}/none,{folder}/none"]), "named twice"),
         (lambda folder, _: made_with(folder / "stp", guidance_scale=3.0), "(guidance_scale: 7.5 -> 3.0)"),
-        (lambda folder, _: made_with(folder / "stp", scheduler="dpm"), "were made differently"),
+        (lambda folder, _: made_with(folder / "stp", scheduler="dpm"), "were sampled differently"),
         (lambda _, args: args.extend(["--sscd_protocol", "dcr"]), "give --sscd too"),
         (lambda _, args: args.extend(["--out", "x.txt"]), "a .csv or .parquet file, not 'x.txt'"),
         (lambda _, args: args.extend(["--sscd_sha256", "0"]), "give --sscd too"),
