@@ -79,6 +79,8 @@ def guided_unet(pipe: Any) -> Iterator[None]:
         latents, config, scale = sample.chunk(2)[0], pipe.scheduler.config, float(pipe.guidance_scale)
         inputs = options | {"encoder_hidden_states": encoder_hidden_states}
         if guidance is None:
+            if getattr(pipe.scheduler, "step_index", 0) is None:
+                pipe.scheduler.set_begin_index(0)  # timesteps may repeat
             timesteps, levels, first = pipe.scheduler.timesteps.tolist(), noise_levels(pipe.scheduler), inputs
             for rule in pipe.rules:
                 rule.check(timesteps, pipe.guidance_scale, config.num_train_timesteps)

@@ -1,4 +1,4 @@
-"""One seed per (base seed, prompt, sample): the noise does not know its batch, rank or place."""
+"""One seed per (base seed, prompt, sample): the noise depends on neither batch nor rank."""
 
 import hashlib
 from collections.abc import Sequence

@@ -38,7 +38,7 @@ def resolution_of(pipe: Any, resolution: int | None) -> int:
     if isinstance(size, list | tuple) and len(set(size)) == 1:
         size = size[0]
     if resolution is None and not isinstance(size, int):
-        raise ValueError(f"the UNet's sample_size is {size}, which is no side of a square: give resolution")
+        raise ValueError(f"the UNet's sample_size is {size}, which is not a square: give resolution")
     pixels = size * unit if resolution is None else resolution
     if pixels < unit or pixels % unit:
         raise ValueError(f"resolution must be a multiple of {unit} pixels, not {pixels}")

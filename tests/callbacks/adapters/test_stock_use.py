@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import DPMSolverMultistepScheduler
 from torch import Tensor
 
 from callbacks.adapters.stock import mitigate, selected
@@ -159,6 +160,18 @@ def test_a_callback_that_ends_guidance_midway(
     twin = mitigate(pipe, StaticTransition(300))  # still waiting when guidance ends
     run(twin, prompts, **options)
     assert twin.trace.guidance_scale[0].tolist() == [0, 0, 0, 0, 1, 1]
+
+
+def test_timesteps_that_repeat(sd: Any) -> None:
+    """Karras' sigmas go beyond a cosine schedule; stock pipelines end with an IndexError there."""
+    config = sd.scheduler.config
+    sd.scheduler = DPMSolverMultistepScheduler.from_config(
+        config, beta_schedule="squaredcos_cap_v2", use_karras_sigmas=True
+    )
+    twin = mitigate(sd, StaticTransition(500))
+    assert run(twin, num_inference_steps=20).isfinite().all()
+    timesteps = twin.trace.timesteps[0].tolist()
+    assert len(timesteps) == 20 > len(set(timesteps))
 
 
 def test_sdxl_up_to_a_refiner(sdxl: Any) -> None:

@@ -13,6 +13,8 @@ from data.prompts import text_id
 from infer.__main__ import main
 from infer.calibrate.calibration import fall_timestep, first_differences, gate_threshold
 from infer.denoising.curves import Watch
+from infer.denoising.curves import Watch, watched_curves
+from infer.denoising.hooks import Request
 from infer.denoising.noise import sample_seed
 from infer.denoising.requests import Request
 from infer.denoising.sampling import make_images
@@ -222,3 +224,15 @@ def test_what_a_preset_held_before_must_still_fit(
     assert main([*arguments, "--mitigation", str(tmp_path / "own.yaml"), "--fall", "0.4"]) == 1
     assert message in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "made.yaml").exists()
+
+
+def test_at_zero_terminal_snr_the_gate_is_read_from_the_second_step() -> None:
+    """At the first, t = 999, alpha is 0 and with it every difference of the noise predictions."""
+    pipe = random_pipeline()
+    options = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **options)
+    asked = [Request(f"s{n}", 0, CAPTIONS[n], n) for n in range(2)]
+    measured = first_differences(pipe, asked, 16, 10, torch.device("cpu"))
+    curves = watched_curves(pipe, asked, 16, 0.0, 10, torch.device("cpu"), 2)[1]["epsilon"]
+    assert (curves[:, 0] == 0).all() and (curves[:, 1] > 0).all()
+    assert measured.tolist() == pytest.approx(curves[:, 1].tolist(), rel=1e-4)

@@ -66,7 +66,7 @@ def test_the_resolution_is_the_unets_own(size, side: int | None) -> None:
     if side:
         assert resolution_of(pipe, None) == side
     else:
-        with pytest.raises(ValueError, match="no side of a square: give resolution"):
+        with pytest.raises(ValueError, match="not a square: give resolution"):
             resolution_of(pipe, None)
 
 
