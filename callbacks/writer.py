@@ -45,7 +45,7 @@ class SampleWriter(BasePredictionWriter):
                 "mitigation": self.mitigation,
                 "mitigations": [rule.identity() for rule in rules],
                 **({"mitigations_sha256": contents} if any(contents) else {}),
-                **pl_module.identity(),
+                **pl_module.model.identity(),
                 **trainer.datamodule.identity(),
             },
         )
@@ -79,7 +79,7 @@ class SampleWriter(BasePredictionWriter):
                     "alternative_prompt": prediction.alternatives[number],
                     "seed": request.seed,
                     "mitigation": self.mitigation,
-                    "guidance_scale": pl_module.scale,
+                    "guidance_scale": pl_module.model.guidance_scale,
                     "watched": prediction.watched_space,
                     "transition_timestep": transition,
                     "gated": gated,

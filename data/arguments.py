@@ -12,6 +12,12 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, get_args
 
+import yaml
+
+yaml.SafeDumper.add_multi_representer(
+    int, lambda dumper, value: dumper.represent_int(int(value))
+)  # PositiveInt
+yaml.SafeDumper.add_multi_representer(float, lambda dumper, value: dumper.represent_float(float(value)))
 PRESETS = Path(__file__).parent.parent / "configs" / "mitigation"
 
 
@@ -73,20 +79,12 @@ def with_files(args: list[str], option: str, classes: Iterable[str], other: str)
 
 def as_item(text: str) -> str:
     """A list of one text for the command line's parser, to which nothing in the text has a meaning."""
-    import yaml
-
     return yaml.safe_dump([text], default_flow_style=True, default_style='"', width=float("inf"))
 
 
 def with_prompts(args: list[str]) -> list[str]:
-    """The arguments with all of `--prompt TEXT` as items of a list, which win over a file in --config."""
-    args = changed(args, "--prompt", as_item, "--data.prompt+")
-    names = [arg.partition("=")[0] for arg in args]
-    if "--data.prompt+" in names and "--data.prompts" not in names:
-        last = max(n for n, name in enumerate(names) if name in ("--data.prompt+", "--config", "-c"))
-        last += args[last] in ("--config", "-c")  # its value follows
-        args.insert(last + 1, "--data.prompts=null")
-    return args
+    """The arguments with all of `--prompt TEXT` as items of a list."""
+    return changed(args, "--prompt", as_item, "--prompt+")
 
 
 def as_list(value: str) -> str:
@@ -94,27 +92,25 @@ def as_list(value: str) -> str:
     return value if value.startswith("[") else json.dumps(re.split(r",(?![^{]*})", value))
 
 
-def with_grid(args: list[str]) -> list[str]:
-    """The arguments with all of `--grid stp.timestep=400,500` in one mapping, as the parser takes it."""
-    grid: dict[str, dict[str, list[Any]]] = {}
+def with_sweep(args: list[str]) -> list[str]:
+    """The arguments with all of `--sweep stp.timestep=400,500` in one mapping, as the parser takes it."""
+    sweep: dict[str, dict[str, list[Any]]] = {}
 
     def collected(value: str) -> str:
         found = re.fullmatch(r"(.+?\.ya?ml|[^.{]+)\.([^=]+)=(.+)", value)
         if value.startswith("{"):
             return value
         if not found:
-            raise ValueError(f"--grid {value!r}: give it as PRESET.OPTION=VALUE,VALUE")
+            raise ValueError(f"--sweep {value!r}: give it as PRESET.OPTION=VALUE,VALUE")
         preset, option, values = found.groups()
-        grid.setdefault(preset, {})[option] = [yaml.safe_load(text) for text in values.split(",")]
-        return json.dumps(grid)
+        sweep.setdefault(preset, {})[option] = [yaml.safe_load(text) for text in values.split(",")]
+        return json.dumps(sweep)
 
-    import yaml
-
-    return changed(args, "--grid", collected)
+    return changed(args, "--sweep", collected)
 
 
-def options_of(kind: type, command: Callable, args: list[str], lists: tuple[str, ...] = ()):
-    """The data class `kind` from a command's arguments; each of `lists` takes `a,b` for `[a,b]`."""
+def command_parser(command: Callable, *kinds: type):
+    """A command's parser, with the options of these data classes, and --config."""
     import jsonargparse
 
     parser = jsonargparse.ArgumentParser(
@@ -124,12 +120,24 @@ def options_of(kind: type, command: Callable, args: list[str], lists: tuple[str,
         exit_on_error=False,
         allow_abbrev=False,
     )
-    parser.add_argument("--config", action="config", help="YAML file with any of the options")
-    parser.add_class_arguments(kind, None, fail_untyped=True)
+    parser.add_argument("-c", "--config", action="config", help="YAML file with any of the options")
+    for kind in kinds:
+        parser.add_class_arguments(kind, None, fail_untyped=True)
+    return parser
+
+
+def options_of(kinds: list[type], command: Callable, args: list[str], lists: tuple[str, ...] = ()) -> list:
+    """These data classes from a command's arguments; each of `lists` takes `a,b` for `[a,b]`."""
     for option in lists:
         args = changed(args, option, as_list)
-    options = vars(parse(parser, args))
-    return kind(**{name: value for name, value in options.items() if name in kind.__dataclass_fields__})
+    parser = command_parser(command, *kinds)
+    return built(kinds, parser.instantiate(parse(parser, args)))
+
+
+def built(kinds: list[type], parsed: Any) -> list:
+    """The data classes of parsed options."""
+    values = vars(parsed)
+    return [kind(**{name: values[name] for name in kind.__dataclass_fields__}) for kind in kinds]
 
 
 def parse(parser, args: list[str], classes: Iterable[str] = ()):
@@ -160,20 +168,6 @@ def takes_null(annotation: Any) -> bool:
     """Whatever is no type, or is not looked up, does."""
     untyped = annotation in (inspect.Parameter.empty, Any) or isinstance(annotation, str)
     return untyped or NoneType in get_args(annotation)
-
-
-def check_trainer(trainer: Any) -> None:
-    """ValueError for an option of predict's trainer that has another place, or would do nothing."""
-    for name, usual, instead in (
-        ("precision", (None, 32, "32", "32-true"), "use --model.dtype"),  # the run folder would not tell
-        ("default_root_dir", (None,), "use --out"),
-        ("logger", (None, False), "the run folder holds all that there is to log"),
-    ):
-        if (value := trainer[name]) not in usual:
-            given = f" {value}" if isinstance(value, str | int) else ""
-            raise ValueError(f"--trainer.{name}{given} is not for predict: {instead}")
-    if trainer.limit_predict_batches == 0:
-        raise ValueError("--trainer.limit_predict_batches 0 leaves nothing to make")
 
 
 def one_line(message: str, parser, classes: Iterable[str] = ()) -> str:
@@ -214,7 +208,9 @@ def one_line(message: str, parser, classes: Iterable[str] = ()) -> str:
         file = re.search(r"sub-config file (.+?):", message)
         return f"{option}{file[1] if file else 'a config file'} is no YAML ({places[-1]})"
     if found := re.search(r"(?s)(.*?)(?:Given|Got) value: (.*?)$", message, re.MULTILINE):
-        kinds = re.findall(r"Expected an? (?!path but)(.+?)(?:\. )?$", found[1], re.MULTILINE)
+        kinds = re.findall(
+            r"(?:Expected an?|Not of type) (?!path but)(.+?)(?:\. |:.*)?$", found[1], re.MULTILINE
+        )
         names = re.sub(r"<class '(?:\w+\.)*(\w+)'>|typing\.Literal\[(.*?)\]", r"\1\2", " or ".join(kinds))
         if names:
             value = textwrap.shorten(found[2], 60)

@@ -4,7 +4,7 @@
   python -m infer predict --config configs/infer/demo_predict.yaml --mitigation StaticTransition \\
     --mitigation.timestep 500
   python -m infer predict --model.pipeline outputs/demo/finetune/pipeline --out outputs/mine \\
-    --prompt "a red car" --prompt "a blue dog" --data.samples_per_prompt 4
+    --prompt "a red car" --prompt "a blue dog" --samples_per_prompt 4
   python -m infer compare --config configs/infer/demo.yaml
   python -m infer compare --config configs/infer/demo.yaml --mitigations none,stp --out outputs/x
   python -m infer score   --runs outputs/stp,outputs/none --run outputs/demo/finetune --clip data/emoji/clip
@@ -28,17 +28,17 @@ from pathlib import Path
 from typing import Any
 
 from data.arguments import (
-    check_trainer,
+    built,
+    command_parser,
     options_of,
     parse,
     preset_names,
     preset_path,
     unknown,
     with_files,
-    with_grid,
     with_prompts,
+    with_sweep,
 )
-from infer.calibrate.calibration import predict_command
 from infer.commands import detect, report, score
 
 
@@ -75,14 +75,16 @@ def read_mitigation(name: str, options: dict[str, Any] | None = None):
 
 
 def predict(args: list[str]) -> None:
-    """Run the predict loop into a run folder. What the folder holds already is not made again."""
-    from lightning.pytorch.cli import LightningCLI
+    """Generate images with a mitigation into a run folder. Images that the folder holds are kept."""
+    import lightning.pytorch as pl
 
     import callbacks.mitigations.presets  # noqa: F401
     from callbacks.mitigations.base import Mitigation
     from callbacks.writer import SampleWriter
     from data.cli import as_users
-    from infer.predict.module import Generate, PromptData
+    from infer.options import DenoiseOptions, PromptOptions
+    from infer.predict.module import Generate
+    from infer.predict.options import GenerateOptions
     from infer.predict.run_folder import told
 
     calm_lightning()
@@ -91,71 +93,41 @@ def predict(args: list[str]) -> None:
     args = with_prompts(args)
     last = next((arg for arg in reversed(args) if arg.startswith("--mitigation=")), "")
     preset = Path(last).stem if last.endswith((".yaml", ".yml")) else None
-
-    class PredictCLI(LightningCLI):
-        def add_core_arguments_to_parser(self, parser) -> None:
-            """What is needed most comes first in --help."""
-            parser.add_argument("--out", type=str, required=True, help="run folder, such as outputs/stp")
-            parser.add_argument_group(
-                "prompts", "--prompt TEXT makes images of a text, taken to the letter; as often as you like."
-            )
-            parser.add_subclass_arguments(
-                Mitigation,
-                "mitigation",
-                required=False,
-                default={"class_path": "callbacks.mitigations.base.NoMitigation"},
-                help=f"a preset of configs/mitigation by its name ({preset_names()}), a YAML file, or a "
-                "class, whose options then follow as --mitigation.OPTION; --mitigation.help CLASS has them",
-            )
-            parser.add_lightning_class_args(Generate, "model")
-            parser.add_lightning_class_args(PromptData, "data")
-            parser.add_lightning_class_args(self.trainer_class, "trainer")
-
-        def parse_arguments(self, parser, args) -> None:
-            try:
-                self.config = parse(parser, args, class_names())
-            except ArgumentError as error:
-                # a preset's file that is wrong is tried twice, and the second time taken for a loop
-                loop = r"^(--(?:mitigation\.)?(\w+)): Config file loop detected: (.*) -> "
-                if looped := re.search(loop, str(error)):
-                    kind = read_mitigation(looped[3])[1].mitigation.class_path.rpartition(".")[2]
-                    raise ArgumentError(None, f"{looped[1]}: {kind} is no {looped[2]}") from error
-                raise
-
-        def before_instantiate_classes(self) -> None:
-            check_trainer(self.config.trainer)
-
-        def instantiate_trainer(self, **kwargs):
-            mitigation = self.config_init.mitigation
-            name = preset or type(mitigation).__name__
-            writer = SampleWriter("none" if name == "NoMitigation" else name)
-            own = self.config_init.trainer.callbacks or []
-            with as_users("trainer"):
-                return super().instantiate_trainer(
-                    **trainer_options(self.config.out, mitigation, writer, own)
-                )
-
-    cli = PredictCLI(
-        Generate,
-        PromptData,
-        run=False,
-        args=args,
-        save_config_callback=None,
-        seed_everything_default=False,
-        auto_configure_optimizers=False,
-        parser_kwargs={
-            "prog": "python -m infer predict",
-            "usage": "%(prog)s [--config FILE] [--mitigation PRESET] [--prompt TEXT] [--out FOLDER] "
-            "[options]",
-            "description": predict.__doc__,
-            "exit_on_error": False,
-            "allow_abbrev": False,
-        },
+    parser = command_parser(predict, PromptOptions)
+    parser.add_subclass_arguments(
+        Mitigation,
+        "mitigation",
+        required=False,
+        default={"class_path": "callbacks.mitigations.base.NoMitigation"},
+        help=f"a preset of configs/mitigation by its name ({preset_names()}), a YAML file, or a class, whose "
+        "options then follow as --mitigation.OPTION; --mitigation.help CLASS has them",
     )
-    cli.trainer.predict(cli.model, cli.datamodule, return_predictions=False)
-    if cli.trainer.is_global_zero:
-        print(told(Path(cli.config.out)))
-        print(f"images: {cli.config.out}/images, rows: {cli.config.out}/samples.parquet")
+    parser.add_class_arguments(DenoiseOptions, None, fail_untyped=True, skip={"out", "run"})
+    skip = {"default_root_dir", "precision"}  # --out and --model.dtype
+    parser.add_class_arguments(
+        pl.Trainer, "trainer", fail_untyped=False, instantiate=False, sub_configs=True, skip=skip
+    )
+    try:
+        parsed = parse(parser, args, class_names())
+    except ArgumentError as error:
+        # a preset's file that is wrong is tried twice, and the second time taken for a loop
+        loop = r"^(--(?:mitigation\.)?(\w+)): Config file loop detected: (.*) -> "
+        if looped := re.search(loop, str(error)):
+            kind = read_mitigation(looped[3])[1].mitigation.class_path.rpartition(".")[2]
+            raise ArgumentError(None, f"{looped[1]}: {kind} is no {looped[2]}") from error
+        raise
+    init = parser.instantiate(parsed)
+    [options] = built([GenerateOptions], init)
+    name = preset or type(init.mitigation).__name__
+    writer = SampleWriter("none" if name == "NoMitigation" else name)
+    given = dict(vars(init.trainer))
+    own = trainer_options(options.out, init.mitigation, writer, given.pop("callbacks") or [])
+    with as_users("trainer"):
+        trainer = pl.Trainer(**given | own)
+    trainer.predict(Generate(options.model), options.data(), return_predictions=False)
+    if trainer.is_global_zero:
+        print(told(Path(options.out)))
+        print(f"images: {options.out}/images, rows: {options.out}/samples.parquet")
 
 
 def calm_lightning() -> None:
@@ -186,47 +158,48 @@ def compare(args: list[str]) -> None:
     import lightning.pytorch as pl
     from rich.console import Console
 
+    from callbacks.wandb_run import WandbOptions
     from callbacks.writer import SampleWriter
     from data.cli import as_users
     from infer.compare.measure import Measures, finish
     from infer.compare.options import Comparison
-    from infer.denoising.sampling import side_of
     from infer.options import device_of
     from infer.predict.run_folder import told
     from infer.report.page import write_report
     from infer.report.terminal import terminal_table
 
     calm_lightning()
-    args = with_grid(args)
-    comparison = options_of(Comparison, compare, args, lists=("--mitigations", "--training"))
+    args = with_sweep(with_prompts(args))
+    lists = ("--mitigations", "--training", "--wandb_tags")
+    comparison, wandb = options_of([Comparison, WandbOptions], compare, args, lists)
     jobs = [(job, load_mitigation(job.preset, job.options)) for job in comparison.jobs()]
-    folders, module = {}, comparison.module(comparison.pipeline)
+    folders, module = {}, comparison.module(comparison.model.pipeline)
     module.load()
-    side = side_of(module.pipe, comparison.resolution)
+    side = comparison.model.resolution_of(module.pipe)
     Measures.check(comparison)  # before the first run
     images = comparison.training_images()
     for job, mitigation in jobs:  # before the first of them runs
-        if job.pipeline == module.source:
+        if job.pipeline == module.model.pipeline:
             module.check([mitigation], comparison.data().requests)
     for job, mitigation in jobs:
-        if module.source != job.pipeline:  # load a model once
+        if module.model.pipeline != job.pipeline:  # load a model once
             module = comparison.module(job.pipeline)
         folders[job.name] = folder = Path(comparison.out) / job.name
         options = trainer_options(str(folder), mitigation, SampleWriter(job.name), [])
         with as_users("trainer"):
-            trainer = pl.Trainer(accelerator=comparison.accelerator, devices=comparison.devices, **options)
+            trainer = pl.Trainer(**vars(comparison.trainer), **options)
         if trainer.is_global_zero:
             print(f"{job.name}:", flush=True)
         trainer.predict(module, comparison.data(), return_predictions=False)
         if trainer.is_global_zero:
             print(told(folder), flush=True)
     if trainer.is_global_zero:
-        device = "cpu" if comparison.accelerator == "cpu" else str(device_of(None))
+        device = "cpu" if comparison.trainer.accelerator == "cpu" else str(device_of(None))
         measures = Measures.load(comparison, device)
         Console().print(terminal_table(finish(comparison, measures, images, folders, side)))
         print(f"report: {write_report(Path(comparison.out)).resolve()}")
-        if comparison.wandb != "off":
-            log_comparison(Path(comparison.out), comparison.wandb)
+        if wandb.wandb != "off":
+            log_comparison(Path(comparison.out), wandb.wandb)
 
 
 def log_comparison(folder: Path, mode: str) -> None:
@@ -245,14 +218,16 @@ def calibrate(args: list[str]) -> None:
 
     from data.files import write_atomically
     from infer.calibrate import plots as calibrate_plots
-    from infer.calibrate.calibration import Calibration
+    from infer.calibrate.calibration import Calibration, predict_command
 
-    calibration = options_of(Calibration, calibrate, args)
+    [calibration] = options_of([Calibration], calibrate, args)
     mitigation, out = load_mitigation(calibration.mitigation), Path(calibration.out)
     preset = mitigation.identity()
     found = calibration.measure(preset["init_args"])
     preset["init_args"] |= found.settings
-    type(mitigation)(**preset["init_args"]).check(found.timesteps, 7.5)  # with what was there before
+    type(mitigation)(**preset["init_args"]).check(
+        found.timesteps, calibration.model.guidance_scale
+    )  # with what was there before
     numbers = "".join(f"# {name}: {value:g}\n" for name, value in (found.settings | found.about).items())
     comments = f"# {predict_command(calibration)}\n{calibration.told(found)}{numbers}"
     text = comments + yaml.safe_dump(preset, sort_keys=False)
@@ -274,7 +249,7 @@ def basin(args: list[str]) -> None:
     from infer.basin.options import Basin
     from infer.denoising.curves import SPACES
 
-    options = options_of(Basin, basin, args, lists=("--points", "--training"))
+    [options] = options_of([Basin], basin, args, lists=("--points", "--training"))
     found = explore(options, StaticTransition, {space: DynamicTransition(watch=space) for space in SPACES})
     paths = [*basin_plots.save(found), basin_numbers.write_numbers(found)]
     Console().print(basin_numbers.point_table(found), basin_numbers.firing_table(found))

@@ -13,7 +13,7 @@ def score(args: list[str]) -> None:
     from infer.report.terminal import terminal_table
     from infer.score.options import Scoring
 
-    scoring = options_of(Scoring, score, args, lists=("--runs", "--training"))
+    [scoring] = options_of([Scoring], score, args, lists=("--runs", "--training"))
     measures, images = Measures.load(scoring, scoring.device), scoring.training_images()
     measured = measure(measures, images, scoring.folders(), scoring.side(), scoring.cache)
     scoring.write(table := measured.table())
@@ -29,7 +29,8 @@ def detect(args: list[str]) -> None:
     from infer.detect import plots as detect_plots
     from infer.detect.detection import Detection
 
-    found = options_of(Detection, detect, args).measure()
+    [detection] = options_of([Detection], detect, args)
+    found = detection.measure()
     paths = [*found.write(), *detect_plots.save(found)]
     Console().print(detect_plots.table(found))
     print(found.told())

@@ -1,95 +1,163 @@
-"""What the commands that load one model by themselves share: which model, and how it denoises."""
+"""What the commands of `python -m infer` share: run folders, prompts, the model and how it denoises."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from jsonargparse.typing import PositiveInt
 
 from infer.denoising.hooks import GuidanceRule
 from infer.denoising.loop import prepare
 from infer.denoising.sampling import side_of
 from infer.denoising.schedulers import Scheduler, make_scheduler
 from infer.models.lora import check_lora
-from infer.models.pipeline import check_pipeline, load_pipeline
+from infer.models.pipeline import check_pipeline, fingerprint, load_pipeline
 
 
 @dataclass(kw_only=True)
 class ModelOptions:
-    """A model and its schedule.
+    """The model, and how it denoises.
 
     Args:
-        run: training run folder; gives the pipeline and whatever else is not set.
-        pipeline: model under test: diffusers folder, Hub id or single-file .safetensors checkpoint.
+        pipeline: diffusers StableDiffusionPipeline folder, Hub id or single-file .safetensors checkpoint;
+            null: that of `run`.
+        revision: commit, tag or branch of the pipeline on the Hub.
         single_file_config: for a single file: diffusers folder or Hub id with its architecture's configs and
             tokenizer.
-        lora: LoRA weights on top of the model under test: .safetensors file, folder or Hub id.
-        lora_scale: of the LoRA.
+        lora: LoRA weights on top: .safetensors file, folder or Hub id.
+        lora_scale: factor of the LoRA.
         scheduler: the pipeline's own, or another kind built from its config.
-        timestep_spacing: in place of the scheduler's own.
+        timestep_spacing: null: the scheduler's own.
         num_inference_steps: denoising steps.
-        resolution: side in pixels; null: the UNet's own.
+        guidance_scale: of classifier-free guidance; 0 unconditional, 1 conditional, negative opposite.
+        negative_prompt: in place of the empty prompt, for prompts without a negative prompt of their own.
+        resolution: width and height in pixels; null: the UNet's own.
         dtype: of the weights.
-        batch_size: images per UNet call and device.
-        seed: base seed; the noise of an image depends on it, the prompt's id and the sample number only.
-        limit: only so many of the prompts.
     """
 
-    run: str | None = None
     pipeline: str | None = None
+    revision: str | None = None
     single_file_config: str | None = None
     lora: str | None = None
     lora_scale: float = 1.0
     scheduler: Scheduler = "own"
     timestep_spacing: Literal["leading", "linspace", "trailing"] | None = None
-    num_inference_steps: int = 50
-    resolution: int | None = None
+    num_inference_steps: PositiveInt = 50
+    guidance_scale: float = 7.5
+    negative_prompt: str = ""
+    resolution: PositiveInt | None = None
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    batch_size: int = 16
-    seed: int = 0
-    limit: int | None = None
 
-    def __post_init__(self) -> None:
-        self.pipeline = self.pipeline or (f"{self.run}/pipeline" if self.run else None)
-        need(self, "pipeline")
-        at_least_1(self, "num_inference_steps", "batch_size", "limit")
+    def check(self) -> None:
+        """Raise FileNotFoundError or ValueError for a model or LoRA that cannot be loaded."""
         check_pipeline(self.pipeline, self.single_file_config)
         check_lora(self.lora, self.lora_scale)
 
-    def load(self, device: torch.device) -> tuple[Any, int]:
-        """The pipeline on the device, with the scheduler; the side of its images in pixels."""
+    def identity(self) -> dict[str, Any]:
+        """The options, and fingerprints of the files that they name."""
+        named = {name: getattr(self, name) for name in ("pipeline", "single_file_config", "lora")}
+        return asdict(self) | {f"{name}_sha256": path and fingerprint(path) for name, path in named.items()}
+
+    def load(self, device: torch.device) -> Any:
+        """The pipeline on the device, with the scheduler."""
         pipe = load_pipeline(
-            self.pipeline, None, getattr(torch, self.dtype), self.lora, self.lora_scale,
+            self.pipeline, self.revision, getattr(torch, self.dtype), self.lora, self.lora_scale,
             self.single_file_config,
         )  # fmt: skip
         pipe.scheduler = make_scheduler(pipe.scheduler, self.scheduler, self.timestep_spacing)
-        return pipe.to(device), side_of(pipe, self.resolution)
+        return pipe.to(device)
 
-    def prepare(self, pipe: Any, scale: float, *rules: GuidanceRule) -> list[float]:
+    def resolution_of(self, pipe: Any) -> int:
+        """Width and height of the images in pixels."""
+        return side_of(pipe, self.resolution)
+
+    def prepare(self, pipe: Any, guidance_scale: float, *rules: GuidanceRule) -> list[float]:
         """The schedule's timesteps; ValueError for a rule that cannot take effect."""
-        return prepare(pipe.scheduler, scale, self.num_inference_steps, rules)
+        return prepare(pipe.scheduler, guidance_scale, self.num_inference_steps, rules)
+
+
+@dataclass(kw_only=True)
+class RunOptions:
+    """Run folders.
+
+    Args:
+        out: folder for the results, such as outputs/stp.
+        run: training run folder; gives the pipeline, and prompts and training images that are not set.
+    """
+
+    out: str
+    run: str | None = None
+
+
+@dataclass(kw_only=True)
+class PromptOptions(RunOptions):
+    """Which prompts, and how many images of each.
+
+    Args:
+        prompts: prompt file (.txt, .jsonl, .csv, .tsv), training run folder (captions that it duplicated, if
+            it did), or shards or a folder of captioned images.
+        prompt: the prompts themselves, in place of a file. On the command line --prompt TEXT, taken to the
+            letter, as often as you like.
+        samples_per_prompt: images of each prompt.
+    """
+
+    prompts: str | None = None
+    prompt: list[str] | None = None
+    samples_per_prompt: PositiveInt = 1
+
+
+@dataclass(kw_only=True)
+class DenoiseOptions(RunOptions):
+    """The model, and which images it makes in which batches.
+
+    Args:
+        seed: base seed; the noise of an image depends on it, the prompt's id and the sample number only.
+        limit: take at most this many prompts.
+        batch_size: images per UNet call and device.
+        model: which model, and how it denoises.
+    """
+
+    seed: int = 0
+    limit: PositiveInt | None = None
+    batch_size: PositiveInt = 16
+    model: ModelOptions = field(default_factory=ModelOptions)
+
+    def __post_init__(self) -> None:
+        if not self.model.pipeline:
+            if not self.run:
+                raise ValueError("give --model.pipeline, or --run with a training run folder")
+            self.model = replace(self.model, pipeline=f"{self.run}/pipeline")
+        self.model.check()
+
+
+@dataclass(kw_only=True)
+class TrainerOptions:
+    """Lightning's trainer.
+
+    Args:
+        accelerator: cpu, gpu, auto ...
+        devices: how many, or which.
+    """
+
+    accelerator: str = "auto"
+    devices: int | str | list[int] = "auto"
 
 
 def provenance_of(run: str) -> dict[str, Any]:
-    """What a training run says of itself; FileNotFoundError when it is none."""
-    about = Path(run) / "provenance.json"
-    if not about.exists():
+    """The `provenance.json` of a training run; FileNotFoundError when it has none."""
+    path = Path(run) / "provenance.json"
+    if not path.exists():
         raise FileNotFoundError(f"{run!r} is no training run: it has no provenance.json")
-    return json.loads(about.read_text())
+    return json.loads(path.read_text())
 
 
 def need(options: Any, *names: str) -> None:
+    """ValueError for an option that neither is set nor comes from `run`."""
     for name in names:
         if not getattr(options, name):
             raise ValueError(f"give --{name}, or --run with a training run folder")
-
-
-def at_least_1(options: Any, *names: str) -> None:
-    for name in names:
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, not {value}")
 
 
 def device_of(name: str | None) -> torch.device:

@@ -60,7 +60,7 @@ def test_the_demo_in_miniature(tmp_path: Path) -> None:
     assert (
         infer.__main__.main(
             ["compare", "--config", "configs/infer/demo.yaml", "--out", str(out), "--run", str(run),
-             "--num_inference_steps", "6", "--cache", str(out / "cache")]
+             "--model.num_inference_steps", "6", "--cache", str(out / "cache")]
         )
         == 0
     )  # fmt: skip

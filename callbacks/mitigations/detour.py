@@ -77,7 +77,7 @@ class Detour(Mitigation):
 
     Args:
         transition: when, and what a sample without an alternative does: its guidance_before.
-        captions: ordinary prompts (what --data.prompts takes): the nearest one is the alternative, by the
+        captions: ordinary prompts (what --prompts takes): the nearest one is the alternative, by the
             cosine of the text encoder's pooled embeddings.
         exclude: prompts that are no alternatives, nor are captions nearer to one of them than max_cosine: the
             training run's folder, for the captions that it made the model memorize.

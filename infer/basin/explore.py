@@ -80,12 +80,13 @@ class Maker:
 
     def __init__(self, basin: Basin, rules: Rules):
         self.basin, self.device = basin, torch.device(basin.device)
-        self.pipe, self.side = basin.load(self.device)
-        self.timesteps = self.prepare(basin.guidance_scale, *rules.values())
+        self.pipe = basin.model.load(self.device)
+        self.side = basin.model.resolution_of(self.pipe)
+        self.timesteps = self.prepare(basin.model.guidance_scale, *rules.values())
 
     def prepare(self, scale: float, *rules: GuidanceRule) -> list[float]:
         """The schedule's timesteps; ValueError for a rule that cannot take effect."""
-        return self.basin.prepare(self.pipe, scale, *rules)
+        return self.basin.model.prepare(self.pipe, scale, *rules)
 
     def __call__(self, jobs: dict[Any, Job]) -> dict[Any, Made]:
         batches = sum(math.ceil(len(job.requests) / self.basin.batch_size) for job in jobs.values())
@@ -93,12 +94,12 @@ class Maker:
             return {key: self.do(job, bar) for key, job in jobs.items()}
 
     def do(self, job: Job, bar: tqdm) -> Made:
-        images, failed, parts = {}, [], []
+        model, images, failed, parts = self.basin.model, {}, [], []
         for requests in in_batches(job.requests, self.basin.batch_size):
             bar.total -= len(self.timesteps)  # the loop adds its own steps
             made, denoised = make_images(
-                self.pipe, self.device, requests, self.side, job.scale, self.basin.num_inference_steps,
-                rules=[job.rule] if job.rule else [], bar=bar,
+                self.pipe, self.device, requests, self.side, job.scale, model.num_inference_steps,
+                model.negative_prompt, [job.rule] if job.rule else [], bar,
             )  # fmt: skip
             ids = [request.prompt_id for request in requests]
             images |= dict(zip(ids, made, strict=True))
@@ -132,10 +133,10 @@ def explore(basin: Basin, at: Callable[[float, float], GuidanceRule], dynamic: R
     jobs = {("memorized", how): Job(memorized, scale[how], Watch(dynamic)) for how in scale}
     if others:
         jobs |= {("others", how): Job(others, scale[how], Watch(dynamic)) for how in scale}
-    jobs["none", math.inf] = Job(memorized, basin.guidance_scale)
+    jobs["none", math.inf] = Job(memorized, basin.model.guidance_scale)
     for point in sorted(filter(math.isfinite, points), reverse=True):
-        jobs["none", point] = Job(memorized, basin.guidance_scale, at(point, 0.0))
-        jobs["opposite", point] = Job([traced], basin.guidance_scale, at(point, basin.opposite))
+        jobs["none", point] = Job(memorized, basin.model.guidance_scale, at(point, 0.0))
+        jobs["opposite", point] = Job([traced], basin.model.guidance_scale, at(point, basin.opposite))
     for job in jobs.values():
         maker.prepare(job.scale, *filter(None, [job.rule]))
     made = maker(jobs)

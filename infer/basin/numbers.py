@@ -20,7 +20,6 @@ NAMES = {"epsilon": "noise prediction", "model_output": "model output"}
 def numbers(found: Findings) -> dict[str, Any]:
     """What basin.json holds; null where there is no number."""
     basin, index, key = found.basin, found.memorized.index(found.traced), found.traced.prompt_id
-    settings = ("pipeline", "guidance_scale", "opposite", "num_inference_steps", "scheduler", "seed", "dtype")
     trace: dict[str, Any] = {"prompt_id": key, "prompt": found.traced.prompt, "points": basin.points}
     for how in HELD:
         trace[how] = {
@@ -35,7 +34,7 @@ def numbers(found: Findings) -> dict[str, Any]:
             "mean_curves": {name: rows.mean(0) for name, rows in curves.items()},
         }
     return plain({
-        "settings": {name: getattr(basin, name) for name in settings},
+        "settings": basin.model.identity() | {"opposite": basin.opposite, "seed": basin.seed},
         "descriptor": f"SSCD, {basin.sscd_protocol}" if basin.sscd else "correlation of 32x32 RGB",
         "memorized": len(found.memorized), "others": len(found.others), "others_left_out": found.left_out,
         "half_way_timestep": found.half_way(), "points": found.by_point().reset_index().to_dict("records"),

@@ -6,23 +6,23 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
+from jsonargparse.typing import PositiveInt
 from PIL.Image import Image
 
 from infer.denoising.hooks import Request
 from infer.metrics.options import check_sscd_options
 from infer.metrics.similarity import COPY_THRESHOLD
 from infer.metrics.sscd import ProtocolName
-from infer.options import ModelOptions, at_least_1, device_of, need, provenance_of
+from infer.options import DenoiseOptions, device_of, need, provenance_of
 
 HELD = ("none", "opposite")  # what the scale is before a point: 0, or the negative one
 
 
 @dataclass(kw_only=True)
-class Basin(ModelOptions):
+class Basin(DenoiseOptions):
     """What to look at.
 
     Args:
-        out: folder for the pictures and basin.json.
         prompts: memorized prompts: prompt file or training run folder. An id names the training image.
         training: sources of the training images.
         others: ordinary prompts to set against the memorized ones: what `prompts` takes. A caption equal to
@@ -33,23 +33,20 @@ class Basin(ModelOptions):
         opposite: the negative scale before the transition.
         limit: so many memorized prompts, and as many others, each spread evenly over all there are.
         rows: prompts shown in sweep.png, spread evenly over those.
-        guidance_scale: of classifier-free guidance, after the transition.
         sscd: SSCD model for the similarity, as in compare; null: correlation of 32x32 RGB.
         sscd_protocol: how images are put to it, as in compare.
         sscd_sha256: checksum of the SSCD model.
         device: such as cpu or cuda:1; null: a GPU where there is one.
     """
 
-    out: str
     prompts: str | None = None
     training: list[str] = field(default_factory=list)
     others: str | None = None
     prompt_id: str | None = None
     points: list[float] = field(default_factory=lambda: [999, 900, 800, 700, 600, 500, 400, 0])
     opposite: float = -2.0
-    limit: int = 32
-    rows: int = 5
-    guidance_scale: float = 7.5
+    limit: PositiveInt = 32
+    rows: PositiveInt = 5
     sscd: str | None = None
     sscd_protocol: ProtocolName = "skew320"
     sscd_sha256: str | None = None
@@ -61,10 +58,9 @@ class Basin(ModelOptions):
             self.training = self.training or [*provenance["sources"], *provenance["ordinary"]]
         super().__post_init__()
         need(self, "prompts", "training")
-        at_least_1(self, "rows")
         if not self.points or min(self.points) < 0:
             raise ValueError(f"points are timesteps, one or more and none negative: not {self.points}")
-        if self.opposite >= 0 or self.guidance_scale <= 0:
+        if self.opposite >= 0 or self.model.guidance_scale <= 0:
             raise ValueError("opposite must be a scale below 0, and guidance_scale one above 0")
         self.points = sorted(set(self.points), reverse=True)
         self.device = str(device_of(self.device))

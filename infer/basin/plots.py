@@ -72,7 +72,7 @@ def trace(found: Findings) -> Figure:
         LEFT + 2 * width + between + RIGHT, IMAGES + 2 * row + 0.1, LEFT,
         f"“{shorten(found.traced.prompt, 60, placeholder='…')}”: where the basin ends",
         "Curves: difference of the predictions while the scale is held to the end; dashed: where the dynamic "
-        f"transition fires. Images: full guidance ({basin.guidance_scale:g}) on [t, 0], the dots.",
+        f"transition fires. Images: full guidance ({basin.model.guidance_scale:g}) on [t, 0], the dots.",
     )  # fmt: skip
     charts = []
     for how, start in (("none", LEFT), ("opposite", LEFT + width + between)):
@@ -129,8 +129,8 @@ def sweep(found: Findings) -> Figure:
         LEFT + inner + RIGHT, images + len(rows) * ROW + 0.1, LEFT,
         "Where the basin ends: mean similarity has fallen half way "
         + ("at none of the points" if half is None else f"by t = {half:g}"),
-        f"{len(found.memorized)} memorized prompts, scale 0 before t, {basin.guidance_scale:g} from t on; "
-        "mean and 10–90 % band.",
+        f"{len(found.memorized)} memorized prompts, scale 0 before t, {basin.model.guidance_scale:g} from t "
+        "on; mean and 10–90 % band.",
     )  # fmt: skip
     between = 1.1
     width = (inner - 2 * between) / 3

@@ -1,15 +1,15 @@
 """Find a mitigation's numbers for a model: its static transition, and the gate for ordinary prompts."""
 
-import inspect
 import math
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from jsonargparse.typing import OpenUnitInterval, PositiveInt
 from torch import Tensor
 from tqdm import tqdm
 
@@ -22,7 +22,7 @@ from infer.denoising.noise import sample_seed
 from infer.denoising.sampling import encode
 from infer.denoising.schedulers import noise_levels
 from infer.metrics.roc import auc
-from infer.options import ModelOptions, at_least_1, device_of
+from infer.options import DenoiseOptions, device_of
 
 
 @torch.no_grad()
@@ -33,6 +33,7 @@ def first_differences(
     num_inference_steps: int,
     device: torch.device,
     batch_size: int = 16,
+    negative_prompt: str = "",
     title: str = "first steps",
 ) -> Tensor:
     """RMS(eps_c - eps_u) of each request at the first step of the schedule, (N,): two evaluations each."""
@@ -40,7 +41,7 @@ def first_differences(
     t, found = pipe.scheduler.timesteps[0], []
     for start in tqdm(range(0, len(requests), batch_size), title):
         batch = requests[start : start + batch_size]
-        noise, _, *embeddings = encode(pipe, batch, resolution, device)
+        noise, _, *embeddings = encode(pipe, batch, resolution, device, negative_prompt)
         latents = pipe.scheduler.scale_model_input(noise * pipe.scheduler.init_noise_sigma, t)
         step = DenoisingStep(
             0, t.item(), pipe.scheduler.timesteps.tolist(), latents, *noise_levels(pipe.scheduler)[0],
@@ -84,7 +85,7 @@ def check_finite(values: np.ndarray, group: str) -> None:
     if broken:
         raise ValueError(
             f"{broken} of {len(values)} {group} images have differences that are not finite: nothing can be "
-            "calibrated; try --dtype float32"
+            "calibrated; try --model.dtype float32"
         )
 
 
@@ -108,7 +109,7 @@ def fall_timestep(timesteps: Sequence[float], magnitudes: np.ndarray, share: flo
 
 
 @dataclass(kw_only=True)
-class Calibration(ModelOptions):
+class Calibration(DenoiseOptions):
     """What to calibrate, and on what.
 
     A static transition's timestep is found from the memorized prompts, without guidance; a gate, from
@@ -117,7 +118,7 @@ class Calibration(ModelOptions):
     Args:
         out: the preset to write, a YAML file that --mitigation takes; beside it a picture of why.
         mitigation: the preset to put the numbers into: a name in configs/mitigation, or a path.
-        ordinary: prompts that are not memorized (what --data.prompts takes), for the gate; memorized ones are
+        ordinary: prompts that are not memorized (what --prompts takes), for the gate; memorized ones are
             left out.
         false_positive_rate: share of the ordinary images that may pass the gate for memorized.
         memorized: prompts that are; null: those that `run` duplicated.
@@ -131,20 +132,16 @@ class Calibration(ModelOptions):
     out: str
     mitigation: str
     ordinary: str | None = None
-    false_positive_rate: float = 0.05
+    false_positive_rate: OpenUnitInterval = 0.05
     memorized: str | None = None
     watch: Literal["model_output", "epsilon"] = "model_output"
-    fall: float = 0.5
-    samples_per_prompt: int = 1
+    fall: OpenUnitInterval = 0.5
+    samples_per_prompt: PositiveInt = 1
     device: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.memorized = self.memorized or self.run
-        at_least_1(self, "samples_per_prompt")
-        check_rate(self.false_positive_rate)
-        if not 0 < self.fall < 1:
-            raise ValueError(f"fall is a share, in (0, 1), not {self.fall}")
         if not self.out.endswith((".yaml", ".yml")):
             raise ValueError(f"out is the preset to write, a .yaml file, not {self.out!r}")
         if Path(self.out).is_dir():
@@ -201,9 +198,10 @@ class Calibration(ModelOptions):
         if gated and not ordinary:
             raise ValueError(f"all prompts of {self.ordinary!r} are memorized ones")
         device = torch.device(self.device)
-        pipe, side = self.load(device)
-        where = (side, self.num_inference_steps, device, self.batch_size)
-        found = Calibrated(prepare(pipe.scheduler, 0.0, self.num_inference_steps))
+        pipe = self.model.load(device)
+        side, steps = self.model.resolution_of(pipe), self.model.num_inference_steps
+        where = (side, steps, device, self.batch_size, self.model.negative_prompt)
+        found = Calibrated(self.model.prepare(pipe, 0.0))
         if gated:
             low = first_differences(pipe, self.requests(ordinary), *where, title="ordinary")
             high = first_differences(pipe, self.requests(memorized), *where, title="memorized")
@@ -214,8 +212,17 @@ class Calibration(ModelOptions):
             for group, prompts in {"memorized": memorized, "ordinary": ordinary[: len(memorized)]}.items():
                 if prompts:
                     requests = self.requests(prompts)
-                    steps = (pipe, requests, side, 0.0, self.num_inference_steps, device, self.batch_size)
-                    found.curves[group] = watched_curves(*steps, title=group)[1][self.watch]
+                    found.curves[group] = watched_curves(
+                        pipe,
+                        requests,
+                        side,
+                        0.0,
+                        steps,
+                        device,
+                        self.batch_size,
+                        self.model.negative_prompt,
+                        title=group,
+                    )[1][self.watch]
                     check_finite(found.curves[group], group)
             mean = found.curves["memorized"].mean(0)
             found.settings["timestep"] = fall_timestep(found.timesteps, mean, self.fall)
@@ -254,14 +261,9 @@ class Calibrated:
 
 def predict_command(calibration: Any) -> str:
     """The command that predicts with a calibrated preset: the model and its schedule as it was calibrated."""
-    from infer.predict.module import Generate
-
     words = ["python", "-m", "infer", "predict", "--mitigation", calibration.out]
-    for name, option in inspect.signature(Generate).parameters.items():
-        value = getattr(calibration, name, option.default)
-        if value != option.default:
-            words += [f"--model.{name}", str(value)]
+    for option in fields(calibration.model):
+        if (value := getattr(calibration.model, option.name)) != option.default:
+            words += [f"--model.{option.name}", str(value)]
     prompts = calibration.memorized or calibration.ordinary
-    return shlex.join(
-        [*words, "--data.prompts", prompts, "--out", str(Path(calibration.out).with_suffix(""))]
-    )
+    return shlex.join([*words, "--prompts", prompts, "--out", str(Path(calibration.out).with_suffix(""))])

@@ -212,15 +212,15 @@ def finish(
     sscd = comparison.sscd and f"SSCD {redacted(comparison.sscd)}, protocol {comparison.sscd_protocol}"
     about = {
         "title": out.resolve().parent.name if out.name == "compare" else out.name,
-        "model": redacted(comparison.pipeline),
+        "model": redacted(comparison.model.pipeline),
         "base_model": comparison.base_pipeline and redacted(comparison.base_pipeline),
         "descriptor": "; ".join(filter(None, [CORRELATION, sscd])),
         "clip": redacted(comparison.clip),
         "features": quality and f"{quality.name}, {len(quality.reference):,} training images",
         "notes": [
             f"Prompts: {first['prompt_id'].nunique()}, samples of each: {comparison.samples_per_prompt}; "
-            f"guidance {comparison.guidance_scale:g}, {comparison.num_inference_steps} steps; top "
-            f"matches are searched among {len(images):,} images.",
+            f"guidance {comparison.model.guidance_scale:g}, {comparison.model.num_inference_steps} steps; "
+            f"top matches are searched among {len(images):,} images.",
             *measured.notes(),
         ],
         "memorized": memorized,

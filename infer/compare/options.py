@@ -1,16 +1,17 @@
 """Compare mitigations over the same prompts and seeds: one run folder each, one table, one page."""
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from infer.metrics.columns import FIGURES
 from infer.metrics.options import MeasureOptions
 from infer.models.pipeline import check_pipeline
-from infer.options import ModelOptions, at_least_1, need, provenance_of
-from infer.predict.module import Generate, PromptData
+from infer.options import TrainerOptions, provenance_of
+from infer.predict.module import Generate
+from infer.predict.options import GenerateOptions
 
 PAPER = ["none", "stp", "og_stp", "dtp", "og_dtp"]
 
@@ -25,48 +26,35 @@ class Job(NamedTuple):
 
 
 @dataclass(kw_only=True)
-class Comparison(ModelOptions, MeasureOptions):
+class Comparison(MeasureOptions, GenerateOptions):
     """What to compare.
 
     Args:
-        out: comparison folder.
         base_pipeline: the untouched model it was finetuned from: a row of its own. (null: that of `run`.)
-        prompts: prompt file or training run folder.
         mitigations: names of presets in configs/mitigation, or paths of YAML files.
-        grid: options to sweep, by preset: {stp: {timestep: [400, 500, 600]}} in a file, stp.timestep=400,500
+        sweep: options to vary, by preset: {stp: {timestep: [400, 500, 600]}} in a file, stp.timestep=400,500
             on the command line; one run for each combination, next to the mitigations.
         published: figures to stand beside ours, by name and column: {stp: {similarity_top_p95: 0.2857}}.
-        samples_per_prompt: images per prompt.
-        guidance_scale: of classifier-free guidance.
-        wandb: also log table, plots and images to W&B.
-        accelerator: as in Lightning's Trainer.
-        devices: as in Lightning's Trainer.
+        trainer: where it runs.
     """
 
-    out: str
     base_pipeline: str | None = None
-    prompts: str | None = None
     mitigations: list[str] = field(default_factory=lambda: list(PAPER))
-    grid: dict[str, dict[str, list[Any]]] = field(default_factory=dict)
+    sweep: dict[str, dict[str, list[Any]]] = field(default_factory=dict)
     published: dict[str, dict[str, float]] = field(default_factory=dict)
-    samples_per_prompt: int = 1
-    guidance_scale: float = 7.5
-    wandb: Literal["off", "offline", "online"] = "off"
-    accelerator: str = "auto"
-    devices: int | str = "auto"
+    trainer: TrainerOptions = field(default_factory=TrainerOptions)
 
     def __post_init__(self) -> None:
         if self.run:
             self.base_pipeline = self.base_pipeline or provenance_of(self.run)["pipeline"] or None
-            self.prompts = self.prompts or self.run
-        ModelOptions.__post_init__(self)
+        GenerateOptions.__post_init__(self)
         MeasureOptions.__post_init__(self)
         if empty := [
-            preset for preset, options in self.grid.items() if not options or [] in options.values()
+            preset for preset, options in self.sweep.items() if not options or [] in options.values()
         ]:
-            raise ValueError(f"grid: nothing to sweep for {empty[0]!r}: give options with their values")
+            raise ValueError(f"sweep: nothing to sweep for {empty[0]!r}: give options with their values")
         names = [job.name for job in self.jobs()]
-        if "base_model" in [job.name for job in self.jobs() if job.pipeline == self.pipeline]:
+        if "base_model" in [job.name for job in self.jobs() if job.pipeline == self.model.pipeline]:
             raise ValueError("no mitigation can be called base_model: that is the untouched model's row")
         if len(set(names)) < len(names):
             raise ValueError(f"a run is named twice (a mitigation's file names its folder): {names}")
@@ -74,27 +62,25 @@ class Comparison(ModelOptions, MeasureOptions):
             raise ValueError(f"published figures of {sorted(strange)}, which are none of {names}")
         if strange := {column for row in self.published.values() for column in row} - {*FIGURES}:
             raise ValueError(f"published: no column {min(strange)!r}; there are {', '.join(FIGURES)}")
-        need(self, "prompts")
-        at_least_1(self, "samples_per_prompt")
         if self.base_pipeline:
             check_pipeline(self.base_pipeline)
 
     def jobs(self) -> list[Job]:
-        """The mitigations, the combinations of the grid, and the base model."""
-        jobs = [Job(Path(preset).stem, self.pipeline, preset, {}) for preset in self.mitigations]
-        for preset, options in self.grid.items():
+        """The mitigations, the combinations of the sweep, and the base model."""
+        jobs = [Job(Path(preset).stem, self.model.pipeline, preset, {}) for preset in self.mitigations]
+        for preset, options in self.sweep.items():
             for values in product(*options.values()):
                 chosen = dict(zip(options, values, strict=True))
                 name = "-".join([Path(preset).stem, *(f"{key}{value}" for key, value in chosen.items())])
                 if not re.fullmatch(r"[\w.+-]+", name):
-                    raise ValueError(f"grid: {name!r} cannot name a folder")
-                jobs.append(Job(name, self.pipeline, preset, chosen))
+                    raise ValueError(f"sweep: {name!r} cannot name a folder")
+                jobs.append(Job(name, self.model.pipeline, preset, chosen))
         if self.base_pipeline:
             jobs.append(Job("base_model", self.base_pipeline, "none", {}))
         return jobs
 
     def sweeps(self) -> list[dict[str, Any]]:
-        """The runs of the grid as lines: along each preset's first option, for each choice of the others."""
+        """The runs of the sweep as lines: along each preset's first option, for each choice of the others."""
         lines: dict[str, dict[str, Any]] = {}
         for job in self.jobs():
             if job.options:
@@ -105,19 +91,8 @@ class Comparison(ModelOptions, MeasureOptions):
         return [*lines.values()]
 
     def module(self, pipeline: str) -> Generate:
-        tested = pipeline == self.pipeline
-        return Generate(
-            pipeline=pipeline,
-            single_file_config=self.single_file_config if tested else None,
-            lora=self.lora if tested else None,
-            lora_scale=self.lora_scale if tested else 1.0,
-            scheduler=self.scheduler,
-            timestep_spacing=self.timestep_spacing,
-            num_inference_steps=self.num_inference_steps,
-            guidance_scale=self.guidance_scale,
-            resolution=self.resolution,
-            dtype=self.dtype,
-        )
-
-    def data(self) -> PromptData:
-        return PromptData(self.prompts, None, self.samples_per_prompt, self.seed, self.limit, self.batch_size)
+        """The model under test, or the untouched one: without revision, LoRA and single file's configs."""
+        if pipeline == self.model.pipeline:
+            return Generate(self.model)
+        own = {"revision": None, "single_file_config": None, "lora": None, "lora_scale": 1.0}
+        return Generate(replace(self.model, pipeline=pipeline, **own))

@@ -52,6 +52,7 @@ def watched_curves(
     num_inference_steps: int,
     device: torch.device,
     batch_size: int,
+    negative_prompt: str = "",
     title: str = "denoise",
 ) -> tuple[list[float], dict[str, np.ndarray]]:
     """Timesteps, and RMS(eps_c - eps_u) at each under this scale throughout, (N, steps), by SPACES."""
@@ -59,7 +60,7 @@ def watched_curves(
     timesteps = prepare(pipe.scheduler, guidance_scale, num_inference_steps)
     with tqdm(desc=title, total=-(-len(requests) // batch_size) * len(timesteps), unit="step") as bar:
         for batch in in_batches(requests, batch_size):
-            noise, generators, *embeddings = encode(pipe, batch, resolution, device)
+            noise, generators, *embeddings = encode(pipe, batch, resolution, device, negative_prompt)
             bar.total -= len(timesteps)  # the loop adds its own steps
             denoise(
                 pipe.unet, pipe.scheduler, noise, *embeddings, guidance_scale, num_inference_steps, [watch],

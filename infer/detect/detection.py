@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from jsonargparse.typing import OpenUnitInterval, PositiveInt
 from tqdm import tqdm
 
 from data.batches import in_batches
 from data.files import write_atomically
 from data.prompts import Prompt, load_prompts, same
 from infer.basin.explore import spread
-from infer.calibrate.calibration import check_rate
 from infer.denoising.curves import Watch
 from infer.denoising.hooks import GuidanceRule, Request
 from infer.denoising.loop import Denoised, denoise
@@ -28,7 +28,7 @@ from infer.detect.attention import LAYER, CrossAttention, capturing, cross_atten
 from infer.detect.detectors import all_steps, fall, first_step
 from infer.metrics.aggregate import FEW
 from infer.metrics.roc import auc, auc_interval, threshold
-from infer.options import ModelOptions, at_least_1, device_of
+from infer.options import DenoiseOptions, device_of
 
 # What each detector needs to be run.
 DETECTORS = {
@@ -39,46 +39,40 @@ RATES = (0.01, 0.05, 0.1)  # false-positive rates that are always told
 
 
 @dataclass(kw_only=True)
-class Detection(ModelOptions):
+class Detection(DenoiseOptions):
     """Whose prompts to score, and how.
 
     Args:
-        out: folder for the scores, the numbers and the pictures.
-        memorized: prompts that are memorized (what --data.prompts takes); null: those that `run` duplicated.
+        memorized: prompts that are memorized (what --prompts takes); null: those that `run` duplicated.
         ordinary: prompts that are not; one that says the same as a memorized one, or as one before it, is
             left out. Null: no detector is judged.
         prompts: prompts of which it is not known, in place of both.
         limit: so many prompts of each group, spread evenly over all there are.
         samples_per_prompt: noises per prompt; its scores are the means over them.
-        guidance_scale: of classifier-free guidance, in the run with guidance.
         false_positive_rate: share of the ordinary prompts that a detector's threshold may flag.
         attention_layer: whose attention detector E looks at: which cross attention, counted from 1 in the
             order in which the UNet calls them; at most the last.
         device: such as cpu or cuda:1; null: a GPU where there is one.
     """
 
-    out: str
     memorized: str | None = None
     ordinary: str | None = None
     prompts: str | None = None
-    samples_per_prompt: int = 1
-    guidance_scale: float = 7.5
-    false_positive_rate: float = 0.01
-    attention_layer: int = LAYER
+    samples_per_prompt: PositiveInt = 1
+    false_positive_rate: OpenUnitInterval = 0.01
+    attention_layer: PositiveInt = LAYER
     device: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least_1(self, "samples_per_prompt", "attention_layer")
-        check_rate(self.false_positive_rate)
         if self.prompts and (self.memorized or self.ordinary):
             raise ValueError("give either --prompts, or --memorized and --ordinary")
         if not self.prompts:
             self.memorized = self.memorized or self.run
             if not self.memorized:
                 raise ValueError("give --memorized, --run with a training run folder, or --prompts")
-        if self.num_inference_steps < 3:
-            raise ValueError(f"a local minimum needs at least 3 steps, not {self.num_inference_steps}")
+        if (steps := self.model.num_inference_steps) < 3:
+            raise ValueError(f"a local minimum needs at least 3 steps, not {steps}")
         if Path(self.out).is_file():
             raise ValueError(f"out {self.out!r} is a file: name a folder")
         self.device = str(device_of(self.device))
@@ -112,20 +106,20 @@ class Detection(ModelOptions):
             for p, _ in asked
             for n in range(self.samples_per_prompt)
         ]
-        pipe, side = self.load(torch.device(self.device))
-        steps = len(self.prepare(pipe, self.guidance_scale))
+        pipe, scale = self.model.load(torch.device(self.device)), self.model.guidance_scale
+        side, steps = self.model.resolution_of(pipe), len(self.model.prepare(pipe, scale))
         attention = CrossAttention(steps, self.attention_layer) if cross_attentions(pipe.unet) else None
         started, guided, free = time.perf_counter(), [], []
         with capturing(pipe.unet, attention) if attention else nullcontext():
             rules = [Watch(), *([attention] if attention else [])]
-            for batch, made in self.denoised(pipe, side, requests, self.guidance_scale, rules, "guided"):
+            for batch, made in self.denoised(pipe, side, requests, scale, rules, "guided"):
                 curves = made.difference_rms.numpy()
                 scores = {"first_step": first_step(curves), "all_steps": all_steps(curves)}
                 if attention:
                     scores |= attention.scores(ends_of_text(pipe, [request.prompt for request in batch]))
                 guided.append(pd.DataFrame(scores | {"failed_guided": made.failed_at >= 0}))
         between = time.perf_counter()
-        timesteps = self.prepare(pipe, 0.0)
+        timesteps = self.model.prepare(pipe, 0.0)
         for _, made in self.denoised(pipe, side, requests, 0.0, [Watch()], "no guidance"):
             depth, fired = fall(made.difference_rms.numpy(), timesteps)
             free.append(
@@ -143,14 +137,15 @@ class Detection(ModelOptions):
         title: str,
     ) -> Iterator[tuple[list[Request], Denoised]]:  # fmt: skip
         """Batches of the requests with what came of them, under a bar over all steps."""
-        device, steps = torch.device(self.device), len(self.prepare(pipe, scale))
+        device, model = torch.device(self.device), self.model
+        steps = len(model.prepare(pipe, scale))
         total = math.ceil(len(requests) / self.batch_size) * steps
         with tqdm(desc=title, total=total, unit="step") as bar:
             for batch in in_batches(requests, self.batch_size):
-                noise, generators, *embeddings = encode(pipe, batch, side, device)
+                noise, generators, *embeddings = encode(pipe, batch, side, device, model.negative_prompt)
                 bar.total -= steps  # the loop adds its own steps
                 yield batch, denoise(
-                    pipe.unet, pipe.scheduler, noise, *embeddings, scale, self.num_inference_steps, rules,
+                    pipe.unet, pipe.scheduler, noise, *embeddings, scale, model.num_inference_steps, rules,
                     generators, bar,
                 )  # fmt: skip
 
@@ -262,10 +257,10 @@ class Detected:
 
     def numbers(self) -> dict[str, Any]:
         """What detection.json holds; null where there is no number."""
-        settings = ("pipeline", "memorized", "ordinary", "prompts", "samples_per_prompt", "guidance_scale",
-                    "num_inference_steps", "scheduler", "seed", "dtype", "attention_layer")  # fmt: skip
+        settings = ("memorized", "ordinary", "prompts", "samples_per_prompt", "seed", "attention_layer")
         return {
-            "settings": {name: getattr(self.detection, name) for name in settings},
+            "settings": self.detection.model.identity()
+            | {name: getattr(self.detection, name) for name in settings},
             "counts": self.counts(), "left_out": self.left_out, "failed": self.failed(),
             "seconds_per_prompt": self.seconds, "false_positive_rate": self.detection.false_positive_rate,
             "detectors": {name: self.judge(name) for name in self.names}, "notes": self.notes(),

@@ -2,12 +2,11 @@
 
 import hashlib
 import logging
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -17,13 +16,12 @@ from tqdm import tqdm
 
 from data.prompts import inline_prompts, load_prompts
 from infer.denoising.hooks import GuidanceRule, Request
-from infer.denoising.loop import Denoised, prepare
+from infer.denoising.loop import Denoised
 from infer.denoising.noise import sample_seed
-from infer.denoising.sampling import make_images, side_of
-from infer.denoising.schedulers import Scheduler, make_scheduler
-from infer.models.lora import check_lora
+from infer.denoising.sampling import make_images
 from infer.models.memory import peak_gib, reset_peak
-from infer.models.pipeline import check_pipeline, fingerprint, load_pipeline, too_long
+from infer.models.pipeline import too_long
+from infer.options import ModelOptions
 from infer.predict.run_folder import done
 
 log = logging.getLogger(__name__)
@@ -45,14 +43,7 @@ class Generated:
 class PromptData(pl.LightningDataModule):
     """Which images to make: `samples_per_prompt` of each prompt, but for those in the run folder already.
 
-    Args:
-        prompts: a .txt, .jsonl or .csv file; a training run folder (captions that it duplicated, if it did);
-            or shards or a folder of captioned images.
-        prompt: prompts themselves, in place of a file.
-        samples_per_prompt: images per prompt.
-        seed: base seed; the noise of an image depends on it, the prompt's id and the sample number only.
-        limit: take only the first prompts.
-        batch_size: images per UNet call and device.
+    The arguments are those of `infer.options.PromptOptions` and `DenoiseOptions`.
     """
 
     def __init__(
@@ -66,17 +57,13 @@ class PromptData(pl.LightningDataModule):
     ):
         super().__init__()
         self.allow_zero_length_dataloader_with_multiple_devices = True  # few may be missing
-        if samples_per_prompt < 1 or batch_size < 1:
-            raise ValueError("samples_per_prompt and batch_size must be at least 1")
-        if limit is not None and limit < 1:
-            raise ValueError(f"limit must be at least 1, not {limit}")
-        if (prompts is None) == (prompt is None):
-            raise ValueError("give either a file of prompts (--data.prompts FILE) or prompts (--prompt TEXT)")
+        if prompts is None and prompt is None:
+            raise ValueError("give prompts: --prompts FILE, --prompt TEXT, or --run FOLDER")
         self.prompts, self.samples_per_prompt, self.seed = prompts, samples_per_prompt, seed
         self.limit, self.batch_size = limit, batch_size
         self.requests = [
             Request(p.id, sample, p.text, sample_seed(seed, p.id, sample), p.negative, p.alternative)
-            for p in (inline_prompts(prompt) if prompts is None else load_prompts(prompts))[:limit]
+            for p in (load_prompts(prompts) if prompt is None else inline_prompts(prompt))[:limit]
             for sample in range(samples_per_prompt)
         ]
 
@@ -108,84 +95,22 @@ class PromptData(pl.LightningDataModule):
 
 
 class Generate(pl.LightningModule):
-    """Denoise prompts into images; the trainer's mitigation callbacks decide the guidance.
+    """Denoise prompts into images; the trainer's mitigation callbacks decide the guidance."""
 
-    Args:
-        pipeline: diffusers StableDiffusionPipeline folder, Hub id, or single-file .safetensors checkpoint.
-        revision: of the Hub repository.
-        single_file_config: for a single file: diffusers folder or Hub id with its architecture's configs and
-            tokenizer.
-        lora: LoRA weights on top: .safetensors file, folder or Hub id.
-        lora_scale: of the LoRA.
-        scheduler: the pipeline's own, or another kind built from its config.
-        timestep_spacing: in place of the scheduler's own.
-        num_inference_steps: denoising steps.
-        guidance_scale: of classifier-free guidance; 0 unconditional, 1 conditional, negative opposite.
-        negative_prompt: in place of the empty prompt.
-        resolution: side in pixels; null: the UNet's own.
-        dtype: of the weights.
-    """
-
-    def __init__(
-        self,
-        pipeline: str,
-        revision: str | None = None,
-        single_file_config: str | None = None,
-        lora: str | None = None,
-        lora_scale: float = 1.0,
-        scheduler: Scheduler = "own",
-        timestep_spacing: Literal["leading", "linspace", "trailing"] | None = None,
-        num_inference_steps: int = 50,
-        guidance_scale: float = 7.5,
-        negative_prompt: str = "",
-        resolution: int | None = None,
-        dtype: Literal["float32", "float16", "bfloat16"] = "float32",
-    ):
+    def __init__(self, model: ModelOptions):
         super().__init__()
-        check_pipeline(pipeline, single_file_config)
-        check_lora(lora, lora_scale)
-        if not math.isfinite(guidance_scale):
-            raise ValueError(f"guidance_scale must be a number, not {guidance_scale}")
-        if num_inference_steps < 1:
-            raise ValueError(f"num_inference_steps must be at least 1, not {num_inference_steps}")
-        self.source, self.revision, self.single_file_config = pipeline, revision, single_file_config
-        self.lora, self.lora_scale = lora, lora_scale
-        self.scheduler, self.timestep_spacing = scheduler, timestep_spacing
-        self.num_inference_steps, self.scale = num_inference_steps, guidance_scale
-        self.negative_prompt, self.resolution, self.weights = negative_prompt, resolution, dtype
-
-    def identity(self) -> dict[str, Any]:
-        return {
-            "pipeline": self.source,
-            "pipeline_sha256": fingerprint(self.source),
-            "revision": self.revision,
-            "single_file_config": self.single_file_config,
-            "single_file_config_sha256": self.single_file_config and fingerprint(self.single_file_config),
-            "lora": self.lora,
-            "lora_sha256": self.lora and fingerprint(self.lora),
-            "lora_scale": self.lora_scale,
-            "scheduler": self.scheduler,
-            "timestep_spacing": self.timestep_spacing,
-            "num_inference_steps": self.num_inference_steps,
-            "guidance_scale": self.scale,
-            "negative_prompt": self.negative_prompt,
-            "resolution": self.resolution,
-            "dtype": self.weights,
-        }
+        model.check()
+        self.model = model
 
     def load(self) -> None:
         """Load the pipeline, once: a comparison predicts with one module again and again."""
         if not hasattr(self, "pipe"):
-            dtype = getattr(torch, self.weights)
-            self.pipe = load_pipeline(
-                self.source, self.revision, dtype, self.lora, self.lora_scale, self.single_file_config
-            )
-            self.pipe.scheduler = make_scheduler(self.pipe.scheduler, self.scheduler, self.timestep_spacing)
+            self.pipe = self.model.load(torch.device("cpu"))
 
     def check(self, rules: Sequence[GuidanceRule], requests: Sequence[Request]) -> None:
         """ValueError where a rule, the scheduler or the resolution cannot work."""
-        side_of(self.pipe, self.resolution)
-        prepare(self.pipe.scheduler, self.scale, self.num_inference_steps, rules)
+        self.model.resolution_of(self.pipe)
+        self.model.prepare(self.pipe, self.model.guidance_scale, *rules)
         for rule in rules:
             rule.check_requests(self.pipe, requests)
 
@@ -198,15 +123,11 @@ class Generate(pl.LightningModule):
         """The mitigations among the trainer's callbacks."""
         return [callback for callback in self.trainer.callbacks if isinstance(callback, GuidanceRule)]
 
-    @property
-    def side_pixels(self) -> int:
-        return side_of(self.pipe, self.resolution)
-
     def on_predict_start(self) -> None:
         self.pipe.to(self.device)
         asked = self.trainer.datamodule.requests
         others = [text for rule in self.rules for text in rule.texts]
-        texts = [r.prompt for r in asked] + [r.negative_prompt or self.negative_prompt for r in asked]
+        texts = [r.prompt for r in asked] + [r.negative_prompt or self.model.negative_prompt for r in asked]
         texts = list(filter(None, dict.fromkeys(texts + [r.alternative_prompt for r in asked] + others)))
         long = too_long(self.pipe, texts)
         if long and self.global_rank == 0:
@@ -220,13 +141,14 @@ class Generate(pl.LightningModule):
 
     def generate(self, requests: list[Request], rules: Sequence[GuidanceRule] = ()) -> Generated:
         """Images of the requests, under the rules."""
+        model = self.model
         reset_peak(self.device)
         started = time.perf_counter()
         quiet = True if self.global_rank else None  # None: no bar where the output is not a terminal
         with tqdm(desc="denoise", total=0, position=1, leave=False, disable=quiet) as bar:
             images, denoised = make_images(
-                self.pipe, self.device, requests, self.side_pixels, self.scale, self.num_inference_steps,
-                self.negative_prompt, rules, bar,
+                self.pipe, self.device, requests, model.resolution_of(self.pipe), model.guidance_scale,
+                model.num_inference_steps, model.negative_prompt, rules, bar,
             )  # fmt: skip
         seconds = (time.perf_counter() - started) / len(requests)
         watched = next((rule.watched_space for rule in rules if rule.watched_space), None)

@@ -9,6 +9,7 @@ import yaml
 
 from infer.__main__ import load_mitigation, main
 from infer.calibrate.calibration import Calibration, predict_command
+from infer.options import ModelOptions
 from tests.conftest import ROOT
 from tests.infer.predict import runs as predicting
 from tests.infer.predict.runs import command, rows_of
@@ -58,7 +59,7 @@ def test_what_is_wrong_in_a_mitigations_file(
     assert one_line([*asked, "--mitigation", str(path)], capsys).startswith(expected)
     assert one_line([*asked, "--config", str(config)], capsys).startswith(expected)
     comparison = [
-        "compare", "--pipeline", str(tiny_pipeline), "--prompts", str(tiny_shards), "--training",
+        "compare", "--model.pipeline", str(tiny_pipeline), "--prompts", str(tiny_shards), "--training",
         str(tiny_shards), "--clip", str(tiny_clip), "--mitigations", str(path), "--out", str(out),
     ]  # fmt: skip
     assert one_line(comparison, capsys).startswith(expected)
@@ -147,12 +148,15 @@ def test_a_presets_files_are_looked_for_from_here(
         ),
         (["predict", "--mitigaton=stp"], "--mitigaton is no option of predict: did you mean --mitigation?"),
         (["predict", "stp"], "'stp' belongs to no option (see python -m infer predict --help)"),
-        (["predict", "--model.resolution", "many"], "--model.resolution: expected int or null, not many"),
+        (
+            ["predict", "--model.resolution", "many"],
+            "--model.resolution: expected PositiveInt or null",
+        ),
         (
             ["predict", "--model.dtype", "half"],
             "--model.dtype: expected 'float32', 'float16', 'bfloat16', not h",
         ),
-        (["predict", "--data.limit"], "--data.limit: expected one argument"),
+        (["predict", "--limit"], "--limit: expected one argument"),
         (["predict", "--mitigation", "Detour"], "--mitigation: Detour needs transition"),
         (
             ["predict", "--mitigation", "stp", "--mitigation.timestp", "3"],
@@ -209,7 +213,7 @@ def test_what_is_wrong_with_an_option(
 
 def test_what_is_missing_is_named(capsys: pytest.CaptureFixture) -> None:
     """All at once; a wrong option is 2, as for other programs."""
-    assert one_line(["predict"], capsys).startswith("give --out and --model.pipeline (see ")
+    assert one_line(["predict"], capsys).startswith("give --out (see ")
     assert one_line(["compare"], capsys).startswith("give --out (see ")
     assert main(["compare", "--nonsense", "1"]) == 2
 
@@ -221,7 +225,7 @@ def test_a_key_of_a_config_that_is_near(tmp_path: Path, capsys: pytest.CaptureFi
     assert told == "Option 'model.pipelin' is not accepted: did you mean --model.pipeline?"
     config.write_text("num_inference_step: 3\n")
     told = one_line(["compare", "--config", str(config)], capsys)
-    assert told == "Option 'num_inference_step' is not accepted: did you mean --num_inference_steps?"
+    assert told == "Option 'num_inference_step' is not accepted: did you mean --model.num_inference_steps?"
 
 
 def test_a_detours_transition_may_be_a_preset(predict: Callable[..., Path], tmp_path: Path) -> None:
@@ -247,8 +251,8 @@ def test_a_detours_transition_may_be_a_preset(predict: Callable[..., Path], tmp_
 def test_prompts_win_over_the_file_of_a_config(
     predict: Callable[..., Path], tmp_path: Path, form: list[str], first: bool
 ) -> None:
-    """Wherever they stand; a file that is given beside them does not go unnoticed."""
-    (tmp_path / "mine.yaml").write_text("data: {prompts: nowhere.txt, batch_size: 3}\n")
+    """Wherever they stand."""
+    (tmp_path / "mine.yaml").write_text("{prompts: nowhere.txt, batch_size: 3}\n")
     config = [word.replace("FILE", str(tmp_path / "mine.yaml")) for word in form]
     prompts = ["--prompt", "red square", "--prompt=old map"]
     out = predict(*(config + prompts if first else prompts + config), steps=1)
@@ -272,8 +276,8 @@ def test_the_help_of_predict_begins_with_what_is_needed_most(capsys: pytest.Capt
         main(["predict", "--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    parts = ["--out OUT", "--prompt TEXT makes", "--mitigation CONFIG", "--model.pipeline", "--data.prompts"]
-    places = [text.index(part) for part in [*parts, "--trainer.accelerator"]]
+    parts = ["--out OUT", "--run RUN", "--prompts", "--prompt PROMPT", "--mitigation CONFIG"]
+    places = [text.index(part) for part in [*parts, "--model.pipeline", "--trainer.accelerator"]]
     assert places == sorted(places)
     assert all(name in text for name in ("dtp_robust", "og_two_pass", "emoji/detour_caption_orthogonal"))
 
@@ -300,16 +304,17 @@ def test_the_command_for_a_calibrated_preset(tiny_pipeline: Path, tmp_path: Path
     folder.mkdir()
     calibration = Calibration(
         out=f"{folder}/gated.yaml", mitigation="stp", ordinary="ordinary.txt", memorized=str(prompts),
-        pipeline=str(tiny_pipeline), num_inference_steps=6, scheduler="euler", device="cpu",
+        model=ModelOptions(pipeline=str(tiny_pipeline), num_inference_steps=6, scheduler="euler"),
+        device="cpu",
     )  # fmt: skip
     text = predict_command(calibration)
     assert text == (
         f"python -m infer predict --mitigation '{folder}/gated.yaml' --model.pipeline {tiny_pipeline} "
-        f"--model.scheduler euler --model.num_inference_steps 6 --data.prompts '{prompts}' "
+        f"--model.scheduler euler --model.num_inference_steps 6 --prompts '{prompts}' "
         f"--out '{folder}/gated'"
     )
     Path(calibration.out).write_text((ROOT / "configs/mitigation/stp.yaml").read_text())
     assert main([*shlex.split(text)[3:], "--trainer.accelerator", "cpu"]) == 0
     assert list(rows_of(folder / "gated")["mitigation"]) == ["gated"]
     calibration.memorized = None
-    assert "--data.prompts ordinary.txt" in predict_command(calibration)
+    assert "--prompts ordinary.txt" in predict_command(calibration)

@@ -153,7 +153,7 @@ def test_from_the_command_line(tiny_pipeline: Path, tmp_path: Path, capsys: pyte
     out = tmp_path / "out"
     arguments = [
         "predict", "--model.pipeline", str(tiny_pipeline), "--model.num_inference_steps", "6",
-        "--out", str(out), "--data.prompts", str(tmp_path / "prompts.jsonl"), "--mitigation", "Detour",
+        "--out", str(out), "--prompts", str(tmp_path / "prompts.jsonl"), "--mitigation", "Detour",
         "--mitigation.transition", "StaticTransition", "--mitigation.transition.timestep", "400",
         "--mitigation.repulsion", "0.5",
     ]  # fmt: skip

@@ -66,11 +66,11 @@ def test_a_run_none_of_whose_prompts_has_an_alternative(
     """A batch without one is fine where another has one."""
     rows = [{"text": "red square"}, {"text": "old map", "alternative_prompt": "sun"}]
     mixed = write_prompts(tmp_path / "mixed.jsonl", *rows)
-    out = predict("--data.prompts", mixed, "--data.batch_size", "1", *OWN)
+    out = predict("--prompts", mixed, "--batch_size", "1", *OWN)
     assert summary_of(out)["without_alternative"] == 1
     none = write_prompts(tmp_path / "none.jsonl", rows[0], {"text": "sun", "alternative_prompt": " "})
     capsys.readouterr()
-    error = refused(command(tiny_pipeline, tmp_path / "none", 4, "--data.prompts", none, *OWN), capsys)
+    error = refused(command(tiny_pipeline, tmp_path / "none", 4, "--prompts", none, *OWN), capsys)
     assert "no prompt has an alternative_prompt: give the prompt file that column" in error
     assert error.count("\n") == 1 and not (tmp_path / "none/images").exists()
 

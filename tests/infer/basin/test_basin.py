@@ -24,6 +24,7 @@ from infer.denoising.hooks import Request
 from infer.denoising.noise import sample_seed
 from infer.denoising.sampling import make_images
 from infer.models.pipeline import load_pipeline
+from infer.options import ModelOptions
 from tests.conftest import CAPTIONS, random_pipeline
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -56,8 +57,8 @@ def others(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def arguments(run: Path, others: Path) -> list[str]:
     return [
         "basin", "--run", str(run), "--others", str(others), "--points", ",".join(map(str, POINTS)),
-        "--prompt_id", "s2", "--rows", "2", "--batch_size", "3", "--num_inference_steps", str(STEPS),
-        "--guidance_scale", str(SCALE), "--device", "cpu",
+        "--prompt_id", "s2", "--rows", "2", "--batch_size", "3", "--model.num_inference_steps", str(STEPS),
+        "--model.guidance_scale", str(SCALE), "--device", "cpu",
     ]  # fmt: skip
 
 
@@ -81,7 +82,7 @@ def looked(**options) -> Findings:
 @pytest.fixture(scope="module")
 def long(run: Path, one_thread: None) -> Findings:
     """Curves with enough steps for minima."""
-    return looked(run=str(run), num_inference_steps=25, points=[999.0])
+    return looked(run=str(run), model=ModelOptions(num_inference_steps=25), points=[999.0])
 
 
 def by_hand(run: Path, keys: list[str], scale: float, *rules: StaticTransition) -> dict[str, Image.Image]:
@@ -192,8 +193,8 @@ def test_without_others_the_memorized_ones_stand_alone(run: Path, tmp_path: Path
     """Fewer prompts than there are, one point, and a model that predicts noise."""
     random_pipeline("epsilon").save_pretrained(tmp_path / "pipeline")
     looked_at = looked(
-        run=str(run), pipeline=str(tmp_path / "pipeline"), points=[500.0], limit=2, prompt_id="s1",
-        num_inference_steps=4,
+        run=str(run), points=[500.0], limit=2, prompt_id="s1",
+        model=ModelOptions(pipeline=str(tmp_path / "pipeline"), num_inference_steps=4),
     )  # fmt: skip
     assert [request.prompt_id for request in looked_at.memorized] == ["s0", "s3", "s1"]
     assert set(looked_at.curves) == {("memorized", "none"), ("memorized", "opposite")}
@@ -232,13 +233,12 @@ def test_spread() -> None:
         (["--prompt_id", "s7"], "no memorized prompt 's7' with a training image; one is 's0'"),
         (["--points", "[]"], "points are timesteps, one or more"),
         (["--points", "500,-1"], "none negative"),
-        (["--batch_size", "0"], "batch_size must be at least 1, not 0"),
-        (["--limit", "0"], "limit must be at least 1"),
+        (["--limit", "0"], "--limit: "),
         (["--opposite", "2"], "opposite must be a scale below 0"),
         (["--sscd_protocol", "dcr"], "give --sscd too"),
-        (["--num_inference_steps", "2"], "a local minimum needs at least 3 denoising steps"),
+        (["--model.num_inference_steps", "2"], "a local minimum needs at least 3 denoising steps"),
         (["--device", "abacus"], "device 'abacus' is not here"),
-        (["--pipeline", "/nowhere"], "no model folder '/nowhere'"),
+        (["--model.pipeline", "/nowhere"], "no model folder '/nowhere'"),
         (["--others", "/nowhere.txt"], "no prompt file '/nowhere.txt'"),
         (["--others", "RUN"], "are memorized ones: there are no others"),
         (["--training", "/nowhere.tar"], "no shard matches '/nowhere.tar'"),

@@ -87,8 +87,8 @@ def arguments(tiny_pipeline: Path, tmp_path: Path) -> list[str]:
     (tmp_path / "ordinary.txt").write_text("\n".join(CAPTIONS[2:] + ["RED square"]))
     (tmp_path / "memorized.txt").write_text("\n".join(CAPTIONS[:2]))
     return [
-        "calibrate", "--pipeline", str(tiny_pipeline), "--memorized", str(tmp_path / "memorized.txt"),
-        "--num_inference_steps", "6", "--samples_per_prompt", "2", "--device", "cpu", "--out",
+        "calibrate", "--model.pipeline", str(tiny_pipeline), "--memorized", str(tmp_path / "memorized.txt"),
+        "--model.num_inference_steps", "6", "--samples_per_prompt", "2", "--device", "cpu", "--out",
         str(tmp_path / "made.yaml"),
     ]  # fmt: skip
 
@@ -127,7 +127,7 @@ def test_it_writes_a_static_transition(
     pipe = random_pipeline()
     torch.nn.init.normal_(pipe.unet.conv_out.weight, std=0.3)  # so that guidance matters
     pipe.save_pretrained(tmp_path / "model")
-    arguments[arguments.index("--pipeline") + 1] = str(tmp_path / "model")
+    arguments[arguments.index("--model.pipeline") + 1] = str(tmp_path / "model")
     options = ["--mitigation", "og_stp", "--fall", "0.4", *(gate_of(tmp_path) if gated else [])]
     assert main([*arguments, *options]) == 0
     rule = load_mitigation(str(tmp_path / "made.yaml"))
@@ -153,8 +153,6 @@ def test_it_writes_a_static_transition(
         (["--mitigation", "dtp"], "give --ordinary, for its gate"),
         (["--mitigation", "og_two_pass", "--ordinary", "x.txt"], "has no gate: leave --ordinary out"),
         (["--mitigation", "stp", "--memorized", "null"], "give --memorized or --run"),
-        (["--mitigation", "stp", "--false_positive_rate", "0"], "false_positive_rate must be in"),
-        (["--mitigation", "stp", "--fall", "1"], "fall is a share"),
         (
             ["--mitigation", "stp", "--false_positive_rate", "0.1"],
             "false_positive_rate does nothing for 'stp'",
@@ -164,12 +162,13 @@ def test_it_writes_a_static_transition(
             ["--mitigation", "dtp", "--ordinary", "x.txt", "--watch", "epsilon"],
             "watch does nothing for 'dtp'",
         ),
-        (["--mitigation", "stp", "--samples_per_prompt", "0"], "samples_per_prompt must be at least 1"),
-        (["--mitigation", "stp", "--batch_size", "0"], "batch_size must be at least 1"),
         (["--mitigation", "stp", "--device", "cuda:77"], "device 'cuda:77' is not here"),
         (["--mitigation", "stp", "--out", "made.txt"], "a .yaml file, not 'made.txt'"),
-        (["--mitigation", "stp", "--lora_scale", "2"], "does nothing without a LoRA"),
-        (["--mitigation", "stp", "--resolution", "15"], "resolution must be a multiple of 2 pixels, not 15"),
+        (["--mitigation", "stp", "--model.lora_scale", "2"], "does nothing without a LoRA"),
+        (
+            ["--mitigation", "stp", "--model.resolution", "15"],
+            "must be a multiple of 2 pixels, not 15",
+        ),
     ],
 )
 def test_what_cannot_be_calibrated_is_refused(
@@ -194,7 +193,7 @@ def test_a_model_that_gives_no_numbers_is_not_calibrated(
     pipe = random_pipeline()
     pipe.unet.conv_out.bias.data.fill_(torch.nan)
     pipe.save_pretrained(tmp_path / "model")
-    arguments[arguments.index("--pipeline") + 1] = str(tmp_path / "model")
+    arguments[arguments.index("--model.pipeline") + 1] = str(tmp_path / "model")
     given = gate_of(tmp_path) if "dtp" in options else []
     assert main([*arguments, *options, *given]) == 1
     assert "images have differences that are not finite" in capsys.readouterr().err.splitlines()[-1]
@@ -218,7 +217,7 @@ def test_what_a_preset_held_before_must_still_fit(
     pipe = random_pipeline()
     torch.nn.init.normal_(pipe.unet.conv_out.weight, std=0.3)
     pipe.save_pretrained(tmp_path / "model")
-    arguments[arguments.index("--pipeline") + 1] = str(tmp_path / "model")
+    arguments[arguments.index("--model.pipeline") + 1] = str(tmp_path / "model")
     (tmp_path / "own.yaml").write_text(f"class_path: StaticTransition\ninit_args: {{{own}}}\n")
     assert main([*arguments, "--mitigation", str(tmp_path / "own.yaml"), "--fall", "0.4"]) == 1
     assert message in capsys.readouterr().err.splitlines()[-1]

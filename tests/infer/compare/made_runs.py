@@ -26,7 +26,7 @@ def arguments(
          "times_shown": [9, 9, 1, 1, 1, 1, 0, 0]}
     ).to_parquet(run / "exposures.parquet")  # fmt: skip
     return [
-        "compare", "--run", str(run), "--clip", str(tiny_clip), "--num_inference_steps", "8",
+        "compare", "--run", str(run), "--clip", str(tiny_clip), "--model.num_inference_steps", "8",
         "--samples_per_prompt", "2", "--mitigations", "none,stp,dtp", "--cache", str(run / "cache"),
-        "--accelerator", "cpu", "--devices", "1",
+        "--trainer.accelerator", "cpu", "--trainer.devices", "1",
     ]  # fmt: skip

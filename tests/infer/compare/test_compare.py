@@ -142,9 +142,12 @@ def test_a_mitigation_of_ones_own_is_a_file(arguments: list[str], tmp_path: Path
         (["--clip", "/nowhere"], "no CLIP model folder '/nowhere'"),
         (["--sscd", "/nowhere.pt"], "no SSCD model '/nowhere.pt'"),
         (["--training", "/nowhere-{0..1}.tar"], "no shard matches '/nowhere-0.tar'"),
-        (["--pipeline", "/nowhere"], "no model folder '/nowhere'"),
-        (["--guidance_scale", "0"], "guidance_before equals guidance_scale"),
-        (["--mitigations", "none,og_two_pass", "--num_inference_steps", "4"], "at least 6 steps, not 4"),
+        (["--model.pipeline", "/nowhere"], "no model folder '/nowhere'"),
+        (["--model.guidance_scale", "0"], "guidance_before equals guidance_scale"),
+        (
+            ["--mitigations", "none,og_two_pass", "--model.num_inference_steps", "4"],
+            "at least 6 steps",
+        ),
         (["--nonsense", "1"], "nonsense"),
     ],
 )

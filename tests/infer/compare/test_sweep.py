@@ -7,9 +7,10 @@ import pandas as pd
 import pytest
 import yaml
 
-from data.arguments import with_grid
+from data.arguments import with_sweep
 from infer.__main__ import main
 from infer.compare.options import Comparison
+from infer.options import ModelOptions
 from tests.infer.compare import made_runs as comparing
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -19,7 +20,8 @@ arguments = comparing.arguments  # a fixture
 def compared(**options) -> Comparison:
     """Without a run: of files that are there."""
     made = object.__new__(Comparison)
-    made.pipeline, made.base_pipeline, made.mitigations, made.grid = "model", None, ["none"], {}
+    made.model, made.base_pipeline = ModelOptions(pipeline="model"), None
+    made.mitigations, made.sweep = ["none"], {}
     for name, value in options.items():
         setattr(made, name, value)
     return made
@@ -27,11 +29,11 @@ def compared(**options) -> Comparison:
 
 def test_a_grid_is_every_combination() -> None:
     """One run each, named by its options; a line along the first for each choice of the others."""
-    grid = {
+    sweep = {
         "emoji/og_stp": {"timestep": [500, 700], "guidance_before": [-1.0, -2.0]},
         "dtp": {"patience": [2]},
     }
-    made = compared(grid=grid)
+    made = compared(sweep=sweep)
     assert [job.name for job in made.jobs()] == [
         "none", "og_stp-timestep500-guidance_before-1.0", "og_stp-timestep500-guidance_before-2.0",
         "og_stp-timestep700-guidance_before-1.0", "og_stp-timestep700-guidance_before-2.0", "dtp-patience2",
@@ -47,14 +49,14 @@ def test_a_grid_is_every_combination() -> None:
 
 def test_a_grid_on_the_command_line() -> None:
     """Options of several presets, in one mapping; a file's name may hold dots."""
-    args = ["--grid", "stp.timestep=400,500", "--seed", "1", "--grid=dir.x/own.yaml.gate=null,0.5",
-            "--grid", "stp.guidance_before=-1"]  # fmt: skip
-    made = with_grid(args)
-    assert made[1:3] == ["--seed", "1"] and made[-1].startswith("--grid=")
-    assert yaml.safe_load(made[-1].removeprefix("--grid=")) == {
+    args = ["--sweep", "stp.timestep=400,500", "--seed", "1", "--sweep=dir.x/own.yaml.gate=null,0.5",
+            "--sweep", "stp.guidance_before=-1"]  # fmt: skip
+    made = with_sweep(args)
+    assert made[1:3] == ["--seed", "1"] and made[-1].startswith("--sweep=")
+    assert yaml.safe_load(made[-1].removeprefix("--sweep=")) == {
         "stp": {"timestep": [400, 500], "guidance_before": [-1]}, "dir.x/own.yaml": {"gate": [None, 0.5]},
     }  # fmt: skip
-    assert with_grid(["--grid", "{stp: {timestep: [1]}}"]) == ["--grid={stp: {timestep: [1]}}"]
+    assert with_sweep(["--sweep", "{stp: {timestep: [1]}}"]) == ["--sweep={stp: {timestep: [1]}}"]
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +70,7 @@ def finished(
         "published: {none: {fid: 16.84, similarity_top_p95: 0.65}, stp-timestep300: {fid: 19.8}}\n"
     )
     options = ["--config", str(config), *arguments[1:], "--mitigations", "none", "--out", str(out)]
-    assert main(["compare", *options, "--grid", "stp.timestep=300,600"]) == 0
+    assert main(["compare", *options, "--sweep", "stp.timestep=300,600"]) == 0
     return out, pd.read_parquet(out / "comparison.parquet").set_index("mitigation")
 
 
@@ -96,14 +98,14 @@ def test_published_figures_stand_in_columns_of_their_own(finished: tuple[Path, p
 @pytest.mark.parametrize(
     "options, message",
     [
-        (["--grid", "stp.timestep"], "'stp.timestep': give it as PRESET.OPTION=VALUE,VALUE"),
-        (["--grid", "stp.timstep=400"], "timstep"),
-        (["--grid", "spt.timestep=400"], "no mitigation preset 'spt'"),
-        (["--grid", "stp.timestep=-400"], "must not be negative"),
-        (["--grid", "stp.timestep=400,400"], "named twice"),
-        (["--grid", "{stp: {timestep: []}}"], "nothing to sweep for 'stp'"),
-        (["--grid", "stp.timestep=a/b"], "'stp-timestepa/b' cannot name a folder"),
-        (["--grid", "stp.timestep=999"], "never hold guidance back"),
+        (["--sweep", "stp.timestep"], "'stp.timestep': give it as PRESET.OPTION=VALUE,VALUE"),
+        (["--sweep", "stp.timstep=400"], "timstep"),
+        (["--sweep", "spt.timestep=400"], "no mitigation preset 'spt'"),
+        (["--sweep", "stp.timestep=-400"], "must not be negative"),
+        (["--sweep", "stp.timestep=400,400"], "named twice"),
+        (["--sweep", "{stp: {timestep: []}}"], "nothing to sweep for 'stp'"),
+        (["--sweep", "stp.timestep=a/b"], "'stp-timestepa/b' cannot name a folder"),
+        (["--sweep", "stp.timestep=999"], "never hold guidance back"),
         (["--published", "{spt: {fid: 3}}"], "published figures of ['spt'], which are none of ['none'"),
         (["--published", "{none: {fdi: 3}}"], "published: no column 'fdi'; there are similarity_own_mean"),
     ],

@@ -16,7 +16,7 @@ from callbacks.mitigations.static_transition import StaticTransition
 from infer.denoising.hooks import DenoisingStep, GuidanceRule
 from infer.denoising.loop import denoise
 from infer.denoising.schedulers import SCHEDULERS, make_scheduler
-from infer.models.pipeline import load_pipeline
+from infer.options import ModelOptions
 from infer.predict.module import Generate
 from tests.conftest import BASE, CAPTIONS, random_pipeline
 from tests.infer.denoising.loops import by_hand, dry_run, inputs, requests, scheduler_of
@@ -35,9 +35,8 @@ def models(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
 
 def generator_of(folder: Path, **settings) -> Generate:
     """The predict module with its pipeline loaded, without a trainer."""
-    module = Generate(str(folder), **settings)
-    module.pipe = load_pipeline(str(folder))
-    module.pipe.scheduler = make_scheduler(module.pipe.scheduler, module.scheduler, module.timestep_spacing)
+    module = Generate(ModelOptions(pipeline=str(folder), **settings))
+    module.load()
     return module
 
 

@@ -20,6 +20,7 @@ from infer.detect import detection as detect
 from infer.detect import plots as detect_plots
 from infer.detect.detection import DETECTORS, Detected, Detection
 from infer.detect.detectors import auc, fall
+from infer.options import ModelOptions
 from tests.conftest import CAPTIONS, random_pipeline
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -46,7 +47,8 @@ def options(run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, An
     others = tmp_path_factory.mktemp("others") / "others.txt"
     others.write_text("\n".join(OTHERS))
     return {
-        "run": str(run), "ordinary": str(others), "num_inference_steps": STEPS, "guidance_scale": SCALE,
+        "run": str(run), "ordinary": str(others),
+        "model": ModelOptions(num_inference_steps=STEPS, guidance_scale=SCALE),
         "samples_per_prompt": 2, "device": "cpu", "batch_size": 3,
     }  # fmt: skip
 
@@ -74,7 +76,7 @@ def test_the_groups_are_the_runs_prompts_and_others_that_say_something_else(foun
 
 def test_the_scores_are_those_of_ordinary_runs_of_the_same_noise(found: Detected) -> None:
     """With guidance, from the traces of the images; without it, from the watched curves."""
-    pipe, side = found.detection.load(CPU)
+    pipe, side = found.detection.model.load(CPU), 16
     requests = [
         Request(row.prompt_id, n, row.prompt, sample_seed(0, row.prompt_id, n))
         for row in found.rows.itertuples()
@@ -184,20 +186,19 @@ def test_what_is_not_finite_is_left_out_and_named(
 @pytest.mark.parametrize(
     "wrong, message",
     [
-        ({"run": None, "pipeline": "run", "ordinary": None}, "give --memorized"),
+        ({"run": None, "model": "run", "ordinary": None}, "give --memorized"),
         ({"prompts": "others"}, "give either"),
-        ({"false_positive_rate": 0.0}, "false_positive_rate"),
-        ({"samples_per_prompt": 0}, "samples_per_prompt must be at least 1"),
-        ({"num_inference_steps": 2}, "at least 3 steps"),
+        ({"model": ModelOptions(num_inference_steps=2)}, "at least 3 steps"),
         ({"out": __file__}, "is a file"),
         ({"device": "cuda:77"}, "is not here"),
-        ({"run": None}, "pipeline"),
+        ({"run": None}, "give --model.pipeline"),
     ],
 )
 def test_options_that_cannot_work_are_refused(
     wrong: dict[str, Any], message: str, options: dict[str, Any], run: Path
 ) -> None:
-    wrong = {key: f"{run}/pipeline" if value == "run" else value for key, value in wrong.items()}
+    if wrong.get("model") == "run":
+        wrong = wrong | {"model": ModelOptions(pipeline=f"{run}/pipeline")}
     with pytest.raises(ValueError, match=message):
         Detection(**{"out": "x"} | options | wrong)
 

@@ -21,7 +21,7 @@ def test_whom_the_gate_lets_through_passed_no_transition(
     predict: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture, rule: list[str]
 ) -> None:
     """Counted as gated, in neither the fired nor the never fired, and not in the median timestep."""
-    prompts = ["--data.prompts", captions(tmp_path)]
+    prompts = ["--prompts", captions(tmp_path)]
     first = pd.read_parquet(predict(*prompts, "--out", str(tmp_path / "none"), steps=8) / "traces.parquet")
     first = first[first["step"] == 0].set_index("prompt_id")["difference_rms"]
     gate = first.median()

@@ -29,7 +29,7 @@ def arguments(tiny_pipeline: Path, prompts: Path) -> list[str]:
     """Six images with delayed guidance."""
     return [
         "predict", "--model.pipeline", str(tiny_pipeline), "--model.num_inference_steps", str(STEPS),
-        "--data.prompts", str(prompts), "--data.samples_per_prompt", "2", "--data.batch_size", "4",
+        "--prompts", str(prompts), "--samples_per_prompt", "2", "--batch_size", "4",
         "--trainer.accelerator", "cpu", "--mitigation", "stp",
     ]  # fmt: skip
 

@@ -86,7 +86,7 @@ def test_run_again_it_makes_nothing(copy: Path, finished: Path, arguments: list[
     """Nor with other batches."""
     before = times(copy)
     assert main([*arguments, "--out", str(copy)]) == 0
-    assert main([*arguments, "--data.batch_size", "1", "--out", str(copy)]) == 0
+    assert main([*arguments, "--batch_size", "1", "--out", str(copy)]) == 0
     assert times(copy) == before
     assert_same_run(copy, finished)
 
@@ -125,11 +125,11 @@ def test_a_killed_run_is_finished_by_the_next(arguments: list[str], tmp_path: Pa
     """SIGKILL between two batches of one image; then the same as a run without interruption."""
     slow = [
         *arguments,
-        "--data.batch_size",
+        "--batch_size",
         "1",
         "--model.num_inference_steps",
         "40",
-        "--data.samples_per_prompt",
+        "--samples_per_prompt",
         "4",
     ]
     out, whole = tmp_path / "killed", tmp_path / "whole"

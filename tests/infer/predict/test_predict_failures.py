@@ -54,7 +54,7 @@ def test_one_that_fails_leaves_the_others_alone(
     mitigation: str,
 ) -> None:
     """Its image is black and its row says where; a warning, the summary and the last line tell."""
-    options = ["--data.prompts", captions(tmp_path), "--mitigation", mitigation, "--data.batch_size", "3"]
+    options = ["--prompts", captions(tmp_path), "--mitigation", mitigation, "--batch_size", "3"]
     whole = predict(*options, "--out", str(tmp_path / "whole"))
     assert rows_of(whole)["failed_step"].isna().all() and summary_of(whole)["failed"] == 0
     assert told() == [] and "FAILED" not in capsys.readouterr().out
@@ -74,7 +74,7 @@ def test_failures_are_left_out_of_the_scores(
     predict: Callable[..., Path], poisoned: str, tmp_path: Path, tiny_shards: Path, tiny_clip: Path
 ) -> None:
     """Not a number in the row, and means and percentiles of the others."""
-    out = predict("--data.prompts", captions(tmp_path))
+    out = predict("--prompts", captions(tmp_path))
     training = TrainingSet(load_captioned(str(tiny_shards)), 16, {"similarity": pixel_descriptor})
     rows, _ = score_folder(out, training, ClipScore(str(tiny_clip)))
     assert rows["prompt"][1] == poisoned
@@ -95,9 +95,9 @@ def test_compare_leaves_failures_out(
 ) -> None:
     """Of its table."""
     asked = [
-        "compare", "--pipeline", str(tiny_pipeline), "--prompts", captions(tmp_path), "--training",
-        str(tiny_shards), "--clip", str(tiny_clip), "--num_inference_steps", "4", "--mitigations", "none",
-        "--accelerator", "cpu", "--devices", "1", "--out", str(tmp_path / "compare"),
+        "compare", "--model.pipeline", str(tiny_pipeline), "--prompts", captions(tmp_path), "--training",
+        str(tiny_shards), "--clip", str(tiny_clip), "--model.num_inference_steps", "4", "--mitigations",
+        "none", "--trainer.accelerator", "cpu", "--trainer.devices", "1", "--out", str(tmp_path / "compare"),
     ]  # fmt: skip
     assert main(asked) == 0
     table = pd.read_parquet(tmp_path / "compare/comparison.parquet").iloc[0]

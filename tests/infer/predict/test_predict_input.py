@@ -46,7 +46,7 @@ def test_prompts_on_the_command_line(predict: Callable[..., Path], tiny_pipeline
     """Each is taken as it is, to the letter, in either form, in order; the images are those of the texts."""
     given = [f"--prompt={text}" if number % 2 else text for number, text in enumerate(TEXTS)]
     options = [x for text in given for x in ([text] if text.startswith("--prompt=") else ["--prompt", text])]
-    out = predict(*options, "--data.samples_per_prompt", "2", steps=2)
+    out = predict(*options, "--samples_per_prompt", "2", steps=2)
     rows = rows_of(out)
     assert list(rows["prompt"]) == [text for text in TEXTS for _ in range(2)]
     assert list(rows["prompt_id"][::2]) == [text_id(text) for text in TEXTS]
@@ -60,7 +60,7 @@ def test_one_prompt(predict: Callable[..., Path], tmp_path: Path, options: list[
     out = predict(*options)
     assert list(rows_of(out)["prompt"]) == ["red square"]
     (tmp_path / "prompts.txt").write_text("red square\n")
-    other = predict("--data.prompts", str(tmp_path / "prompts.txt"), "--out", str(tmp_path / "file"))
+    other = predict("--prompts", str(tmp_path / "prompts.txt"), "--out", str(tmp_path / "file"))
     assert np.array_equal(*(next(iter(pixels(folder).values())) for folder in (out, other)))
 
 
@@ -69,18 +69,10 @@ def test_a_prompt_may_start_with_a_dash(predict: Callable[..., Path]) -> None:
     assert list(rows_of(out)["prompt"]) == ["-5 red", "--out", "--prompt"]
 
 
-def test_prompts_take_the_place_of_a_config_files(predict: Callable[..., Path], tmp_path: Path) -> None:
-    """Where its prompt file is switched off."""
-    (tmp_path / "mine.yaml").write_text("data: {prompts: nowhere.txt, batch_size: 3}\n")
-    out = predict("--config", str(tmp_path / "mine.yaml"), "--data.prompts=null", "--prompt", "red square")
-    assert list(rows_of(out)["prompt"]) == ["red square"]
-
-
 @pytest.mark.parametrize(
     "options, message",
     [
-        (["--data.prompts", "prompts.txt", "--prompt", "red square"], "give either a file of prompts"),
-        ([], "give either a file of prompts (--data.prompts FILE) or prompts (--prompt TEXT)"),
+        ([], "give prompts: --prompts FILE, --prompt TEXT"),
         (["--prompt", ""], "an empty prompt"),
         (["--prompt="], "an empty prompt"),
         (["--prompt", " "], "an empty prompt"),
@@ -105,7 +97,7 @@ def test_each_row_has_its_own_negative_prompt(
     rows = [{"negative_prompt": "old map"}, {"negative_prompt": ""}, {}, {"negative_prompt": None}]
     rows = [{"text": CAPTIONS[number], **row} for number, row in enumerate(rows)]
     prompts = write_prompts(tmp_path / "prompts.jsonl", *rows)
-    out = predict("--data.prompts", prompts, "--model.negative_prompt", "sun")
+    out = predict("--prompts", prompts, "--model.negative_prompt", "sun")
     made, images, pipe = rows_of(out), pixels(out), load_pipeline(str(tiny_pipeline))
     assert [text if isinstance(text, str) else None for text in made["negative_prompt"]] == [
         "old map", "", None, None,
@@ -124,11 +116,11 @@ def test_alternative_prompts_reach_the_rule(predict: Callable[..., Path], tmp_pa
     requests = PromptData(prompts).requests
     assert [request.alternative_prompt for request in requests] == ["blue circle", None]
     transition = ("--mitigation.transition", "StaticTransition")
-    detour = predict("--data.prompts", prompts, "--mitigation", "Detour", *transition)
+    detour = predict("--prompts", prompts, "--mitigation", "Detour", *transition)
     alternatives = rows_of(detour)["alternative_prompt"]
     assert alternatives[0] == "blue circle" and pd.isna(alternatives[1])
     assert summary_of(detour)["without_alternative"] == 1
-    waiting = predict("--data.prompts", prompts, "--mitigation", "stp", "--out", str(tmp_path / "stp"))
+    waiting = predict("--prompts", prompts, "--mitigation", "stp", "--out", str(tmp_path / "stp"))
     images, others = pixels(detour), pixels(waiting)
     assert np.abs(images["s0-0.png"] - others["s0-0.png"]).max() > 3
     assert np.abs(images["s1-0.png"] - others["s1-0.png"]).max() <= 1
@@ -143,13 +135,13 @@ def test_prompts_that_are_too_long_are_counted_once(
     """One warning for the whole run, whatever its batches; a long prompt is its beginning."""
     rows = [{"text": "red square"}, {"text": LONG}, {"text": LONG + " sun"}]
     prompts = write_prompts(tmp_path / "prompts.jsonl", *rows)
-    out = predict("--data.prompts", prompts, "--data.batch_size", "1", "--data.samples_per_prompt", "2")
+    out = predict("--prompts", prompts, "--batch_size", "1", "--samples_per_prompt", "2")
     assert len(told()) == 1
     assert told()[0].startswith("2 of 3 prompts are longer than the 8 tokens") and LONG in told()[0]
     assert list(rows_of(out)["prompt"]) == [row["text"] for row in rows for _ in range(2)]
     rows = [{"text": "red square"}, {"text": LONG + " tea"}, {"text": LONG + " sun"}]
     other = predict(
-        "--data.prompts", write_prompts(tmp_path / "other.jsonl", *rows), "--data.samples_per_prompt", "2",
+        "--prompts", write_prompts(tmp_path / "other.jsonl", *rows), "--samples_per_prompt", "2",
         "--out", str(tmp_path / "other"),
     )  # fmt: skip
     assert np.abs(pixels(out)["s1-1.png"] - pixels(other)["s1-1.png"]).max() <= 1

@@ -77,7 +77,7 @@ def test_a_mitigation_that_never_fires_says_so(
     predict: Callable[..., Path], capsys: pytest.CaptureFixture, tmp_path: Path
 ) -> None:
     never = ["--mitigation", "DynamicTransition", "--mitigation.prominence", "0.99"]
-    out = predict("--data.prompts", captions(tmp_path), *never, steps=6)
+    out = predict("--prompts", captions(tmp_path), *never, steps=6)
     summary = summary_of(out)
     assert (summary["fired"], summary["never_fired"], summary["transition_timestep_median"]) == (0, 4, None)
     assert "; the transition came for 0, and NEVER for 4: they kept" in capsys.readouterr().out
@@ -91,7 +91,7 @@ def test_some_fire_and_some_never_do(
     """Both are counted."""
     rule = ["--mitigation", "DynamicTransition", "--mitigation.watch", "model_output"]
     rule += ["--mitigation.prominence", "0.05"]
-    out = predict("--data.prompts", captions(tmp_path), *rule, "--data.samples_per_prompt", "4", steps=8)
+    out = predict("--prompts", captions(tmp_path), *rule, "--samples_per_prompt", "4", steps=8)
     fired = int(rows_of(out)["transition_timestep"].notna().sum())
     assert 0 < fired < 16
     summary = summary_of(out)
@@ -120,7 +120,7 @@ def test_a_run_folder_of_another_preset_is_refused(
 def test_two_passes_cost_both(predict: Callable[..., Path], tmp_path: Path, before: float) -> None:
     """The first at one scale throughout, the second at it until the transition: traces hold the second."""
     options = ["--mitigation", "og_two_pass", f"--mitigation.guidance_before={before}"]
-    out = predict("--data.prompts", captions(tmp_path), *options, steps=8)
+    out = predict("--prompts", captions(tmp_path), *options, steps=8)
     traces = pd.read_parquet(out / "traces.parquet")
     waiting = 1 if before == 0 else 2
     for row in rows_of(out).itertuples():

@@ -43,7 +43,7 @@ def test_a_preset_stands_for_its_file_only_where_it_is_the_mitigation(
 ) -> None:
     """A run folder may have its name; and options change it."""
     monkeypatch.chdir(tmp_path)
-    assert main([*arguments, "--mitigation.guidance_before=-2", "--data.limit", "1", "--out", "stp"]) == 0
+    assert main([*arguments, "--mitigation.guidance_before=-2", "--limit", "1", "--out", "stp"]) == 0
     rows = pd.read_parquet("stp/samples.parquet")
     assert len(rows) == 2 and set(rows["nfe"]) == {2 * STEPS}
 
@@ -67,7 +67,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture) -> str:
 @pytest.mark.parametrize(
     "change, named",
     [
-        (["--data.seed", "1"], "seed: 0 -> 1"),
+        (["--seed", "1"], "seed: 0 -> 1"),
         (["--model.guidance_scale", "3"], "guidance_scale: 7.5 -> 3.0"),
         (["--mitigation", "none"], "mitigation: 'stp' -> 'none'"),
         (["--mitigation.timestep", "600"], "(mitigations.0.timestep: 500.0 -> 600.0)"),
@@ -121,19 +121,19 @@ def test_a_run_that_failed_does_not_keep_the_folder(
     """It made nothing: the corrected command may have it."""
     error = refused([*arguments, "--mitigation.timestep", "999", "--out", str(tmp_path)], capsys)
     assert "the 6 timesteps of this schedule run from 831 to 1" in error
-    assert main([*arguments, "--data.limit", "1", "--out", str(tmp_path)]) == 0
+    assert main([*arguments, "--limit", "1", "--out", str(tmp_path)]) == 0
 
 
 @pytest.mark.parametrize(
     "change, message",
     [
         (["--model.pipeline", "/nowhere/model"], "no model folder '/nowhere/model'"),
-        (["--model.num_inference_steps", "0"], "num_inference_steps must be at least 1"),
+        (["--model.num_inference_steps", "0"], "--model.num_inference_steps: "),
         (["--model.num_inference_steps", "many"], "model.num_inference_steps"),
         (["--model.nonsense", "1"], "--model.nonsense"),
-        (["--data.prompts", "/nowhere/prompts.txt"], "no prompt file"),
-        (["--data.limit", "0"], "limit must be at least 1"),
-        (["--data.batch_size", "0"], "must be at least 1"),
+        (["--prompts", "/nowhere/prompts.txt"], "no prompt file"),
+        (["--limit", "0"], "--limit: "),
+        (["--batch_size", "0"], "--batch_size: "),
         (["--mitigation.timestep", "2000"], "would never hold guidance back"),
         (["--mitigation.guidance_before", "7.5"], "guidance_before equals guidance_scale"),
         (["--mitigation.nonsense", "1"], "'nonsense' is not accepted"),
@@ -175,5 +175,5 @@ def test_an_empty_prompt_file_is_one_clear_error(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     (tmp_path / "empty.txt").touch()
-    asked = [*arguments, "--data.prompts", str(tmp_path / "empty.txt"), "--out", str(tmp_path / "out")]
+    asked = [*arguments, "--prompts", str(tmp_path / "empty.txt"), "--out", str(tmp_path / "out")]
     assert "holds no prompt" in refused(asked, capsys)

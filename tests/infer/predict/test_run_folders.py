@@ -52,7 +52,7 @@ def test_only_what_a_killed_run_left_is_removed(predict: Callable[..., Path], tm
 @pytest.fixture
 def older(predict: Callable[..., Path], tmp_path: Path) -> Path:
     """A run folder from before there were all columns."""
-    out = predict("--data.prompts", captions(tmp_path), "--mitigation", "stp")
+    out = predict("--prompts", captions(tmp_path), "--mitigation", "stp")
     rows_of(out).drop(columns=NEW).to_parquet(out / "samples.parquet", index=False)
     return out
 
@@ -64,7 +64,7 @@ def test_an_older_run_is_continued(
     """Its rows say that nothing was gated, and that nobody looked at the memory."""
     for path in list((older / "images").iterdir())[:missing]:
         path.unlink()
-    out = predict("--data.prompts", captions(tmp_path), "--mitigation", "stp")
+    out = predict("--prompts", captions(tmp_path), "--mitigation", "stp")
     rows = rows_of(out)
     assert len(rows) == 4 and rows["gated"].dtype == bool and not rows["gated"].any()
     assert rows["peak_memory_gib"].dtype == float
