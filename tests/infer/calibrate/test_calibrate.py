@@ -12,9 +12,7 @@ from callbacks.mitigations.presets import load_mitigation
 from data.prompts import text_id
 from infer.__main__ import main
 from infer.calibrate.calibration import fall_timestep, first_differences, gate_threshold
-from infer.denoising.curves import Watch
 from infer.denoising.curves import Watch, watched_curves
-from infer.denoising.hooks import Request
 from infer.denoising.noise import sample_seed
 from infer.denoising.requests import Request
 from infer.denoising.sampling import make_images
