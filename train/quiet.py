@@ -15,6 +15,7 @@ WARNINGS = (
     "Experiment logs directory .* exists and is not empty",
     "Found .* module\\(s\\) in eval mode at the start of training",
     "You defined a `validation_step` but have no `val_dataloader`",
+    "You passed in a `val_dataloader` but have no `validation_step`",
     "Trying to infer the `batch_size` from an ambiguous collection",
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated",
 )
