@@ -126,6 +126,20 @@ def distinct(prompts: list[Prompt], source: str) -> list[Prompt]:
     return list(found.values())
 
 
+def without(prompts: Iterable[Prompt], memorized: Iterable[Prompt]) -> tuple[list[Prompt], int]:
+    """The prompts that are not memorized, and how many were left out.
+
+    Texts are compared by `same`; of several that are the same the first stays.
+    """
+    prompts = list(prompts)
+    left_out = {same(prompt.text) for prompt in memorized}
+    kept: dict[str, Prompt] = {}
+    for prompt in prompts:
+        if same(prompt.text) not in left_out:
+            kept.setdefault(same(prompt.text), prompt)
+    return list(kept.values()), len(prompts) - len(kept)
+
+
 def lines(path: Path) -> Iterator[tuple[int, str]]:
     """Numbered lines, stripped, without blank ones. Only a newline ends one: captions may hold U+2028."""
     with path.open(encoding="utf-8-sig") as file:
@@ -240,3 +254,11 @@ def safe_id(key: str) -> str:
 def same(text: str) -> str:
     """What two captions that say the same have in common: letters without case, single spaces."""
     return " ".join(text.casefold().split())
+
+
+def spread(items: list[Any], count: int | None) -> list[Any]:
+    """At most `count` items, evenly from the first to the last; None: all."""
+    import numpy as np
+
+    positions = np.linspace(0, len(items) - 1, min(count or len(items), len(items))).round().astype(int)
+    return [items[position] for position in positions]

@@ -3,21 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-
-class Request(NamedTuple):
-    """One image to make."""
-
-    prompt_id: str
-    sample: int
-    prompt: str
-    seed: int
-    negative_prompt: str | None = None
-    alternative_prompt: str | None = None
+from infer.denoising.requests import Request
 
 
 @dataclass

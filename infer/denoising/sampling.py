@@ -8,9 +8,10 @@ from PIL.Image import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from infer.denoising.hooks import GuidanceRule, Request
+from infer.denoising.hooks import GuidanceRule
 from infer.denoising.loop import Denoised, denoise
 from infer.denoising.noise import initial_noise
+from infer.denoising.requests import Request
 from infer.models.weights import no_warnings
 
 

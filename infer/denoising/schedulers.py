@@ -3,6 +3,7 @@
 import copy
 import inspect
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 SCHEDULERS = {
@@ -83,6 +84,11 @@ def noise_levels(scheduler: Any) -> list[tuple[float, float]]:
         return [(1 / math.hypot(1, ratio), ratio / math.hypot(1, ratio)) for ratio in ratios]
     kept = [float(scheduler.alphas_cumprod[int(t)]) for t in scheduler.timesteps.tolist()]
     return [(math.sqrt(alpha), math.sqrt(1 - alpha)) for alpha in kept]
+
+
+def first_informative_step(levels: Sequence[tuple[float, float]]) -> int:
+    """Index of the first step with alpha > 0: at zero terminal SNR eps_c - eps_u = alpha (v_c - v_u) is 0."""
+    return next(index for index, (alpha, _) in enumerate(levels) if alpha > 0)
 
 
 def continued(scheduler: Any, index: int, num_inference_steps: int | None) -> tuple[Any, Any]:

@@ -17,6 +17,7 @@ from data.files import one_line
 from infer.metrics.protocols import Protocol, protocol_of
 from infer.models.download import check_sha256, fetch, is_url, sha256_of, verify
 
+COPY_THRESHOLD = 0.5  # an image whose similarity to a training image is above this is a copy of it
 SSCD_MODELS = {
     name: f"https://dl.fbaipublicfiles.com/sscd-copy-detection/sscd_{name}.torchscript.pt"
     for name in ("disc_mixup", "disc_large")
