@@ -184,7 +184,9 @@ def test_options_that_cannot_work_are_refused(
         Detection(**{"out": "x"} | options | change)
 
 
-@pytest.mark.parametrize("text, message", [("old map\nRED square\n", "are memorized"), ("\n", "holds no prompt")])
+@pytest.mark.parametrize(
+    "text, message", [("old map\nRED square\n", "are memorized"), ("\n", "holds no prompt")]
+)
 def test_a_group_without_prompts_is_refused(
     text: str, message: str, options: dict[str, Any], tmp_path: Path
 ) -> None:
