@@ -287,3 +287,11 @@ def safe_id(key: str) -> str:
 def same(text: str) -> str:
     """A text in lower case with single spaces: equal for captions that say the same."""
     return " ".join(text.casefold().split())
+
+
+def spread(items: list[Any], count: int | None) -> list[Any]:
+    """At most `count` items, evenly from the first to the last; None: all."""
+    import numpy as np
+
+    positions = np.linspace(0, len(items) - 1, min(count or len(items), len(items))).round().astype(int)
+    return [items[position] for position in positions]

@@ -21,7 +21,6 @@ behind an error.
 """
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 
@@ -146,68 +145,42 @@ def compare(args: list[str]) -> None:
 
 
 def calibrate(args: list[str]) -> None:
-    """Find a model's static transition, or a gate at a stated false-positive rate; write a preset."""
-    import yaml
-
     from callbacks.mitigations.presets import load_mitigation
-    from data.arguments import options_of
-    from data.files import write_atomically
-    from infer.calibrate import plots as calibrate_plots
-    from infer.calibrate.calibration import Calibration, predict_command
+    from infer.calibrate.command import calibrate
 
-    [calibration] = options_of([Calibration], calibrate, args)
-    mitigation, out = load_mitigation(calibration.mitigation), Path(calibration.out)
-    preset = mitigation.identity()
-    found = calibration.measure(preset["init_args"])
-    preset["init_args"] |= found.settings
-    type(mitigation)(**preset["init_args"]).check(
-        found.timesteps, calibration.model.guidance_scale
-    )  # with what was there before
-    numbers = "".join(f"# {name}: {value:g}\n" for name, value in (found.settings | found.about).items())
-    comments = f"# {predict_command(calibration)}\n{calibration.told(found)}{numbers}"
-    text = comments + yaml.safe_dump(preset, sort_keys=False)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    picture = calibrate_plots.save(found, calibration.watch, out)
-    write_atomically(out, lambda part: part.write_text(text))
-    print(f"{text}preset: {out}, and why: {picture}")
+    calibrate(args, load_mitigation)
 
 
 def basin(args: list[str]) -> None:
-    """Draw where a model's attraction basin ends: curves, and images for full guidance on [t, 0]."""
-    from rich.console import Console
-
     from callbacks.mitigations.dynamic_transition import DynamicTransition
     from callbacks.mitigations.static_transition import StaticTransition
-    from data.arguments import options_of
-    from infer.basin import numbers as basin_numbers
-    from infer.basin import plots as basin_plots
-    from infer.basin.explore import explore
-    from infer.basin.options import Basin
+    from infer.basin.command import basin
     from infer.denoising.curves import SPACES
 
-    [options] = options_of([Basin], basin, args)
-    found = explore(options, StaticTransition, {space: DynamicTransition(watch=space) for space in SPACES})
-    paths = [*basin_plots.save(found), basin_numbers.write_numbers(found)]
-    Console().print(basin_numbers.point_table(found), basin_numbers.firing_table(found))
-    print(basin_numbers.told(found))
-    print(f"pictures and numbers: {', '.join(map(str, paths))}")
+    basin(args, StaticTransition, {space: DynamicTransition(watch=space) for space in SPACES})
 
 
-def command(name: str) -> Callable[[list[str]], None]:
-    """The command `infer/<name>/command.py`, imported when it is called."""
+def score(args: list[str]) -> None:
+    from infer.score.command import score
 
-    def run(args: list[str]) -> None:
-        from importlib import import_module
+    score(args)
 
-        getattr(import_module(f"infer.{name}.command"), name)(args)
 
-    return run
+def detect(args: list[str]) -> None:
+    from infer.detect.command import detect
+
+    detect(args)
+
+
+def report(args: list[str]) -> None:
+    from infer.report.command import report
+
+    report(args)
 
 
 COMMANDS = {
-    "predict": predict, "compare": compare, "score": command("score"), "calibrate": calibrate,
-    "detect": command("detect"), "report": command("report"), "basin": basin,
-}  # fmt: skip
+    command.__name__: command for command in (predict, compare, score, calibrate, detect, report, basin)
+}
 
 
 def main(args: list[str]) -> int:

@@ -1,157 +1,167 @@
-"""Make what `infer.basin.options` looks at: the watched curves, and images for guidance on [t, 0]."""
+"""Generate what `python -m infer basin` shows: watched curves, and images for full guidance on [t, 0]."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
 from PIL.Image import Image
+from torch import Tensor
 from tqdm import tqdm
 
 from data.batches import in_batches
 from data.captioned import load_captioned
-from data.prompts import Prompt, load_prompts, without
-from infer.basin.options import Basin, Findings, place
+from data.prompts import Prompt, load_prompts, spread, without
+from infer.basin.options import Basin
+from infer.basin.summary import Findings, clamp_point
 from infer.denoising.curves import Rules, Watch, joined
 from infer.denoising.hooks import GuidanceRule
 from infer.denoising.requests import Request, requests_for
 from infer.denoising.sampling import make_images
-from infer.metrics.similarity import embed_all, pixel_descriptor
+from infer.metrics.similarity import Descriptor, embed_all, pixel_descriptor
 from infer.metrics.sscd import sscd_descriptor
+
+Transition = Callable[[float, float], GuidanceRule]  # (timestep, scale before it) -> full guidance from there
 
 
 class Job(NamedTuple):
-    """Images of the requests, with a guidance scale and at most one rule."""
+    """Images of the requests with a guidance scale and at most one rule."""
 
     requests: list[Request]
-    scale: float
+    guidance_scale: float
     rule: GuidanceRule | None = None
 
+    @property
+    def rules(self) -> list[GuidanceRule]:
+        return [self.rule] if self.rule else []
 
-@dataclass
-class Made:
-    """What came of a job; curves and firing timesteps where it was watched."""
 
-    images: dict[str, Image]
-    failed: list[str]
+class Generated(NamedTuple):
+    """The images of a job, which failed, and curves and firing timesteps if its rule is a `Watch`."""
+
+    images: dict[Request, Image]
+    failed: list[Request]
     curves: dict[str, np.ndarray]
     fired: dict[str, np.ndarray]
 
 
-def spread(items: Sequence[Any], count: int) -> list[Any]:
-    """At most `count` items, evenly from the first to the last."""
-    places = np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int)
-    return [items[place] for place in places]
+def choose(options: Basin, known: Collection[str]) -> tuple[dict[str, list[Prompt]], Prompt, int]:
+    """Prompts by group, the traced one, and how many others were left out as memorized.
 
-
-def choose(basin: Basin, known: Sequence[str]) -> tuple[list[Prompt], Prompt, list[Prompt], int]:
-    """The memorized prompts with a training image, the traced one, the others, and how many were left out.
-
-    ValueError where one of them would be none.
+    ValueError without a memorized prompt whose id is in `known`, the ids of the training images, or without
+    others where they are requested.
     """
-    asked = load_prompts(basin.prompts)
-    own = [prompt for prompt in asked if prompt.id in known]
+    prompts = load_prompts(options.prompts)
+    own = [prompt for prompt in prompts if prompt.id in known]
     if not own:
-        raise ValueError(f"no prompt of {basin.prompts!r} has the id of an image in {basin.training}")
-    traced = next((prompt for prompt in own if prompt.id == (basin.prompt_id or own[0].id)), None)
+        raise ValueError(f"no prompt of {options.prompts!r} has the id of an image in {options.training}")
+    traced = next((prompt for prompt in own if prompt.id == (options.prompt_id or own[0].id)), None)
     if traced is None:
         raise ValueError(
-            f"no memorized prompt {basin.prompt_id!r} with a training image; one is {own[0].id!r}"
+            f"no memorized prompt {options.prompt_id!r} with a training image; one is {own[0].id!r}"
         )
-    memorized = spread(own, basin.limit)
-    memorized += [] if traced in memorized else [traced]
-    if basin.others is None:
-        return memorized, traced, [], 0
-    others, left_out = without(load_prompts(basin.others), asked)
-    if not others:
-        raise ValueError(
-            f"all prompts of {basin.others!r} are memorized ones: there are no others among them"
-        )
-    return memorized, traced, spread(others, len(memorized)), left_out
+    memorized = spread(own, options.limit)
+    groups, left_out = {"memorized": memorized + [traced] * (traced not in memorized)}, 0
+    if options.others is not None:
+        others, left_out = without(load_prompts(options.others), prompts)
+        if not others:
+            raise ValueError(f"all prompts of {options.others!r} are memorized: give others that are not")
+        groups["others"] = spread(others, len(groups["memorized"]))
+    return groups, traced, left_out
 
 
-class Maker:
-    """A loaded model that does jobs, with a bar over all their denoising steps."""
-
-    def __init__(self, basin: Basin, rules: Rules):
-        self.basin, self.device = basin, torch.device(basin.device)
-        self.pipe = basin.model.load(self.device)
-        self.side = basin.model.resolution_of(self.pipe)
-        self.timesteps = self.prepare(basin.model.guidance_scale, *rules.values())
-
-    def prepare(self, scale: float, *rules: GuidanceRule) -> list[float]:
-        """The schedule's timesteps; ValueError for a rule that cannot take effect."""
-        return self.basin.model.prepare(self.pipe, scale, *rules)
-
-    def __call__(self, jobs: dict[Any, Job]) -> dict[Any, Made]:
-        batches = sum(math.ceil(len(job.requests) / self.basin.batch_size) for job in jobs.values())
-        with tqdm(desc="denoise", total=batches * len(self.timesteps), unit="step") as bar:
-            return {key: self.do(job, bar) for key, job in jobs.items()}
-
-    def do(self, job: Job, bar: tqdm) -> Made:
-        model, images, failed, parts = self.basin.model, {}, [], []
-        for requests in in_batches(job.requests, self.basin.batch_size):
-            bar.total -= len(self.timesteps)  # the loop adds its own steps
-            made, denoised = make_images(
-                self.pipe, self.device, requests, self.side, job.scale, model.num_inference_steps,
-                model.negative_prompt, [job.rule] if job.rule else [], bar,
-            )  # fmt: skip
-            ids = [request.prompt_id for request in requests]
-            images |= dict(zip(ids, made, strict=True))
-            failed += [key for key, step in zip(ids, denoised.failed_at.tolist(), strict=True) if step >= 0]
-            if isinstance(job.rule, Watch):
-                sizes = {"unconditional": denoised.unconditional_rms, "conditional": denoised.conditional_rms}
-                curves = {name: values.numpy() for name, values in sizes.items()} | job.rule.curves()
-                parts.append((curves, job.rule.fired()))
-        return Made(images, failed, *map(joined, zip(*parts, strict=True) if parts else ([], [])))
+def jobs_for(
+    options: Basin, requests: dict[str, list[Request]], traced: list[Request], timesteps: list[float],
+    transition: Transition, dynamic: Rules,
+) -> dict[tuple[str, str | float], Job]:  # fmt: skip
+    """Curves by (group, guidance before), and images by (guidance before, point)."""
+    full, scales = options.model.guidance_scale, {"none": 0.0, "opposite": options.opposite}
+    jobs: dict[tuple[str, str | float], Job] = {
+        (group, before): Job(requests[group], scale, Watch(dynamic))
+        for group in requests
+        for before, scale in scales.items()
+    }
+    jobs["none", math.inf] = Job(requests["memorized"], full)
+    points = {clamp_point(point, timesteps) for point in options.points}
+    for point in sorted(filter(math.isfinite, points), reverse=True):
+        jobs["none", point] = Job(requests["memorized"], full, transition(point, 0.0))
+        jobs["opposite", point] = Job(traced, full, transition(point, options.opposite))
+    return jobs
 
 
-def explore(basin: Basin, at: Callable[[float, float], GuidanceRule], dynamic: Rules) -> Findings:
-    """Make what the pictures show; ValueError, before anything is made, where that is impossible.
+def generate(options: Basin, pipe: Any, job: Job, bar: tqdm) -> Generated:
+    """Do one job, batch by batch; `bar` counts the denoising steps."""
+    model, images, failed, curves, fired = options.model, {}, [], [], []
+    device, resolution = torch.device(options.device), model.resolution_of(pipe)
+    for batch in in_batches(job.requests, options.batch_size):
+        bar.total -= len(pipe.scheduler.timesteps)  # the loop adds its own steps
+        batch_images, denoised = make_images(
+            pipe, device, batch, resolution, job.guidance_scale, model.num_inference_steps,
+            model.negative_prompt, job.rules, bar,
+        )  # fmt: skip
+        images |= zip(batch, batch_images, strict=True)
+        failed += [r for r, step in zip(batch, denoised.failed_at.tolist(), strict=True) if step >= 0]
+        if isinstance(job.rule, Watch):
+            sizes = {"unconditional": denoised.unconditional_rms, "conditional": denoised.conditional_rms}
+            curves.append({name: rms.numpy() for name, rms in sizes.items()} | job.rule.curves())
+            fired.append(job.rule.fired())
+    return Generated(images, failed, joined(curves), joined(fired))
+
+
+def explore(options: Basin, transition: Transition, dynamic: Rules) -> Findings:
+    """Generate and measure everything that the figures show.
 
     Args:
-        basin: what to look at.
-        at: (timestep, scale before it) -> the rule that gives full guidance from there on.
-        dynamic: the rules whose firing is told.
+        options: which prompts and points.
+        transition: makes the rule that gives full guidance from a timestep on.
+        dynamic: rules whose firing timesteps are recorded, by watched space.
+
+    Raises:
+        ValueError, FileNotFoundError: before anything is generated, for what cannot be.
     """
-    samples = load_captioned(*basin.training)
-    prompts, first, strangers, left_out = choose(basin, samples.position)
-    given = basin.sscd, basin.sscd_protocol, basin.sscd_sha256, basin.device
-    describe = sscd_descriptor(*given) if basin.sscd else pixel_descriptor
-    maker, scale = Maker(basin, dynamic), {"none": 0.0, "opposite": basin.opposite}
-    memorized, others = (requests_for(group, 1, basin.seed) for group in (prompts, strangers))
-    traced = memorized[prompts.index(first)]
-    points = {place(point, maker.timesteps) for point in basin.points}
-    jobs = {("memorized", how): Job(memorized, scale[how], Watch(dynamic)) for how in scale}
-    if others:
-        jobs |= {("others", how): Job(others, scale[how], Watch(dynamic)) for how in scale}
-    jobs["none", math.inf] = Job(memorized, basin.model.guidance_scale)
-    for point in sorted(filter(math.isfinite, points), reverse=True):
-        jobs["none", point] = Job(memorized, basin.model.guidance_scale, at(point, 0.0))
-        jobs["opposite", point] = Job([traced], basin.model.guidance_scale, at(point, basin.opposite))
+    samples = load_captioned(*options.training)
+    prompts, first, left_out = choose(options, samples.position)
+    sscd = options.sscd, options.sscd_protocol, options.sscd_sha256, options.device
+    descriptor = sscd_descriptor(*sscd) if options.sscd else pixel_descriptor
+    pipe = options.model.load(torch.device(options.device))
+    timesteps = options.model.prepare(pipe, options.model.guidance_scale, *dynamic.values())
+    requests = {
+        group: requests_for(chosen, options.samples_per_prompt, options.seed)
+        for group, chosen in prompts.items()
+    }
+    traced = [request for request in requests["memorized"] if request.prompt_id == first.id]
+    jobs = jobs_for(options, requests, traced[:1], timesteps, transition, dynamic)
     for job in jobs.values():
-        maker.prepare(job.scale, *filter(None, [job.rule]))
-    made = maker(jobs)
+        options.model.prepare(pipe, job.guidance_scale, *job.rules)
 
-    shown = {key: value for key, value in made.items() if key[0] in scale}
-    shown |= {(how, -math.inf): made["memorized", how] for how in scale}  # the scale is held to the end
-    shown["opposite", math.inf] = made["none", math.inf]
-    training = {r.prompt_id: samples[samples.position[r.prompt_id]].rgb(maker.side) for r in memorized}
-    embedded = dict(zip(training, embed_all(training.values(), describe), strict=True))
+    resolution = options.model.resolution_of(pipe)
+    training = {p.id: samples[samples.position[p.id]].rgb(resolution) for p in prompts["memorized"]}
+    embedded = dict(zip(training, embed_all(training.values(), descriptor), strict=True))
+    batches = sum(math.ceil(len(job.requests) / options.batch_size) for job in jobs.values())
+    with tqdm(desc="denoise", total=batches * len(timesteps), unit="step") as bar:
+        results = {key: generate(options, pipe, job, bar) for key, job in jobs.items()}
 
-    def similarity(result: Made) -> pd.Series:
-        found = zip(result.images, embed_all(result.images.values(), describe), strict=True)
-        likeness = pd.Series({key: float(vector @ embedded[key]) for key, vector in found})
-        return likeness.where(~likeness.index.isin(result.failed))
-
-    watched = {key: value for key, value in made.items() if value.curves}
+    curves = {key: result.curves for key, result in results.items() if result.curves}
+    fired = {key: results[key].fired for key in curves}
+    for before in ("none", "opposite"):
+        results[before, -math.inf] = results["memorized", before]  # the scale is held to the end
+    results["opposite", math.inf] = results["none", math.inf]
+    generated = {key: result for key, result in results.items() if key not in curves}
     return Findings(
-        basin, memorized, traced, others, left_out, training, maker.timesteps,
-        images={key: value.images for key, value in shown.items()},
-        similarity={key: similarity(value) for key, value in shown.items()},
-        curves={key: value.curves for key, value in watched.items()},
-        fired={key: value.fired for key, value in watched.items()},
+        options, requests, traced[0], left_out, training, timesteps,
+        images={key: result.images for key, result in generated.items()},
+        similarity={key: similarity(result, embedded, descriptor) for key, result in generated.items()},
+        failed={key: result.failed for key, result in generated.items()}, curves=curves, fired=fired,
     )  # fmt: skip
+
+
+def similarity(
+    result: Generated, training: dict[str, Tensor], descriptor: Descriptor
+) -> dict[Request, float]:
+    """Of each image to the training image of its prompt; NaN for failed images and where it is undefined."""
+    cosines = zip(result.images, embed_all(result.images.values(), descriptor), strict=True)
+    return {
+        request: math.nan if request in result.failed else float(embedding @ training[request.prompt_id])
+        for request, embedding in cosines
+    }

@@ -1,6 +1,6 @@
 """Curves of the watched difference over a run, without its images."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from data.batches import in_batches
 from infer.denoising.hooks import DenoisingStep, GuidanceRule, both
-from infer.denoising.loop import denoise, prepare
+from infer.denoising.loop import Denoised, denoise, prepare
 from infer.denoising.requests import Request
 from infer.denoising.sampling import encode
 
-SPACES = ("epsilon", "model_output")  # where the difference of the predictions is watched
+SPACES = {"epsilon": "noise prediction", "model_output": "model output"}  # whose differences are watched
 Rules = dict[str, GuidanceRule]  # by the space that they watch
 
 
@@ -44,7 +45,7 @@ class Watch(GuidanceRule):
         return {space: rule.transition_timestep().cpu().numpy() for space, rule in self.rules.items()}
 
 
-def watched_curves(
+def denoised_batches(
     pipe: Any,
     requests: Sequence[Request],
     resolution: int,
@@ -53,22 +54,19 @@ def watched_curves(
     device: torch.device,
     batch_size: int,
     negative_prompt: str = "",
+    rules: Sequence[GuidanceRule] = (),
     title: str = "denoise",
-) -> tuple[list[float], dict[str, np.ndarray]]:
-    """Timesteps, and RMS(eps_c - eps_u) at each under this scale throughout, (N, steps), by SPACES."""
-    watch, parts = Watch(), []
-    timesteps = prepare(pipe.scheduler, guidance_scale, num_inference_steps)
-    with tqdm(desc=title, total=-(-len(requests) // batch_size) * len(timesteps), unit="step") as bar:
-        for start in range(0, len(requests), batch_size):
-            batch = requests[start : start + batch_size]
+) -> Iterator[tuple[list[Request], Denoised]]:
+    """Batches of the requests and their denoised latents, with one progress bar over all steps."""
+    steps = len(prepare(pipe.scheduler, guidance_scale, num_inference_steps))
+    with tqdm(desc=title, total=-(-len(requests) // batch_size) * steps, unit="step") as bar:
+        for batch in in_batches(requests, batch_size):
             noise, generators, *embeddings = encode(pipe, batch, resolution, device, negative_prompt)
-            bar.total -= len(timesteps)  # the loop adds its own steps
-            denoise(
-                pipe.unet, pipe.scheduler, noise, *embeddings, guidance_scale, num_inference_steps, [watch],
+            bar.total -= steps  # the loop adds its own steps
+            yield batch, denoise(
+                pipe.unet, pipe.scheduler, noise, *embeddings, guidance_scale, num_inference_steps, rules,
                 generators, bar,
             )  # fmt: skip
-            parts.append(watch.curves())
-    return timesteps, joined(parts)
 
 
 def joined(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

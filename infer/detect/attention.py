@@ -1,4 +1,4 @@
-"""Where cross attention goes: kept while a batch is denoised, and the detectors that are read from it."""
+"""Cross attention recorded while a batch is denoised, and the detectors that read it."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,15 +25,15 @@ def cross_attentions(unet: Any) -> dict[str, Any]:
 
 
 class CrossAttention(GuidanceRule):
-    """Changes nothing: keeps the share of attention that each token of the prompt gets.
+    """Changes nothing: records the share of attention that each token of the prompt gets.
 
-    Of the conditional prediction, averaged over heads and positions, at the first step and the last fifth of
-    them. `first` and each of `last`: mean of all layers, (B, tokens); `of_layer`: the first step's, of one
-    layer. Looks while `capturing` is in force.
+    The shares are of the conditional prediction, averaged over heads and positions, at the first step and in
+    the last fifth of the steps. `first` and each of `last` are means of all layers, (B, tokens);
+    `of_layer` is one layer at the first step. It records within `recording`.
 
     Args:
-        steps: of the schedule.
-        layer: which one, counted from 1 in the order in which the UNet calls them; at most the last.
+        steps: number of steps.
+        layer: counted from 1 in the order in which the UNet calls the layers; at most the last.
     """
 
     def __init__(self, steps: int, layer: int = LAYER):
@@ -46,8 +46,8 @@ class CrossAttention(GuidanceRule):
     def needs(self, step: DenoisingStep, scale: Tensor) -> tuple[Tensor, Tensor]:
         return both(scale)  # so that the conditional rows are the last `count` of each call
 
-    def look(self, attention: Any, hidden_states: Tensor, embeddings: Tensor) -> None:
-        """One layer's attention probabilities, made explicit for the conditional rows."""
+    def record(self, attention: Any, hidden_states: Tensor, embeddings: Tensor) -> None:
+        """Compute the attention probabilities of one layer for the conditional rows."""
         if 0 < self.index < self.late:
             return
         hidden_states, embeddings = hidden_states[-self.count :], embeddings[-self.count :]
@@ -70,14 +70,14 @@ class CrossAttention(GuidanceRule):
         self.index, self.layers = self.index + 1, []
 
     def scores(self, ends: Sequence[int]) -> dict[str, np.ndarray]:
-        """Both detectors of the batch, (B,) each; `ends`: where each prompt's end-of-text token stands."""
+        """Both detectors of the batch, (B,) each; `ends`: index of each prompt's end-of-text token."""
         first, of_layer = self.first.cpu().numpy(), self.of_layer.cpu().numpy()
         last = torch.stack(self.last, 1).cpu().numpy()
         return {"attention_d": attention_d(first, last, ends), "attention_e": attention_e(of_layer)}
 
 
-class Capturing:
-    """An attention processor: the former one's output, to the last bit, after the rule has looked."""
+class RecordingProcessor:
+    """An attention processor that lets the rule record, and returns the former processor's exact output."""
 
     def __init__(self, former: Any, rule: CrossAttention):
         self.former, self.rule = former, rule
@@ -85,18 +85,18 @@ class Capturing:
     def __call__(
         self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **options: Any
     ) -> Tensor:
-        self.rule.look(attn, hidden_states, encoder_hidden_states)
+        self.rule.record(attn, hidden_states, encoder_hidden_states)
         return self.former(attn, hidden_states, encoder_hidden_states, **options)
 
 
 @contextmanager
-def capturing(unet: Any, rule: CrossAttention) -> Iterator[None]:
-    """The rule sees the UNet's cross attention; the processors are as before afterwards."""
+def recording(unet: Any, rule: CrossAttention) -> Iterator[None]:
+    """Let the rule record the UNet's cross attention; afterwards the processors are as before."""
     attentions = cross_attentions(unet).values()
     former = [attention.processor for attention in attentions]
     try:
         for attention in attentions:
-            attention.set_processor(Capturing(attention.processor, rule))
+            attention.set_processor(RecordingProcessor(attention.processor, rule))
         yield
     finally:
         for attention, processor in zip(attentions, former, strict=True):
@@ -104,7 +104,7 @@ def capturing(unet: Any, rule: CrossAttention) -> Iterator[None]:
 
 
 def ends_of_text(pipe: Any, texts: Sequence[str]) -> list[int]:
-    """The place of each prompt's end-of-text token, counted from 0: where its summary tokens begin."""
+    """Index of each prompt's end-of-text token, where its summary tokens begin."""
     ids = pipe.tokenizer(list(texts), padding=False, truncation=True).input_ids
     return [len(tokens) - 1 for tokens in ids]
 
@@ -116,28 +116,28 @@ def entropy(shares: np.ndarray) -> np.ndarray:
 
 
 def attention_d(first: np.ndarray, last: np.ndarray, ends: Sequence[int]) -> np.ndarray:
-    """Detector D of Ren et al. (ECCV 2024, arXiv:2403.11052), (N,); of the run with guidance, all steps.
+    """Detector D of Ren et al. (ECCV 2024, arXiv:2403.11052), (N,); needs the whole run with guidance.
 
     D = 1/T_D sum_t E_t + 1/T_D sum_t |S_t - S_T|, over the last T_D = T/5 steps t, T being the first step.
     E_t is the entropy of the attention that the tokens get, averaged over heads, positions and layers; S_t is
     the same sum over the summary tokens only, from the end-of-text token to the end of the padding. The
-    formula is the paper's; the authors' code leaves the bars of the absolute value out.
+    formula is the paper's; the authors' code omits the absolute value.
 
     Args:
         first: shares of attention at the first step, (N, tokens).
         last: at the last T_D steps, (N, T_D, tokens).
-        ends: where the end-of-text token stands, (N,).
+        ends: index of the end-of-text token, (N,).
     """
     first, last = np.asarray(first, float), np.asarray(last, float)
     summary = np.arange(first.shape[-1]) >= np.asarray(ends)[:, None]
-    moved = entropy(last * summary[:, None]) - entropy(first * summary)[:, None]
-    return entropy(last).mean(1) + np.abs(moved).mean(1)
+    change = entropy(last * summary[:, None]) - entropy(first * summary)[:, None]
+    return entropy(last).mean(1) + np.abs(change).mean(1)
 
 
 def attention_e(of_layer: np.ndarray) -> np.ndarray:
-    """Detector E of Ren et al. (ECCV 2024, arXiv:2403.11052), (N,); of the first step only.
+    """Detector E of Ren et al. (ECCV 2024, arXiv:2403.11052), (N,); needs the first step only.
 
-    E = entropy of the attention that the tokens get in one layer, averaged over heads and positions: by the
+    E = entropy of the attention that the tokens get in one layer, averaged over heads and positions: in the
     authors' code the fourth cross attention that the UNet calls, chosen on Stable Diffusion 1.4. In the paper
     memorized prompts have the higher entropy.
 

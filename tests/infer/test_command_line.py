@@ -8,9 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from callbacks.mitigations.presets import load_mitigation
-from infer.__main__ import main
-from infer.calibrate.calibration import Calibration, predict_command
+from infer.__main__ import load_mitigation, main
 from infer.options import ModelOptions
 from tests.conftest import ROOT
 from tests.infer.predict import runs as predicting

@@ -1,5 +1,6 @@
-"""A gate and a static transition: what they are measured on, and the presets that they are written into."""
+"""A gate and a static transition: what they are measured on, and the presets that hold them."""
 
+import logging
 import shlex
 from pathlib import Path
 
@@ -8,56 +9,56 @@ import pytest
 import torch
 import yaml
 
-from callbacks.mitigations.presets import load_mitigation
 from data.prompts import text_id
-from infer.__main__ import main
-from infer.calibrate.calibration import fall_timestep, first_differences, gate_threshold
-from infer.denoising.curves import Watch, watched_curves
+from infer.__main__ import load_mitigation, main
+from infer.calibrate.command import calibrate
+from infer.calibrate.measure import fall_timestep, first_differences, gate_threshold
+from infer.denoising.curves import Watch
 from infer.denoising.noise import sample_seed
 from infer.denoising.requests import Request
 from infer.denoising.sampling import make_images
 from infer.denoising.schedulers import make_scheduler
 from infer.models.pipeline import load_pipeline
 from tests.conftest import CAPTIONS, random_pipeline
+from tests.infer.training_runs import save_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("scheduler", ["ddim", "dpm", "euler", "pndm"])
-def test_it_measures_what_the_first_step_of_a_prediction_will_see(scheduler: str) -> None:
-    """The first difference in the trace of an ordinary run of the same noise, in uneven batches."""
-    pipe = random_pipeline()
+@pytest.mark.parametrize("scheduler", ["ddim", "dpm", "pndm", "zero_snr"])
+def test_first_differences_are_those_of_a_prediction(scheduler: str) -> None:
+    """The first difference above 0 in the trace of a run of the same noise, in uneven batches.
+
+    With zero terminal SNR that is the second: d_t is 0 at the first step, whatever the prompt.
+    """
+    pipe, index = random_pipeline(), int(scheduler == "zero_snr")
+    if index:
+        config = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+        pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **config)
+    else:
+        pipe.scheduler = make_scheduler(pipe.scheduler, scheduler)
     pipe.unet.eval(), pipe.text_encoder.eval()
-    pipe.scheduler = make_scheduler(pipe.scheduler, scheduler)
     requests = [Request(f"s{n}", 0, CAPTIONS[n], 1000 + n, ["", "old"][n % 2]) for n in range(5)]
-    found = first_differences(pipe, requests, 16, 10, CPU, batch_size=2)
-    _, made = make_images(pipe, CPU, requests, 16, 7.5, 10)
-    assert torch.allclose(found, made.difference_rms[:, 0], rtol=1e-4) and found.std() > 0
+    values = first_differences(pipe, requests, 16, 10, CPU, batch_size=2, guidance_before=-2.0)
+    _, denoised = make_images(pipe, CPU, requests, 16, -2.0, 10)
+    assert torch.allclose(values, denoised.difference_rms[:, index], rtol=1e-4) and values.std() > 0
+    assert (denoised.difference_rms[:, :index] == 0).all()
 
 
-@pytest.mark.parametrize("rate", [0.01, 0.05, 0.5])
-def test_the_gate_keeps_its_rate(rate: float) -> None:
-    """At most that share of ordinary prompts reaches it, and one more would pass a gate any lower."""
-    ordinary = torch.tensor(np.random.default_rng(0).gamma(2.0, 1.0, 1000))
+@pytest.mark.parametrize("count, rate, allowed", [
+    (1000, 0.01, 10), (1000, 0.5, 500), (21, 0.05, 1), (1591, 0.05, 79), (39, 0.1, 3)
+])  # fmt: skip
+def test_the_gate_keeps_its_rate(count: int, rate: float, allowed: int) -> None:
+    """At most that share of ordinary prompts reaches it, and it is as low as that allows."""
+    ordinary = np.random.default_rng(0).permutation(count).astype(float)
     gate = gate_threshold(ordinary, rate)
-    reaching = (ordinary >= gate).sum().item()
-    assert reaching == round(1000 * rate) and gate in ordinary.tolist()
+    assert (ordinary >= gate).sum() == allowed and gate in ordinary
 
 
-@pytest.mark.parametrize("count, rate, allowed", [(21, 0.05, 1), (1591, 0.05, 79), (39, 0.1, 3)])
-def test_a_rate_between_two_counts_is_not_exceeded(count: int, rate: float, allowed: int) -> None:
-    ordinary = torch.randperm(count, generator=torch.Generator().manual_seed(0)).double()
-    assert (ordinary >= gate_threshold(ordinary, rate)).sum() == allowed
-
-
-@pytest.mark.parametrize(
-    "count, rate, message",
-    [(100, 0.0, "must be in"), (100, 1.0, "must be in"), (19, 0.05, "at least 20 are needed")],
-)
-def test_a_rate_that_cannot_be_kept_is_refused(count: int, rate: float, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        gate_threshold(torch.rand(count), rate)
+def test_a_rate_that_cannot_be_shown_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least 20 are needed"):
+        gate_threshold(np.arange(19.0), 0.05)
 
 
 # In the paper's Fig. 4: mean difference of the model outputs of SD 2.1 on LAION-10k, read from the picture
@@ -83,31 +84,31 @@ def test_without_a_fall_there_is_no_transition(curve: list[float]) -> None:
 
 
 @pytest.fixture
-def arguments(tiny_pipeline: Path, tmp_path: Path) -> list[str]:
-    """A memorized prompt stands among the ordinary ones."""
+def arguments(tmp_path: Path) -> list[str]:
+    """A memorized prompt is among the ordinary ones."""
     (tmp_path / "ordinary.txt").write_text("\n".join(CAPTIONS[2:] + ["RED square"]))
     (tmp_path / "memorized.txt").write_text("\n".join(CAPTIONS[:2]))
     return [
-        "calibrate", "--model.pipeline", str(tiny_pipeline), "--memorized", str(tmp_path / "memorized.txt"),
-        "--model.num_inference_steps", "6", "--samples_per_prompt", "2", "--device", "cpu", "--out",
-        str(tmp_path / "made.yaml"),
+        "--model.pipeline", str(save_model(tmp_path / "model")), "--memorized",
+        str(tmp_path / "memorized.txt"), "--model.num_inference_steps", "6", "--samples_per_prompt", "2",
+        "--device", "cpu", "--false_positive_rate", "0.25", "--out", str(tmp_path / "new.yaml"),
     ]  # fmt: skip
 
 
 def gate_of(tmp_path: Path) -> list[str]:
-    return ["--ordinary", str(tmp_path / "ordinary.txt"), "--false_positive_rate", "0.25"]
+    return ["--ordinary", str(tmp_path / "ordinary.txt")]
 
 
 def test_it_writes_a_gate(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    """Into a preset that --mitigation takes, for the schedule that it was found on; with a picture."""
-    assert main([*arguments, "--mitigation", "og_dtp", *gate_of(tmp_path)]) == 0
-    printed, out = capsys.readouterr().out, tmp_path / "made.yaml"
+    """Into a preset that --mitigation takes, for the schedule of the calibration; with a figure."""
+    calibrate([*arguments, "--mitigation", "og_dtp", *gate_of(tmp_path)], load_mitigation)
+    printed, out = capsys.readouterr().out, tmp_path / "new.yaml"
     assert "ordinary_images: 12" in printed and "memorized_images: 4" in printed and "auc: " in printed
     preset, rule = yaml.safe_load(out.read_text()), load_mitigation(str(out))
     assert rule.gate == preset["init_args"]["gate"] > 0 and rule.guidance_before == -7.5
     assert rule.gate_timestep == 831  # 6 steps: 831, 665 ...
-    words = drawn(out.with_suffix(".svg"))
-    assert "gate 0." in words and "static transition" not in words
+    svg = out.with_suffix(".svg").read_text()  # whose texts are comments
+    assert "gate 0." in svg and "static transition" not in svg
     command = shlex.split(out.read_text().splitlines()[0])[4:]
     assert command[0] == "predict" and main(command) == 0  # the command that the file names
     steps = command.index("--model.num_inference_steps") + 1
@@ -115,122 +116,71 @@ def test_it_writes_a_gate(arguments: list[str], tmp_path: Path, capsys: pytest.C
     assert "the gate is for schedules that start at timestep 831" in capsys.readouterr().err
 
 
-def drawn(svg: Path) -> str:
-    """Its words, which stand as comments beside the outlines of their letters."""
-    return svg.read_text()
-
-
-@pytest.mark.parametrize("gated", [False, True])
-def test_it_writes_a_static_transition(
-    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture, gated: bool
-) -> None:
-    """Where the mean curve of the memorized prompts without guidance has fallen, and a gate if asked."""
-    pipe = random_pipeline()
-    torch.nn.init.normal_(pipe.unet.conv_out.weight, std=0.3)  # so that guidance matters
-    pipe.save_pretrained(tmp_path / "model")
-    arguments[arguments.index("--model.pipeline") + 1] = str(tmp_path / "model")
-    options = ["--mitigation", "og_stp", "--fall", "0.4", *(gate_of(tmp_path) if gated else [])]
-    assert main([*arguments, *options]) == 0
-    rule = load_mitigation(str(tmp_path / "made.yaml"))
-    assert rule.guidance_before == -2.0 and (rule.gate is not None) == gated
-    pipe = load_pipeline(str(tmp_path / "model"))
-    texts = CAPTIONS[:2]
+def test_it_writes_a_static_transition_and_a_gate(arguments: list[str], tmp_path: Path) -> None:
+    """Where the mean curve of the memorized prompts without guidance has fallen."""
+    options = ["--mitigation", "og_stp", "--fall", "0.4", *gate_of(tmp_path)]
+    calibrate([*arguments, *options], load_mitigation)
+    rule = load_mitigation(str(tmp_path / "new.yaml"))
+    pipe, texts, watch = load_pipeline(str(tmp_path / "model")), CAPTIONS[:2], Watch()
     requests = [Request(text_id(t), n, t, sample_seed(0, text_id(t), n)) for t in texts for n in range(2)]
-    watch = Watch()
     make_images(pipe, CPU, requests, 16, 0.0, 6, rules=[watch])
     mean = watch.curves()["model_output"].mean(0)
     top = int(mean.argmax())
     level = mean[top] - 0.4 * (mean[top] - mean[-1])
-    timesteps = pipe.scheduler.timesteps.tolist()
-    assert rule.timestep == next(t for t, d in zip(timesteps[top:], mean[top:], strict=True) if d <= level)
-    assert f"timestep: {rule.timestep:g}" in capsys.readouterr().out
-    assert (tmp_path / "made.svg").stat().st_size > 1000
+    after = zip(pipe.scheduler.timesteps.tolist()[top:], mean[top:], strict=True)
+    assert rule.timestep == next(t for t, d in after if d <= level)
+    assert rule.guidance_before == -2.0 and rule.gate is not None
+    svg = (tmp_path / "new.svg").read_text()
+    assert "static transition" in svg and "gate 0." in svg
 
 
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        (["--mitigation", "none"], "nothing can be calibrated in 'none'"),
-        (["--mitigation", "dtp"], "give --ordinary, for its gate"),
-        (["--mitigation", "og_two_pass", "--ordinary", "x.txt"], "has no gate: leave --ordinary out"),
-        (["--mitigation", "stp", "--memorized", "null"], "give --memorized or --run"),
-        (
-            ["--mitigation", "stp", "--false_positive_rate", "0.1"],
-            "false_positive_rate does nothing for 'stp'",
-        ),
-        (["--mitigation", "dtp", "--ordinary", "x.txt", "--fall", "0.4"], "fall does nothing for 'dtp' here"),
-        (
-            ["--mitigation", "dtp", "--ordinary", "x.txt", "--watch", "epsilon"],
-            "watch does nothing for 'dtp'",
-        ),
-        (["--mitigation", "stp", "--device", "cuda:77"], "device 'cuda:77' is not here"),
-        (["--mitigation", "stp", "--out", "made.txt"], "a .yaml file, not 'made.txt'"),
-        (["--mitigation", "stp", "--model.lora_scale", "2"], "does nothing without a LoRA"),
-        (
-            ["--mitigation", "stp", "--model.resolution", "15"],
-            "must be a multiple of 2 pixels, not 15",
-        ),
-    ],
-)
-def test_what_cannot_be_calibrated_is_refused(
-    arguments: list[str], capsys: pytest.CaptureFixture, change: list[str], message: str
+def test_a_gate_needs_no_memorized_prompts(
+    arguments: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert main([*arguments, *change]) == 1
-    error = capsys.readouterr().err
-    assert message in error and error.count("\n") == 1
+    """An option of the static transition, which this mitigation does not have, is reported."""
+    given = ["--mitigation", "dtp", "--memorized", "null", "--fall", "0.4", *gate_of(tmp_path)]
+    with caplog.at_level(logging.WARNING):
+        calibrate([*arguments, *given], load_mitigation)
+    assert "auc" not in (tmp_path / "new.yaml").read_text()
+    assert load_mitigation(str(tmp_path / "new.yaml")).gate > 0
+    assert "--fall has no effect: no timestep is calibrated" in caplog.text
 
 
-def test_a_gate_needs_no_memorized_prompts(arguments: list[str], tmp_path: Path) -> None:
-    assert main([*arguments, "--mitigation", "dtp", "--memorized", "null", *gate_of(tmp_path)]) == 0
-    assert "auc" not in (tmp_path / "made.yaml").read_text()
-    assert load_mitigation(str(tmp_path / "made.yaml")).gate > 0
+@pytest.mark.parametrize("change, message", [
+    (["--mitigation", "none"], "nothing to calibrate in 'none'"),
+    (["--mitigation", "dtp"], "give --ordinary, for the gate"),
+    (["--mitigation", "stp", "--memorized", "null"], "give --memorized or --run"),
+    (["--mitigation", "stp", "--false_positive_rate", "1"], "false_positive_rate"),
+    (["--mitigation", "stp", "--out", "new.txt"], "'new.txt' is not a .yaml file"),
+])  # fmt: skip
+def test_what_cannot_be_calibrated_is_refused(arguments: list[str], change: list[str], message: str) -> None:
+    with pytest.raises(Exception, match=message):
+        calibrate([*arguments, *change], load_mitigation)
 
 
-@pytest.mark.parametrize("options", [["--mitigation", "stp"], ["--mitigation", "dtp"]])
+@pytest.mark.parametrize("name", ["stp", "dtp"])
 def test_a_model_that_gives_no_numbers_is_not_calibrated(
-    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture, options: list[str]
+    arguments: list[str], tmp_path: Path, name: str
 ) -> None:
-    """Nothing is written."""
     pipe = random_pipeline()
     pipe.unet.conv_out.bias.data.fill_(torch.nan)
     pipe.save_pretrained(tmp_path / "model")
-    arguments[arguments.index("--model.pipeline") + 1] = str(tmp_path / "model")
-    given = gate_of(tmp_path) if "dtp" in options else []
-    assert main([*arguments, *options, *given]) == 1
-    assert "images have differences that are not finite" in capsys.readouterr().err.splitlines()[-1]
-    assert not (tmp_path / "made.yaml").exists()
+    given = gate_of(tmp_path) if name == "dtp" else []
+    with pytest.raises(ValueError, match="images have differences that are not finite"):
+        calibrate([*arguments, "--mitigation", name, *given], load_mitigation)
+    assert not (tmp_path / "new.yaml").exists()
 
 
-@pytest.mark.parametrize(
-    "own, message",
-    [
-        (
-            "timestep: 600, gate: 0.1, gate_timestep: 981",
-            "the gate is for schedules that start at timestep 981",
-        ),
-    ],
-)
-def test_what_a_preset_held_before_must_still_fit(
-    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture, own: str, message: str
+@pytest.mark.parametrize("own, scale, message", [
+    ("timestep: 600, gate: 0.1, gate_timestep: 981", 7.5, "schedules that start at timestep 981"),
+    ("timestep: 600, guidance_before: 3.0", 3.0, "guidance_before equals guidance_scale"),
+])  # fmt: skip
+def test_other_settings_of_the_preset_must_fit_the_model_options(
+    arguments: list[str], tmp_path: Path, own: str, scale: float, message: str
 ) -> None:
-    """A gate for another schedule."""
-    pipe = random_pipeline()
-    torch.nn.init.normal_(pipe.unet.conv_out.weight, std=0.3)
-    pipe.save_pretrained(tmp_path / "model")
-    arguments[arguments.index("--model.pipeline") + 1] = str(tmp_path / "model")
+    """A gate for another schedule; the guidance scale that the calibration is for."""
     (tmp_path / "own.yaml").write_text(f"class_path: StaticTransition\ninit_args: {{{own}}}\n")
-    assert main([*arguments, "--mitigation", str(tmp_path / "own.yaml"), "--fall", "0.4"]) == 1
-    assert message in capsys.readouterr().err.splitlines()[-1]
-    assert not (tmp_path / "made.yaml").exists()
-
-
-def test_at_zero_terminal_snr_the_gate_is_read_from_the_second_step() -> None:
-    """At the first, t = 999, alpha is 0 and with it every difference of the noise predictions."""
-    pipe = random_pipeline()
-    options = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
-    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **options)
-    asked = [Request(f"s{n}", 0, CAPTIONS[n], n) for n in range(2)]
-    measured = first_differences(pipe, asked, 16, 10, torch.device("cpu"))
-    curves = watched_curves(pipe, asked, 16, 0.0, 10, torch.device("cpu"), 2)[1]["epsilon"]
-    assert (curves[:, 0] == 0).all() and (curves[:, 1] > 0).all()
-    assert measured.tolist() == pytest.approx(curves[:, 1].tolist(), rel=1e-4)
+    given = ["--mitigation", str(tmp_path / "own.yaml"), "--fall", "0.4", "--model.guidance_scale"]
+    with pytest.raises(ValueError, match=message):
+        calibrate([*arguments, *given, str(scale)], load_mitigation)
+    assert not (tmp_path / "new.yaml").exists()

@@ -1,4 +1,4 @@
-"""Where cross attention goes: what is captured is what q and k give, the UNet's output stays as it is."""
+"""Cross attention: what is recorded is what q and k give, and the UNet's output does not change."""
 
 import math
 from typing import Any
@@ -15,10 +15,10 @@ from infer.detect.attention import (
     CrossAttention,
     attention_d,
     attention_e,
-    capturing,
     cross_attentions,
     ends_of_text,
     entropy,
+    recording,
 )
 from tests.conftest import CAPTIONS, random_pipeline
 
@@ -47,29 +47,29 @@ def shares_by_hand(attention: Any, hidden: torch.Tensor, embeddings: torch.Tenso
     query = hidden.numpy().astype(float) @ attention.to_q.weight.detach().numpy().T
     key = embeddings.numpy().astype(float) @ attention.to_k.weight.detach().numpy().T
     width = query.shape[-1] // attention.heads
-    found = []
+    shares = []
     for q, k in zip(query, key, strict=True):
         heads = [slice(head * width, (head + 1) * width) for head in range(attention.heads)]
         maps = [softmax(q[:, part] @ k[:, part].T / math.sqrt(width)) for part in heads]
-        found.append(np.mean(maps, axis=(0, 1)))
-    return np.array(found)
+        shares.append(np.mean(maps, axis=(0, 1)))
+    return np.array(shares)
 
 
-def captured(pipe: Any, count: int, scale: float = 3.0, layer: int = 4) -> tuple[CrossAttention, list]:
+def recorded(pipe: Any, count: int, scale: float = 3.0, layer: int = 4) -> tuple[CrossAttention, list]:
     """A denoised batch's rule, and by hand the conditional shares of each layer call, in order."""
     requests = [Request(f"s{n}", 0, CAPTIONS[n], 100 + n) for n in range(count)]
     noise, generators, *embeddings = encode(pipe, requests, 16, CPU)
     rule, calls = CrossAttention(STEPS, layer), []
 
-    def note(module: Any, inputs: tuple, options: dict) -> None:
+    def record(module: Any, inputs: tuple, options: dict) -> None:
         hidden, tokens = inputs[0][-count:], options["encoder_hidden_states"][-count:]
         calls.append(shares_by_hand(module, hidden, tokens))
 
     hooks = [
-        attention.register_forward_pre_hook(note, with_kwargs=True)
+        attention.register_forward_pre_hook(record, with_kwargs=True)
         for attention in cross_attentions(pipe.unet).values()
     ]
-    with capturing(pipe.unet, rule):
+    with recording(pipe.unet, rule):
         denoise(pipe.unet, pipe.scheduler, noise, *embeddings, scale, STEPS, [rule], generators)
     for hook in hooks:
         hook.remove()
@@ -80,7 +80,7 @@ def captured(pipe: Any, count: int, scale: float = 3.0, layer: int = 4) -> tuple
 def test_the_shares_are_those_of_q_and_k(pipe: Any, scale: float) -> None:
     """Of the conditional half, whatever the scale; at the first step and the last two."""
     layers = len(cross_attentions(pipe.unet))
-    rule, calls = captured(pipe, 3, scale)
+    rule, calls = recorded(pipe, 3, scale)
     by_step = np.array(calls).reshape(STEPS, layers, 3, -1)
     assert layers == 4 and by_step.sum(-1) == pytest.approx(1)
     assert np.allclose(rule.first, by_step[0].mean(0), atol=1e-6)
@@ -91,7 +91,7 @@ def test_the_shares_are_those_of_q_and_k(pipe: Any, scale: float) -> None:
 
 def test_the_scores_are_those_of_the_shares(pipe: Any) -> None:
     """Each prompt's own end of text counts: of one word, and of two."""
-    rule, calls = captured(pipe, 8)
+    rule, calls = recorded(pipe, 8)
     by_step = np.array(calls).reshape(STEPS, 4, 8, -1)
     ends = ends_of_text(pipe, CAPTIONS)
     scores = rule.scores(ends)
@@ -99,16 +99,16 @@ def test_the_scores_are_those_of_the_shares(pipe: Any) -> None:
         steps = [by_step[t, :, row].mean(0) for t in range(STEPS)]
         whole = [sum(-a * math.log(a) for a in step) for step in steps]
         summary = [sum(-a * math.log(a) for a in step[end:]) for step in steps]
-        moved = [abs(summary[t] - summary[0]) for t in (8, 9)]
-        assert scores["attention_d"][row] == pytest.approx(sum(whole[8:]) / 2 + sum(moved) / 2, rel=1e-5)
+        changes = [abs(summary[t] - summary[0]) for t in (8, 9)]
+        assert scores["attention_d"][row] == pytest.approx(sum(whole[8:]) / 2 + sum(changes) / 2, rel=1e-5)
         layer = by_step[0, 3, row]
         assert scores["attention_e"][row] == pytest.approx(sum(-a * math.log(a) for a in layer), rel=1e-5)
 
 
-@pytest.mark.parametrize("layer, place", [(1, 0), (2, 1), (4, 3), (9, 3)])
-def test_a_layer_is_counted_in_the_order_of_the_calls(pipe: Any, layer: int, place: int) -> None:
-    rule, calls = captured(pipe, 2, layer=layer)
-    assert np.allclose(rule.of_layer, calls[place], atol=1e-6)
+@pytest.mark.parametrize("layer, index", [(1, 0), (2, 1), (4, 3), (9, 3)])
+def test_a_layer_is_counted_in_the_order_of_the_calls(pipe: Any, layer: int, index: int) -> None:
+    rule, calls = recorded(pipe, 2, layer=layer)
+    assert np.allclose(rule.of_layer, calls[index], atol=1e-6)
 
 
 @pytest.mark.parametrize("heads", [1, 4, (2, 8)])
@@ -126,7 +126,7 @@ def test_the_output_of_the_unet_is_the_same(heads: int | tuple[int, int]) -> Non
     rule.begin(3, CPU)
     with torch.no_grad():
         plain = unet(*inputs).sample
-        with capturing(unet, rule):
+        with recording(unet, rule):
             assert torch.equal(unet(*inputs).sample, plain)
         assert unet.attn_processors == before and torch.equal(unet(*inputs).sample, plain)
     assert len(rule.layers) == len(cross_attentions(unet)) == 7
@@ -135,7 +135,7 @@ def test_the_output_of_the_unet_is_the_same(heads: int | tuple[int, int]) -> Non
 
 def test_the_processors_return_after_an_error(pipe: Any) -> None:
     before = dict(pipe.unet.attn_processors)
-    with pytest.raises(RuntimeError, match="stop"), capturing(pipe.unet, CrossAttention(STEPS)):
+    with pytest.raises(RuntimeError, match="stop"), recording(pipe.unet, CrossAttention(STEPS)):
         assert pipe.unet.attn_processors != before
         raise RuntimeError("stop")
     assert pipe.unet.attn_processors == before
@@ -146,7 +146,7 @@ def test_half_precision_is_measured_in_single() -> None:
     model.unet.to(torch.bfloat16)
     rule = CrossAttention(STEPS)
     rule.begin(1, CPU)
-    with torch.no_grad(), capturing(model.unet, rule):
+    with torch.no_grad(), recording(model.unet, rule):
         model.unet(
             *(x.bfloat16() for x in (torch.randn(2, 4, 8, 8), torch.tensor(9.0), torch.randn(2, 8, 32)))
         )
@@ -166,14 +166,14 @@ def test_entropy_by_hand() -> None:
 
 
 def test_detector_d_by_hand() -> None:
-    """Summary tokens from place 2 on: 1/2 log 2 at first, then nothing, then all of log 2."""
+    """Summary tokens from index 2 on: 1/2 log 2 at first, then nothing, then all of log 2."""
     first = [[0.25, 0.25, 0.5, 0]]
     last = [[[0.5, 0.5, 0, 0], [0, 0, 0.5, 0.5]]]
     expected = math.log(2) + (abs(0 - math.log(2) / 2) + abs(math.log(2) - math.log(2) / 2)) / 2
     assert attention_d(first, last, [2]) == pytest.approx([expected])
 
 
-def test_an_end_of_text_stands_after_the_words_and_at_most_at_the_last_place(pipe: Any) -> None:
+def test_an_end_of_text_comes_after_the_words_and_at_most_at_the_last_index(pipe: Any) -> None:
     texts = ["sun", "red square", " ".join(CAPTIONS)]
     last = pipe.tokenizer.model_max_length - 1
     ends = ends_of_text(pipe, texts)

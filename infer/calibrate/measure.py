@@ -1,0 +1,172 @@
+"""Measure a mitigation's numbers for a model: its static transition, and the gate for ordinary prompts."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from infer.calibrate.options import Calibration
+from infer.denoising.curves import Watch, denoised_batches, joined
+from infer.denoising.hooks import DenoisingStep
+from infer.denoising.loop import prepare, step_options
+from infer.denoising.requests import Request
+from infer.denoising.sampling import encode
+from infer.denoising.schedulers import first_informative_step, noise_levels
+from infer.metrics.roc import auc
+
+
+@torch.no_grad()
+def first_differences(
+    pipe: Any,
+    requests: Sequence[Request],
+    resolution: int,
+    num_inference_steps: int,
+    device: torch.device,
+    batch_size: int = 16,
+    negative_prompt: str = "",
+    guidance_before: float = 0.0,
+    title: str = "first steps",
+) -> Tensor:
+    """RMS(eps_c - eps_u) of each request at the first step with any signal, (N,): two evaluations a step.
+
+    With zero terminal SNR the difference at the first step is always 0: that step is taken with
+    `guidance_before`, as a gated mitigation takes it, and the next step counts.
+    """
+    scheduler, magnitudes = pipe.scheduler, []
+    for start in tqdm(range(0, len(requests), batch_size), title):
+        timesteps = prepare(scheduler, guidance_before, num_inference_steps)
+        levels, kind = noise_levels(scheduler), scheduler.config.prediction_type
+        last, batch = first_informative_step(levels), requests[start : start + batch_size]
+        noise, generators, *embeddings = encode(pipe, batch, resolution, device, negative_prompt)
+        latents = noise * scheduler.init_noise_sigma
+        for index, t in enumerate(scheduler.timesteps[: last + 1]):
+            inputs = scheduler.scale_model_input(latents, t)
+            outputs = [pipe.unet(inputs, t, encoder_hidden_states=each).sample for each in embeddings]
+            step = DenoisingStep(index, t.item(), timesteps, inputs, *levels[index], kind, 0.0, *outputs)
+            if index < last:
+                guided = outputs[0] + guidance_before * (outputs[1] - outputs[0])
+                options = step_options(scheduler, generators)
+                latents = scheduler.step(guided, t, latents, **options, return_dict=False)[0]
+        magnitudes.append(step.difference_rms.cpu())
+    return torch.cat(magnitudes) if magnitudes else torch.empty(0)
+
+
+def gate_threshold(ordinary: np.ndarray, false_positive_rate: float) -> float:
+    """The magnitude that a share `false_positive_rate` of the ordinary prompts' first differences reaches.
+
+    ValueError with fewer than 1 / rate prompts, which cannot show the rate.
+    """
+    allowed = math.floor(len(ordinary) * false_positive_rate + 1e-9)
+    if not allowed:
+        raise ValueError(
+            f"{len(ordinary)} ordinary images cannot show a false-positive rate of {false_positive_rate}: "
+            f"at least {math.ceil(1 / false_positive_rate)} are needed"
+        )
+    return float(np.sort(ordinary.astype(float))[len(ordinary) - allowed])
+
+
+def check_finite(values: np.ndarray, group: str) -> None:
+    """ValueError where a model gives no numbers, as one that overflows in float16."""
+    broken = int((~np.isfinite(values).all(tuple(range(1, values.ndim)))).sum())
+    if broken:
+        raise ValueError(
+            f"{broken} of {len(values)} {group} images have differences that are not finite: nothing can be "
+            "calibrated; try --model.dtype float32"
+        )
+
+
+def fall_timestep(timesteps: Sequence[float], magnitudes: np.ndarray, share: float) -> float:
+    """The first timestep at which a curve has made `share` of its fall, from its highest value to its last.
+
+    In the paper's Fig. 4 (SD 2.1 on LAION-10k) the mean difference of the model outputs falls from 41.5 to
+    2.3: half of it by t = 514, three quarters by t = 495, and their static transition is 500.
+
+    ValueError for a curve that falls by less than a quarter of its height: it shows no transition.
+    """
+    top = int(magnitudes.argmax())
+    fall = magnitudes[top] - magnitudes[-1]
+    if not fall >= magnitudes[top] / 4:
+        raise ValueError(
+            f"the mean difference does not fall (highest {magnitudes[top]:.3g} at t = {timesteps[top]:g}, "
+            f"last {magnitudes[-1]:.3g}): no static transition can be read from it; try --watch model_output"
+        )
+    below = magnitudes[top:] <= magnitudes[top] - share * fall
+    return timesteps[top + int(below.argmax())]
+
+
+def lower_median(values: np.ndarray) -> float:
+    """The median; of the two in the middle the lower one."""
+    return float(np.quantile(values, 0.5, method="lower"))
+
+
+@dataclass
+class Calibrated:
+    """The measured `settings` of a preset, figures `about` them, and the curves and values behind them."""
+
+    timesteps: list[float]
+    first_timestep: float  # of the first differences
+    settings: dict[str, float] = field(default_factory=dict)
+    about: dict[str, float | int] = field(default_factory=dict)
+    firsts: dict[str, np.ndarray] = field(default_factory=dict)  # first differences by group, (N,)
+    curves: dict[str, np.ndarray] = field(default_factory=dict)  # by group, (N, steps)
+
+    def set_gate(self, false_positive_rate: float) -> None:
+        """Derive the gate from `firsts`, with the timestep that it is for, and what it does to each group."""
+        ordinary, memorized = self.firsts["ordinary"], self.firsts["memorized"]
+        gate = gate_threshold(ordinary, false_positive_rate)
+        self.settings |= {"gate": gate, "gate_timestep": self.timesteps[0]}
+        self.about |= {
+            "ordinary_images": len(ordinary),
+            "ordinary_above_the_gate": int((ordinary >= gate).sum()),
+            "ordinary_median": lower_median(ordinary),
+        }
+        if len(memorized):
+            self.about |= {
+                "memorized_images": len(memorized),
+                "memorized_caught": float((memorized >= gate).mean()),
+                "memorized_median": lower_median(memorized),
+                "auc": auc(memorized, ordinary),
+            }
+
+    def set_timestep(self, fall: float) -> None:
+        """Derive the static transition from the mean curve of the memorized prompts."""
+        mean = self.curves["memorized"].mean(0)
+        self.settings["timestep"] = fall_timestep(self.timesteps, mean, fall)
+        self.about["memorized_images"] = len(self.curves["memorized"])
+
+
+def measure(options: Calibration, settings: Mapping[str, Any]) -> Calibrated:
+    """Measure what can be calibrated in a mitigation with these settings: `timestep`, `gate`.
+
+    ValueError without anything to calibrate, or without prompts for it.
+    """
+    targets, prompts = options.targets(settings), options.prompts()
+    device, model = torch.device(options.device), options.model
+    pipe = model.load(device)
+    resolution, timesteps = model.resolution_of(pipe), model.prepare(pipe, 0.0)
+    first = first_informative_step(noise_levels(pipe.scheduler))
+    result = Calibrated(timesteps, timesteps[first])
+    common = model.num_inference_steps, device, options.batch_size, model.negative_prompt
+    if "gate" in targets:
+        before = settings.get("guidance_before", 0.0)
+        for group in ("ordinary", "memorized"):
+            requests = options.requests(prompts[group])
+            values = first_differences(pipe, requests, resolution, *common, before, title=group).numpy()
+            check_finite(values, group)
+            result.firsts[group] = values
+        result.set_gate(options.false_positive_rate)
+    if "timestep" in targets:
+        prompts["ordinary"] = prompts["ordinary"][: len(prompts["memorized"])]
+        for group in (group for group, chosen in prompts.items() if chosen):
+            requests, watch, parts = options.requests(prompts[group]), Watch(), []
+            for _ in denoised_batches(pipe, requests, resolution, 0.0, *common, [watch], title=group):
+                parts.append(watch.curves())
+            check_finite(curves := joined(parts)[options.watch], group)
+            result.curves[group] = curves
+        result.set_timestep(options.fall)
+    return result

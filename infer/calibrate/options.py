@@ -1,0 +1,81 @@
+"""Options of `python -m infer calibrate`."""
+
+from collections.abc import Collection
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Literal
+
+from jsonargparse.typing import OpenUnitInterval, PositiveInt
+
+from data.cli import warn_no_effect
+from data.prompts import Prompt, load_prompts, spread, without
+from infer.denoising.requests import Request, requests_for
+from infer.options import DenoiseOptions, device_of
+
+
+@dataclass(kw_only=True)
+class Calibration(DenoiseOptions):
+    """What to calibrate, and with which prompts.
+
+    The timestep of a static transition comes from the memorized prompts, without guidance; a gate comes from
+    ordinary prompts, if there are some.
+
+    Args:
+        out: the preset to write, a YAML file for --mitigation; a figure is written next to it.
+        mitigation: the preset to change: a name in configs/mitigation, or a path.
+        ordinary: prompts that are not memorized, for the gate (what --prompts takes); memorized prompts among
+            them are left out.
+        false_positive_rate: share of the ordinary images that may pass the gate as memorized.
+        memorized: memorized prompts; null: those that `run` duplicated.
+        watch: the curve whose fall gives the static transition: the difference of the model outputs, as in
+            the paper's Fig. 4, or of the noise predictions.
+        fall: share of the fall that the curve must have made.
+        limit: at most this many prompts of each group, spread evenly over all of it.
+        samples_per_prompt: noises per prompt.
+        device: such as cpu or cuda:1; null: a GPU where there is one.
+    """
+
+    out: str
+    mitigation: str
+    ordinary: str | None = None
+    false_positive_rate: OpenUnitInterval = 0.05
+    memorized: str | None = None
+    watch: Literal["model_output", "epsilon"] = "model_output"
+    fall: OpenUnitInterval = 0.5
+    samples_per_prompt: PositiveInt = 1
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.memorized = self.memorized or self.run
+        if not self.out.endswith((".yaml", ".yml")) or Path(self.out).is_dir():
+            raise ValueError(f"--out {self.out!r} is not a .yaml file: name the preset to write")
+        self.device = str(device_of(self.device))
+
+    def targets(self, settings: Collection[str]) -> list[str]:
+        """Which of a mitigation's settings can be calibrated: `timestep`, `gate`; ValueError for none."""
+        targets = [name for name in ("timestep", "gate") if name in settings]
+        if self.ordinary is None:
+            if targets == ["gate"]:
+                raise ValueError(f"give --ordinary, for the gate of {self.mitigation!r}")
+            targets = [name for name in targets if name != "gate"]
+        if not targets:
+            raise ValueError(f"nothing to calibrate in {self.mitigation!r}: it has no timestep and no gate")
+        if "timestep" in targets and not self.memorized:
+            raise ValueError("give --memorized or --run: a static transition needs memorized prompts")
+        for option in fields(self):
+            needs = {"false_positive_rate": "gate", "fall": "timestep", "watch": "timestep"}.get(option.name)
+            if needs and needs not in targets and getattr(self, option.name) != option.default:
+                warn_no_effect(f"--{option.name}", f"no {needs} is calibrated")
+        return targets
+
+    def prompts(self) -> dict[str, list[Prompt]]:
+        """All memorized prompts and all ordinary ones; ValueError without ordinary ones if requested."""
+        memorized = load_prompts(self.memorized) if self.memorized else []
+        ordinary = without(load_prompts(self.ordinary), memorized)[0] if self.ordinary else []
+        if self.ordinary and not ordinary:
+            raise ValueError(f"all prompts of {self.ordinary!r} are memorized: give others that are not")
+        return {"memorized": memorized, "ordinary": ordinary}
+
+    def requests(self, prompts: list[Prompt]) -> list[Request]:
+        return requests_for(spread(prompts, self.limit), self.samples_per_prompt, self.seed)
