@@ -9,6 +9,8 @@ import pytest
 import yaml
 
 from infer.__main__ import load_mitigation, main
+from infer.calibrate.options import Calibration
+from infer.calibrate.preset import predict_command
 from infer.options import ModelOptions
 from tests.conftest import ROOT
 from tests.infer.predict import runs as predicting
