@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from infer.__main__ import load_mitigation, main
+from callbacks.mitigations.presets import load_mitigation
+from infer.__main__ import main
 from infer.calibrate.options import Calibration
 from infer.calibrate.preset import predict_command
 from infer.options import ModelOptions

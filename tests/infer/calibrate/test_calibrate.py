@@ -9,8 +9,9 @@ import pytest
 import torch
 import yaml
 
+from callbacks.mitigations.presets import load_mitigation
 from data.prompts import text_id
-from infer.__main__ import load_mitigation, main
+from infer.__main__ import main
 from infer.calibrate.command import calibrate
 from infer.calibrate.measure import fall_timestep, first_differences, gate_threshold
 from infer.denoising.curves import Watch
