@@ -229,8 +229,6 @@ REFUSED = {
     "no pixels": ({"data__resolution": 0}, "data.resolution must be at least 1, not 0"),
     "a seed below 0": ({"data__seed": -1}, "data.seed must be at least 0, not -1"),
     "no buffer": ({"data__shuffle": 0}, "data.shuffle must be at least 1, not 0"),
-    "epochs": ({"trainer__limit_train_batches": 2}, "trainer.limit_train_batches"),
-    "epochs of one batch": ({"trainer__limit_train_batches": 1}, "trainer.limit_train_batches"),
     "no steps": ({"trainer__max_steps": None}, "trainer.max_steps must be set"),
 }
 
