@@ -197,8 +197,6 @@ REFUSED = {
         "6 processes read shards (devices x data.workers), and there are 5: lower data.workers",
     ),
     "no shards": ({"data__sources": ["no/such/{0..3}.tar"]}, "no file matches 'no/such/0.tar'"),
-    "epochs": ({"trainer__limit_train_batches": 2}, "trainer.limit_train_batches"),
-    "epochs of one batch": ({"trainer__limit_train_batches": 1}, "trainer.limit_train_batches"),
     "no steps": ({"trainer__max_steps": None}, "trainer.max_steps must be set"),
 }
 
