@@ -4,7 +4,6 @@ import platform
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import lightning.pytorch as pl
 
@@ -25,10 +24,7 @@ def git_commit() -> str | None:
 
 
 class Provenance(pl.Callback):
-    """Write `provenance.json` when a fit starts; W&B gets the same, and the run's whole config (flat)."""
-
-    def __init__(self, config: dict[str, Any] | None = None):
-        self.config = config or {}
+    """Write `provenance.json` when a fit starts; W&B gets the same."""
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.is_global_zero:
@@ -47,4 +43,4 @@ class Provenance(pl.Callback):
         write_json(Path(trainer.default_root_dir) / "provenance.json", about)
         for logger in trainer.loggers:
             if isinstance(logger, pl.loggers.WandbLogger):
-                logger.log_hyperparams(self.config | about)
+                logger.log_hyperparams(about)

@@ -41,7 +41,7 @@ def with_prompts(args: list[str]) -> list[str]:
 
 def as_list(value: str) -> str:
     """`[a,b]` of `a,b`; commas within braces belong to the name of one item."""
-    return value if value.startswith("[") else json.dumps(re.split(r",(?![^{]*})", value))
+    return value if value.startswith("[") or value == "null" else json.dumps(re.split(r",(?![^{]*})", value))
 
 
 def with_sweep(args: list[str]) -> list[str]:

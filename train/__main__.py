@@ -2,12 +2,11 @@
 
   python -m train fit  --config configs/train/demo.yaml            finetune, about 5 minutes on 2 cores
   python -m train plan --config configs/train/laion10k.yaml        what a fit would do, before it takes a GPU
-  python -m train plan stream --config configs/train/laion_stream.yaml    and a stream
   python -m train fit  --config configs/train/laion10k.yaml --trainer.devices 8 --wandb online
   python -m train stream --config configs/train/laion_stream.yaml --trainer.devices 8   shards beyond memory
   python -m train fit  --config configs/train/laion10k.yaml --trainer.devices 8 --trainer.strategy sharded
 
-The bundled base model itself:
+The bundled base model:
   python -m train autoencoder --config configs/train/emoji/autoencoder.yaml
   python -m train clip        --config configs/train/emoji/clip.yaml
   python -m train base        --config configs/train/emoji/unet.yaml
@@ -17,11 +16,12 @@ interrupted run. --debug shows the traceback behind an error.
 """
 
 import sys
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-MODULES = {  # model and data of each command
+MODULES = {  # the model and data of each command
     "fit": ("train.finetune.Finetune", "train.dataset.planned.LatentData"),
     "stream": ("train.finetune.Finetune", "train.dataset.streamed.StreamedData"),
     "base": ("train.base_model.unet.BaseTraining", "train.dataset.planned.LatentData"),
@@ -35,6 +35,7 @@ FINETUNES = ("fit", "stream")  # whose model gets a card, and may be uploaded to
 
 def build(kind: str, args: list[str]):
     """The LightningCLI of one command: everything is instantiated, nothing runs."""
+    from dataclasses import fields
     from pydoc import locate
     from tempfile import TemporaryDirectory
 
@@ -53,12 +54,13 @@ def build(kind: str, args: list[str]):
     from callbacks.loss_bins import LossBins
     from callbacks.monitor import Monitor
     from callbacks.provenance import Provenance
-    from callbacks.wandb_run import WandbOptions, wandb_logger
-    from data.arguments import parse
+    from callbacks.wandb_run import WandbOptions
+    from data.arguments import as_list, changed, parse
+    from data.files import redacted
     from train.checkpoint_file import WholeFile
     from train.quiet import quiet
     from train.sharded import Sharded, check
-    from train.trainer_options import as_lists, check_options, check_slurm
+    from train.trainer_options import check_options, check_slurm
 
     quiet()
     StrategyRegistry.register("sharded", Sharded, "weights spread over the devices", override=True)
@@ -66,46 +68,43 @@ def build(kind: str, args: list[str]):
     class TrainCLI(LightningCLI):
         def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
             parser.add_argument("--out", required=True, help="run folder, such as outputs/demo/finetune")
-            steps = "optimizer steps between checkpoints"
-            parser.add_argument("--checkpoint_every", type=PositiveInt, default=500, help=steps)
+            every = "optimizer steps between checkpoints"
+            parser.add_argument("--checkpoint_every", type=PositiveInt, default=500, help=every)
             parser.add_class_arguments(WandbOptions, None)
             parser.add_lightning_class_args(EMA, "ema")
-            # each epoch continues the run's draws; the size of the model is in the plan
-            defaults = {"reload_dataloaders_every_n_epochs": 1} if kind in DENOISERS else {}
-            defaults["enable_model_summary"] = False
-            parser.set_defaults({f"trainer.{name}": value for name, value in defaults.items()})
-            if kind in DENOISERS:
+            parser.set_defaults({"trainer.enable_model_summary": False})  # the plan has the model's size
+            if kind in DENOISERS:  # where each epoch continues the run's draws
+                parser.set_defaults({"trainer.reload_dataloaders_every_n_epochs": 1})
                 parser.add_lightning_class_args(Monitor, "monitor")
                 parser.add_lightning_class_args(LossBins, "loss_bins")
             if kind in FINETUNES:
                 parser.add_lightning_class_args(PushToHub, "hub")
 
         def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:
-            self.config = parse(parser, as_lists(args, LISTS))
+            for name in LISTS:
+                args = changed(args, name, as_list)
+            self.config = parse(parser, args)
             check_options(self.config.trainer)
 
         def instantiate_trainer(self, **kwargs):
-            options = self.config_init.trainer
-            self.folder = Path(self.config.out)
-            if options.fast_dev_run:  # leaves nothing behind
-                self.trial = TemporaryDirectory()
-                self.folder = Path(self.trial.name)
-            callbacks = [*as_list(options.callbacks), Finite()]  # Finite before all that uses the weights
+            options, keep = self.config_init.trainer, not self.config.trainer.fast_dev_run
+            self.trial = None if keep else TemporaryDirectory()  # a trial leaves nothing behind
+            self.folder = Path(self.config.out if keep else self.trial.name)
+            callbacks = [*items(options.callbacks), Finite()]  # Finite before all that uses the weights
             if kind in DENOISERS:
-                callbacks += [Exposures(), Provenance(flat(self.config))]
-            keep = not options.fast_dev_run
+                callbacks += [Exposures(), Provenance()]
             if keep and options.enable_checkpointing is not False:
                 callbacks.append(Checkpoints(self.folder / "checkpoints", self.config.checkpoint_every))
             if options.enable_progress_bar is not False:
                 callbacks.append(TQDMProgressBar(refresh_rate=10))
-            names = ("wandb", "wandb_project", "wandb_entity", "wandb_group", "wandb_tags")
-            wandb = wandb_logger(self.folder, *(self.config[name] for name in names))
-            loggers = [CSVLogger(self.folder, name="", version=""), *([wandb] if wandb else [])]
+            wandb = WandbOptions(**{option.name: self.config[option.name] for option in fields(WandbOptions)})
+            loggers = [CSVLogger(self.folder, name="", version="")]
+            loggers += items(wandb.logger(self.folder, redacted(self.config.as_dict())))
             trainer = super().instantiate_trainer(
                 default_root_dir=str(self.folder),
-                logger=loggers + [each for each in as_list(options.logger) if isinstance(each, Logger)],
+                logger=loggers + [each for each in items(options.logger) if isinstance(each, Logger)],
                 callbacks=callbacks,
-                plugins=[*as_list(options.plugins), WholeFile()],
+                plugins=[*items(options.plugins), WholeFile()],
                 **kwargs,
             )
             if keep:  # an exported model marks the run as finished: only the last checkpoint is written later
@@ -141,33 +140,24 @@ def build(kind: str, args: list[str]):
     return cli
 
 
-def as_list(value: Any) -> list:
+def items(value: Any) -> list:
+    """A list as it is, one item as a list, and none of None."""
     return value if isinstance(value, list) else [] if value is None else [value]
-
-
-def flat(config: Any) -> dict[str, Any]:
-    """All settings by their dotted names."""
-    return dict(config.as_flat().__dict__)
 
 
 def fit(kind: str, args: list[str]) -> None:
     """Train, or continue where the last start stopped; do nothing when the run is finished."""
-    from train.run_folder import claim, full_disk_named, release
+    from train.run_folder import claim, full_disk_named
 
     cli = build(kind, args)
     if cli.trainer.fast_dev_run:
         cli.trainer.fit(cli.model, cli.datamodule)
         print(f"trial of {cli.trainer.global_step} steps: nothing is kept")
         return
-    lock = None
-    if cli.trainer.is_global_zero:
-        lock = claim(cli.folder, cli.parser.dump(cli.config, skip_none=False))
-    try:
-        with full_disk_named(cli.folder):
-            run(kind, cli)
-    finally:
-        if lock:
-            release(lock)
+    config = cli.parser.dump(cli.config, skip_none=False)
+    claimed = claim(cli.folder, config) if cli.trainer.is_global_zero else nullcontext()
+    with claimed, full_disk_named(cli.folder):
+        run(kind, cli)
 
 
 def run(kind: str, cli: Any) -> None:
@@ -223,7 +213,7 @@ def plan(args: list[str]) -> None:
     from train.plan.table import plan_table
 
     kind = "stream" if args[:1] == ["stream"] else "fit"
-    cli = build(kind, args[kind == "stream" :])
+    cli = build(kind, [*args[kind == "stream" :], "--wandb", "off"])
     table, missing = plan_table(cli.model, cli.datamodule, cli.trainer)
     Console().print(table)
     if missing:

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,70 +12,63 @@ import pandas as pd
 import yaml
 from filelock import FileLock, Timeout
 
+from callbacks.wandb_run import flat
 from data.files import redacted, remove_temporary_files, write_atomically
 
 # Settings that may change between two starts of the same run; `out` and the cache because they may be moved.
-FREE = (
-    "trainer", "checkpoint_every", "monitor", "loss_bins", "config", "seed_everything", "out", "hub",
-    "data.cache", "data.workers", "wandb", "wandb_project", "wandb_entity", "wandb_group", "wandb_tags",
-)  # fmt: skip
+FREE = re.compile(
+    r"(trainer|monitor|loss_bins|hub)\..*|checkpoint_every|config|seed_everything|out|data\.(cache|workers)|wandb.*"
+)
 
 
-def claim(folder: Path, config: str) -> FileLock:
-    """Write `config.yaml`, and return a lock that keeps other processes out of the folder.
+@contextmanager
+def claim(folder: Path, config: str) -> Iterator[None]:
+    """Write `config.yaml`, and keep other processes out of the folder during the block.
 
-    Raises ValueError if another process trains there, and, naming the differences, if another run started
-    there. A run of constant learning rate may be made longer.
+    Raises ValueError if another process trains there or another run started there.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")
     try:
-        lock.acquire(timeout=0)
+        held = lock.acquire(timeout=0)
     except Timeout as error:
         raise ValueError(
             f"another process trains in {folder}: wait until it ends, or choose another --out"
         ) from error
-    remove_temporary_files(folder)
-    path, config = folder / "config.yaml", redacted(config)
-    if path.exists() and (last_checkpoint(folder) or (folder / "pipeline").exists()):
-        before, now = flat(yaml.safe_load(path.read_text())), flat(yaml.safe_load(config))
-        changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
-        changed = [key for key in changed if key in before or now[key]]  # not an option that is new, and off
-        steps, decay = "trainer.max_steps", now.get("model.decay", now.get("model.training.decay"))
-        hint = ""
-        if steps in changed and now[steps] > before[steps]:
-            if decay == "constant":
-                changed.remove(steps)
-            else:
-                hint = "; a cosine decay cannot be made longer"
-        if changed:
-            lock.release()
-            listed = "; ".join(f"{key}: {before.get(key)!r} -> {now.get(key)!r}" for key in changed)
-            raise ValueError(
-                f"{folder} holds a different run ({listed}{hint}): choose another --out, or delete it"
-            )
-    write_atomically(path, lambda part: part.write_text(config))
-    return lock
+    with held:
+        try:
+            remove_temporary_files(folder)
+            path, config = folder / "config.yaml", redacted(config)
+            if path.exists() and (last_checkpoint(folder) or (folder / "pipeline").exists()):
+                check_same_run(folder, settings(path.read_text()), settings(config))
+            write_atomically(path, lambda part: part.write_text(config))
+            yield
+        finally:
+            Path(lock.lock_file).unlink(missing_ok=True)
 
 
-def release(lock: FileLock) -> None:
-    lock.release()
-    Path(lock.lock_file).unlink(missing_ok=True)
-
-
-def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as dotted names, without those in FREE; trainer.max_steps stays."""
-    out: dict[str, Any] = {}
-    for key, value in config.items():
-        name = f"{prefix}{key}"
-        if name in FREE:
-            if name == "trainer":
-                out["trainer.max_steps"] = value.get("max_steps")
-        elif isinstance(value, dict):
-            out |= flat(value, f"{name}.")
+def check_same_run(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raise ValueError that names the differences; a run of constant learning rate may be made longer."""
+    changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+    changed = [key for key in changed if key in before or now[key]]  # not an option that is new, and off
+    steps, hint = "trainer.max_steps", ""
+    if steps in changed and now[steps] > before[steps]:
+        if now.get("model.decay", now.get("model.training.decay")) == "constant":
+            changed.remove(steps)
         else:
-            out[name] = value
-    return out
+            hint = "; a cosine decay cannot be made longer"
+    if changed:
+        listed = "; ".join(f"{key}: {before.get(key)!r} -> {now.get(key)!r}" for key in changed)
+        raise ValueError(
+            f"{folder} holds a different run ({listed}{hint}): choose another --out, or delete it"
+        )
+
+
+def settings(config: str) -> dict[str, Any]:
+    """The dotted names of a YAML file and their values, without those in FREE but with trainer.max_steps."""
+    rows = flat(yaml.safe_load(config))
+    kept = {name: value for name, value in rows.items() if not FREE.fullmatch(name)}
+    return kept | {"trainer.max_steps": rows.get("trainer.max_steps")}
 
 
 def exported_steps(folder: Path, *others: str) -> int | None:

@@ -1,6 +1,5 @@
-"""Options of Lightning's trainer that a training cannot do with, and lists on the command line."""
+"""Options of Lightning's trainer under which nothing right is trained."""
 
-import json
 from typing import Any
 
 from lightning.fabric.plugins.environments import SLURMEnvironment
@@ -37,20 +36,3 @@ def check_slurm(trainer: Trainer) -> None:
             f"SLURM started {tasks} tasks for {devices} devices: start one task per device "
             "(srun --ntasks-per-node), or name an interactive job so (salloc --job-name interactive)"
         )
-
-
-def as_lists(args: list[str], names: tuple[str, ...]) -> list[str]:
-    """The arguments with a plain text after a list's option as a list of one: --data.sources images.tar."""
-
-    def listed(value: str) -> str:
-        return value if value.startswith(("[", "--")) or value == "null" else json.dumps([value])
-
-    out: list[str] = []
-    for arg in args:
-        name, equals, value = arg.partition("=")
-        if equals and name in names:
-            arg = f"{name}={listed(value)}"
-        elif out and out[-1] in names:
-            arg = listed(arg)
-        out.append(arg)
-    return out

@@ -328,7 +328,7 @@ def test_a_run_of_two_processes_goes_on_as_one(
 
 def test_draws_are_numbered_on_after_a_cut() -> None:
     """From 12 draws and two batches on, two ranks' batches of two: (number in the run, image)."""
-    parts = [PlannedDraws(iter(range(100, 200)), 12, 4, 2, 2, 2, rank) for rank in range(2)]
+    parts = [PlannedDraws(enumerate(range(100, 200), 12), 4, 2, 2, 2, rank) for rank in range(2)]
     assert list(parts[0]) == [(12, 100), (14, 102), (16, 104), (18, 106)]
     assert list(parts[1]) == [(13, 101), (15, 103), (17, 105), (19, 107)]
 

@@ -5,7 +5,6 @@ number of processes completes an interrupted cache.
 """
 
 import shutil
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -37,9 +36,7 @@ def shard_path(folder: Path, number: int) -> Path:
 
 def missing_shards(folder: Path, rows: int) -> list[int]:
     """Numbers of the files that are still to be written. What a killed run left a day ago is removed."""
-    for path in folder.glob(".*.safetensors"):
-        if time.time() - path.stat().st_mtime > 86400:
-            path.unlink(missing_ok=True)
+    remove_temporary_files(folder, older_than=DAY)
     return [number for number in range(-(-rows // SHARD)) if not shard_path(folder, number).exists()]
 
 
@@ -56,7 +53,6 @@ def check_room(folder: Path, rows: int, size: int, name: str) -> None:
 
 def fill(folder: Path, rows: int, shards: Sequence[int], encode: Encode, name: str, bar: bool) -> None:
     """Write these shards of `rows` in all. `encode` computes the tensors; `name` is for the bar."""
-    remove_temporary_files(folder, older_than=DAY)
     spans = [range(number * SHARD, min(rows, (number + 1) * SHARD)) for number in shards]
     with tqdm(total=sum(map(len, spans)), desc=f"encode {name}", disable=not bar) as progress:
         for number, span in zip(shards, spans, strict=True):

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -19,40 +20,22 @@ SKIPPED: set[str] = set()  # ids that this process has logged
 
 
 class PlannedDraws(DistributedSampler):
-    """This rank's draws of the exposure stream, for the batches after `done` of the run's `batches`.
+    """This rank's share of `draws`, for the batches after `done` of the run's `batches`.
 
     A global batch is `batch_size * num_replicas` consecutive draws, dealt out to the ranks in turn. Lightning
     leaves a DistributedSampler unchanged. The length is that of the whole run, because Lightning counts from
     the batch where a run was interrupted.
-
-    Args:
-        stream: of image indices, from draw `first` on; it is used up, once.
-        first: number of its first draw in the run.
-        batches: of this rank in the whole run.
-        done: of these, before this start.
-        batch_size: images of a batch and rank.
-        num_replicas: number of ranks.
-        rank: this one.
     """
 
     def __init__(
-        self,
-        stream: Iterator[int],
-        first: int,
-        batches: int,
-        done: int,
-        batch_size: int,
-        num_replicas: int,
-        rank: int,
+        self, draws: Iterator[Draw], batches: int, done: int, batch_size: int, num_replicas: int, rank: int
     ):  # no super().__init__(), which samples a data set
-        self.stream, self.first, self.batches, self.done = stream, first, batches, done
+        self.draws, self.batches, self.done = draws, batches, done
         self.batch_size, self.num_replicas, self.rank = batch_size, num_replicas, rank
 
     def __iter__(self) -> Iterator[Draw]:
         draws = (self.batches - self.done) * self.batch_size * self.num_replicas
-        for number, index in zip(range(draws), self.stream, strict=False):
-            if number % self.num_replicas == self.rank:
-                yield self.first + number, index
+        return islice(self.draws, self.rank, draws, self.num_replicas)
 
     def __len__(self) -> int:
         return self.batches * self.batch_size

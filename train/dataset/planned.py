@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import numpy as np
@@ -21,10 +21,6 @@ from train.dataset.cache import SHARD, Shards, check_room, fill, key_of, missing
 from train.dataset.contents import check_same, contents_of
 from train.dataset.draws import Drawn, PlannedDraws, stacked
 from train.dataset.encoders import encode_images, encode_prompts, text_key, vae_key
-
-if TYPE_CHECKING:
-    from train.finetune import Finetune
-
 
 log = logging.getLogger(__name__)
 
@@ -110,15 +106,13 @@ class LatentData(pl.LightningDataModule):
         self.load()
         trainer, samples = self.trainer, self.everything.samples
         self.check_batch(self.global_batch)
-        module: Finetune = trainer.lightning_module
+        module = trainer.lightning_module
         resolution = resolution_of(module.pipe, self.resolution)
         self.chosen_captions = self.captions_with(module.pipe.tokenizer)
         texts = self.chosen_captions.texts
         if trainer.is_global_zero and (long := too_long(module.pipe, texts)):
-            log.warning(
-                "%d of %d captions are longer than the model reads: their ends are ignored (the first: %r)",
-                len(long), len(texts), long[0],
-            )  # fmt: skip
+            text = "%d of %d captions are longer than the model reads: their ends are ignored (the first: %r)"
+            log.warning(text, len(long), len(texts), long[0])
         self.contents = contents_of(samples, self.chosen_captions.choices)
         self.fingerprint = key_of(*self.contents.values())
         if self.previous:
@@ -130,7 +124,7 @@ class LatentData(pl.LightningDataModule):
                 embeddings = self.cached_embeddings(module)
         self.dataset = Drawn(samples, self.chosen_captions, latents, embeddings, resolution, self.flip)
 
-    def cached_latents(self, module: "Finetune", resolution: int) -> Shards:
+    def cached_latents(self, module: Any, resolution: int) -> Shards:
         """{mean, std}: (images, variants, C, h, w); {readable}: (images,)."""
         samples, device = self.everything.samples, self.trainer.strategy.root_device
         dtype = getattr(torch, self.cache_dtype)
@@ -144,7 +138,7 @@ class LatentData(pl.LightningDataModule):
 
         return self.cached(f"latents-{key}", len(samples), encode, "images")
 
-    def cached_embeddings(self, module: "Finetune") -> Shards:
+    def cached_embeddings(self, module: Any) -> Shards:
         """{embedding}: (texts, tokens, width)."""
         texts, device = self.chosen_captions.texts, self.trainer.strategy.root_device
         key = key_of(text_key(module.pipe, texts), self.cache_dtype, *texts)
@@ -188,21 +182,13 @@ class LatentData(pl.LightningDataModule):
         if hasattr(self, "start"):  # a later epoch of this start
             self.draws_shown = self.state_dict()["shown"]
         self.start = trainer.global_step
-        stream = self.exposure.stream(
-            len(self.images), len(self.ordinary_images), self.seed, self.draws_shown
-        )
-        sampler = PlannedDraws(
-            stream, self.draws_shown, batches, done, self.batch_size, world_size, trainer.global_rank
-        )
+        counts = len(self.images), len(self.ordinary_images)
+        draws = enumerate(self.exposure.stream(*counts, self.seed, self.draws_shown), self.draws_shown)
+        sampler = PlannedDraws(draws, batches, done, self.batch_size, world_size, trainer.global_rank)
         return DataLoader(
-            self.dataset,
-            batch_size=self.batch_size,
-            sampler=sampler,
-            collate_fn=unchanged,
-            num_workers=self.workers,
-            persistent_workers=self.workers > 0,
-            pin_memory=torch.cuda.is_available(),
-        )
+            self.dataset, self.batch_size, sampler=sampler, collate_fn=dict, num_workers=self.workers,
+            persistent_workers=self.workers > 0, pin_memory=torch.cuda.is_available(),
+        )  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
         """Draws shown so far, after which a run continues, also on other devices; and the data's contents."""
@@ -238,8 +224,3 @@ class LatentData(pl.LightningDataModule):
             "skipped": dict(self.images.skipped + self.ordinary_images.skipped),
             "data_fingerprint": self.fingerprint,
         }
-
-
-def unchanged(batch: dict) -> dict:
-    """A function with a name, because workers may be spawned."""
-    return batch
