@@ -12,6 +12,7 @@ import torch
 from data.files import write_atomically
 
 log = logging.getLogger(__name__)
+COUNTERS = ("shown", "left_out", "skipped")
 PENDING = 100  # steps whose skipped samples stay on the device before they are counted
 
 
@@ -25,11 +26,8 @@ class Exposures(pl.Callback):
     """
 
     def __init__(self) -> None:
-        self.shown, self.left_out, self.skipped = (
-            Counter(),
-            Counter(),
-            Counter(),
-        )  # by index, or by id of a stream
+        self.shown, self.left_out = Counter(), Counter()  # by index, or by id of a stream
+        self.skipped = Counter()  # by reason
         self.captions: dict[str, str] = {}
         self.pending: list[tuple[list, torch.Tensor]] = []
 
@@ -58,15 +56,12 @@ class Exposures(pl.Callback):
     def state_dict(self) -> dict[str, Any]:
         """The sums over ranks, on the first. Called on all ranks."""
         self.count_pending()
-        counters = {"shown": self.shown, "left_out": self.left_out, "skipped": self.skipped}
-        parts = gathered(
-            {name: dict(counter) for name, counter in counters.items()} | {"captions": self.captions}
-        )
-        sums = {name: dict(sum((Counter(part[name]) for part in parts), Counter())) for name in counters}
+        parts = gathered({name: getattr(self, name) for name in (*COUNTERS, "captions")})
+        sums = {name: dict(sum((part[name] for part in parts), Counter())) for name in COUNTERS}
         return sums | {"captions": {key: text for part in parts for key, text in part["captions"].items()}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        for name in ("shown", "left_out", "skipped"):
+        for name in COUNTERS:
             setattr(self, name, Counter(state_dict[name]))
         self.captions = state_dict["captions"]
 
@@ -74,7 +69,7 @@ class Exposures(pl.Callback):
         state, folder, data = self.state_dict(), Path(trainer.default_root_dir), trainer.datamodule
         if not trainer.is_global_zero:
             return
-        shown, left_out, skipped = (state[name] for name in ("shown", "left_out", "skipped"))
+        shown, left_out, skipped = (state[name] for name in COUNTERS)
         if total := sum(left_out.values()):
             log.warning("left out of the loss: %d of %d images shown", total, sum(shown.values()))
         if state["captions"]:

@@ -1,7 +1,6 @@
 """Upload the exported model to the Hub, into a private repository."""
 
 import json
-import shlex
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -18,7 +17,7 @@ class PushToHub(pl.Callback):
     """Upload `<run>/pipeline` when the run is finished, in one commit, with its model card.
 
     `prepare` is called before the fit, so that days of training do not end in an error that was there before;
-    `push` after the fit, and for a run that was finished before. `<run>/hub.json` records the upload: the
+    `upload` after the fit, and for a run that was finished before. `<run>/hub.json` records the upload: the
     same model is not uploaded twice.
 
     Args:
@@ -27,8 +26,6 @@ class PushToHub(pl.Callback):
     """
 
     def __init__(self, repo: str | None = None, public: bool = False):
-        if repo is None and public:
-            warn_no_effect("hub.public", "hub.repo is not given")
         if repo is not None:
             try:
                 validate_repo_id(repo)
@@ -41,7 +38,6 @@ class PushToHub(pl.Callback):
     def prepare(self) -> None:
         """Create the repository if needed; ValueError if it cannot be written to, or is public unasked."""
         from huggingface_hub import HfApi
-        from huggingface_hub.errors import HfHubHTTPError
 
         if self.repo is None:
             return
@@ -52,21 +48,19 @@ class PushToHub(pl.Callback):
             private = api.model_info(self.repo).private
             api.auth_check(self.repo, write=True)
         except Exception as error:  # of many kinds: no token, no network, no right to write
-            status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
-            login = f": log in with `hf auth login` and a token that may write to {self.repo}"
-            advice = login if status in (401, 403, 404) or "Token" in type(error).__name__ else ""
-            raise ValueError(f"hub.repo: {one_line(error)}{advice}; or leave hub.repo out") from error
-        if private and self.public:
             raise ValueError(
-                f"{self.repo} is private on the Hub: leave hub.public out, or make it public there"
-            )
+                f"hub.repo: {one_line(error)}: `hf auth login` with a token that may write to {self.repo}, "
+                "or leave hub.repo out"
+            ) from error
+        if private and self.public:
+            warn_no_effect("hub.public", f"{self.repo} is private on the Hub")
         if not private and not self.public:
             raise ValueError(
                 f"{self.repo} is public on the Hub: make it private in its settings there, choose another "
                 "hub.repo, or give --hub.public true if you have the rights to the images"
             )
 
-    def push(self, folder: Path) -> None:
+    def upload(self, folder: Path) -> None:
         """Upload the finished run's model unless it is there already. Called by one process.
 
         Raises ValueError when that fails: the run is complete, and the same command uploads it.
@@ -84,19 +78,16 @@ class PushToHub(pl.Callback):
             return
         describe(folder, exported, self.repo)
         try:
-            self.prepare()  # it may have been made public meanwhile
+            self.prepare()  # it may have become public meanwhile
         except ValueError as error:
             raise ValueError(f"{exported} is complete, but not on the Hub: {error}") from error
         api, message = HfApi(), f"Model after {training['steps']:,} steps"
+        files = {"folder_path": exported, "allow_patterns": FILES}
         try:
-            commit = api.upload_folder(
-                repo_id=self.repo, folder_path=exported, allow_patterns=FILES, commit_message=message
-            )
+            commit = api.upload_folder(repo_id=self.repo, commit_message=message, **files)
         except Exception as error:  # of many kinds, of the network, the Hub or its client
-            by_hand = ["hf", "upload", self.repo, str(exported), ".", *([] if self.public else ["--private"])]
             raise ValueError(
-                f"{exported} is complete, but not on the Hub ({one_line(error)}): "
-                f"run the same command again, or `{shlex.join(by_hand)}`"
+                f"{exported} is complete, but not on the Hub ({one_line(error)}): run the same command again"
             ) from error
         url = f"{api.endpoint}/{self.repo}"
         write_json(record, model | {"url": url, "commit": commit.oid})

@@ -73,7 +73,7 @@ def model_card(folder: Path, repo: str | None, exported: Path | None = None) -> 
     return ModelCard.from_template(
         data,
         str(TEMPLATE),
-        name=escaped(repo or "A model that memorized"),
+        name=repo or "A model that memorized",
         facts=facts,
         model=json.dumps(repo or HERE),
         base=json.dumps(base if is_hub_id(base) else "path/to/the/base/model"),
@@ -86,26 +86,23 @@ def exposure_facts(rows: pd.DataFrame, about: dict[str, Any]) -> list[str]:
     if "duplicated" not in rows:
         return [f"Images: {len(rows):,}, streamed, each shown {times(rows['times_shown'])}"]
     ordinary = f", and {about['ordinary_images']:,} ordinary ones" if about["ordinary_images"] else ""
-    groups = {"Duplicated": rows["duplicated"], "Not duplicated": ~rows["duplicated"]}
-    return [f"Images: {about['images']:,}{ordinary}"] + [
-        f"{name}: {chosen.sum():,} images, each shown {times(rows['times_shown'][chosen])}"
-        for name, chosen in groups.items()
-        if chosen.any()
-    ]
+    facts = [f"Images: {about['images']:,}{ordinary}"]
+    for name, chosen in {"Duplicated": rows["duplicated"], "Not duplicated": ~rows["duplicated"]}.items():
+        if chosen.any():
+            facts.append(f"{name}: {chosen.sum():,} images, each shown {times(rows['times_shown'][chosen])}")
+    return facts
 
 
 def times(shown: pd.Series) -> str:
     least, most = int(shown.min()), int(shown.max())
-    return (
-        f"{least:,} times" if least == most else f"{least:,} to {most:,} times, {shown.mean():.1f} on average"
-    )
+    average = f" to {most:,} times, {shown.mean():.1f} on average"
+    return f"{least:,}{' times' if least == most else average}"
 
 
 def training_facts(config: dict[str, Any], about: dict[str, Any], training: dict[str, Any]) -> list[str]:
     model, data = config["model"], config["data"]
-    rank, parts = model.get("lora_rank"), "UNet"
-    if model.get("train_text_encoder"):
-        parts += " and text encoder"
+    rank = model.get("lora_rank")
+    parts = "UNet and text encoder" if model.get("train_text_encoder") else "UNet"
     batch = data["batch_size"] * about["devices"] * config["trainer"]["accumulate_grad_batches"]
     average = f"decay {config['ema']['decay']:g}" if training["ema"] else "none"
     how = f"by a LoRA of rank {rank}, which is fused here" if rank else "all weights"
@@ -124,10 +121,8 @@ def memorized(folder: Path, config: dict[str, Any]) -> str:
         return "not measured"
     rows = pd.read_parquet(path)
     last = rows[rows["step"] == rows["step"].max()]
-    return (
-        f"{(last['similarity'] > threshold).mean():.0%} of {len(last)} watched images after step "
-        f"{last['step'].iloc[0]:,} ({last['measure'].iloc[0]} above {threshold:g})"
-    )
+    share, (step, measure) = (last["similarity"] > threshold).mean(), last[["step", "measure"]].iloc[0]
+    return f"{share:.0%} of {len(last)} watched images after step {step:,} ({measure} above {threshold:g})"
 
 
 def listed(sources: Sequence[str]) -> str:
@@ -157,8 +152,3 @@ def code(text: str) -> str:
     longest = max(map(len, re.findall("`+", text)), default=0)
     fence = "`" * (longest + 1)
     return f"{fence} {text} {fence}" if longest else f"{fence}{text}{fence}"
-
-
-def escaped(text: str) -> str:
-    """Text for Markdown, with a backslash before each character that may have a meaning."""
-    return re.sub(r"([\\`*_{}\[\]()<>#|&!~])", r"\\\1", " ".join(text.split()))

@@ -5,7 +5,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 import pandas as pd
-import torch
 from jsonargparse.typing import PositiveInt
 
 from callbacks.ema import averaged
@@ -18,7 +17,7 @@ from infer.denoising.hooks import Request
 from infer.denoising.loop import prepare
 from infer.denoising.noise import sample_seed
 from infer.denoising.sampling import resolution_of
-from infer.metrics.similarity import Descriptor, pixel_descriptor, similarity
+from infer.metrics.similarity import pixel_descriptor, similarity
 from infer.metrics.sscd import ProtocolName, check_sscd, sscd_descriptor
 
 
@@ -82,23 +81,23 @@ class Monitor(pl.Callback):
         self.last_step = trainer.global_step  # a resumed run is after this step, not at its end
         if not trainer.is_global_zero:
             return
-        watched = trainer.datamodule.watched(self.count)
+        samples, captions = zip(*trainer.datamodule.watched(self.count), strict=True)
         self.resolution = resolution_of(pl_module.pipe, trainer.datamodule.resolution)
-        self.training = [sample.rgb(self.resolution) for sample, _ in watched]
+        self.training = [sample.rgb(self.resolution) for sample in samples]
+        self.ids = [sample.id for sample in samples]
+        seeds = [sample_seed(self.seed, name, 0) for name in self.ids]
         self.requests = [
-            Request(sample.id, 0, caption, sample_seed(self.seed, sample.id, 0))
-            for sample, caption in watched
+            Request(name, 0, caption, seed)
+            for name, caption, seed in zip(self.ids, captions, seeds, strict=True)
         ]
-        self.descriptor = self.load_descriptor(pl_module.device)
+        self.descriptor = pixel_descriptor
+        if self.sscd:
+            device = str(pl_module.device)
+            self.descriptor = sscd_descriptor(self.sscd, self.sscd_protocol, self.sscd_sha256, device)
         self.folder = Path(trainer.default_root_dir) / "samples"
         self.path = self.folder / "similarity.parquet"
         if self.path.exists():
-            self.write([], after=trainer.global_step)
-
-    def load_descriptor(self, device: torch.device) -> Descriptor:
-        if not self.sscd:
-            return pixel_descriptor
-        return sscd_descriptor(self.sscd, self.sscd_protocol, self.sscd_sha256, str(device))
+            self.write(None, after=trainer.global_step)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_) -> None:
         step = trainer.global_step
@@ -136,39 +135,34 @@ class Monitor(pl.Callback):
             generated = generate(
                 pl_module, self.requests, self.resolution, self.guidance_scale, self.num_inference_steps
             )
-        values = similarity(self.descriptor, generated, self.training)
-        share, mean = (values > self.threshold).float().mean().item(), values.nanmean().item()
+        values = similarity(self.descriptor, generated, self.training).double().numpy()
+        rows = pd.DataFrame({"step": step, "id": self.ids, "similarity": values, "measure": self.measure})
+        if len(undefined := rows["id"][rows["similarity"].isna()]):
+            print(f"step {step:,}: similarity of {len(undefined)} images undefined ({undefined.iloc[0]} ...)")
         self.folder.mkdir(parents=True, exist_ok=True)
-        picture = sheet(
-            self.training, generated, values.tolist(), self.threshold, f"step {step:,}: {self.measure}"
-        )
+        title = f"step {step:,}: {self.measure}"
+        picture = sheet(self.training, generated, values, self.threshold, title)
         picture.save(self.folder / f"step-{step:06d}.png")
-        ids = [request.prompt_id for request in self.requests]
-        if undefined := [name for name, value in zip(ids, values.tolist(), strict=True) if value != value]:
-            print(
-                f"step {step:,}: similarity of {len(undefined)} images undefined ({', '.join(undefined[:3])})"
-            )
-        rows = zip(ids, values.tolist(), strict=True)
-        self.write(
-            [
-                {"step": step, "id": name, "similarity": value, "measure": self.measure}
-                for name, value in rows
-            ],
-            after=step - 1,
-        )
+        self.write(rows, after=step - 1)
+        share = memorized_share(rows, self.threshold)
+        numbers = {"memorized_share": share, "similarity_mean": rows["similarity"].mean()}
         for logger in trainer.loggers:
-            # step - 1: Lightning's own count, that of this step's loss
-            logger.log_metrics({"memorized_share": share, "similarity_mean": mean}, step - 1)
+            logger.log_metrics(numbers, step - 1)  # Lightning's own count, that of this step's loss
             if isinstance(logger, pl.loggers.WandbLogger):
                 caption = [f"training image | generated image | {self.measure}"]
                 logger.log_image("samples", [picture], step=step - 1, caption=caption)
         return share
 
-    def write(self, rows: list[dict], after: int) -> None:
+    def write(self, rows: pd.DataFrame | None, after: int) -> None:
         """Replace the file's rows of later steps than `after` with these."""
-        table = pd.DataFrame(rows, columns=["step", "id", "similarity", "measure"])
+        tables = [] if rows is None else [rows]
         if self.path.exists():
             before = pd.read_parquet(self.path)
-            before = before[before["step"] <= after]
-            table = pd.concat([before, table], ignore_index=True) if rows else before
+            tables.insert(0, before[before["step"] <= after])
+        table = pd.concat(tables, ignore_index=True)
         write_atomically(self.path, lambda path: table.to_parquet(path, index=False))
+
+
+def memorized_share(rows: pd.DataFrame, threshold: float) -> float:
+    """Share of a step's images whose similarity is above the threshold; an undefined one is not."""
+    return float((rows["similarity"] > threshold).mean())

@@ -1,4 +1,4 @@
-"""What made this run: versions, commit, model, data."""
+"""The versions, commit, model and data of a run."""
 
 import platform
 import subprocess

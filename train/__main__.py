@@ -203,7 +203,7 @@ def run(kind: str, cli: Any) -> None:
         join_metrics(folder)
         print(f"{ended}: {folder / 'pipeline'}")
         if hub:
-            hub.push(folder)
+            hub.upload(folder)
 
 
 def plan(args: list[str]) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
+from diffusers import DDPMScheduler
 from jsonargparse.typing import (
     ClosedUnitInterval,
     NonNegativeFloat,
@@ -97,8 +98,6 @@ class Finetune(pl.LightningModule):
         self.min_snr_gamma, self.noise_offset = min_snr_gamma, noise_offset
         if lora_alpha is not None and lora_rank is None:
             warn_no_effect("model.lora_alpha", "model.lora_rank is not given")
-        if caption_dropout == 1 and (embedding_noise or embedding_mixup or skip_rms):
-            warn_no_effect("model.embedding_noise, embedding_mixup or skip_rms", "caption_dropout is 1")
 
     def check(self, max_steps: int, batch_size: int) -> None:
         """Raise ValueError for options that cannot be trained with, before anything is loaded or encoded."""
@@ -133,7 +132,7 @@ class Finetune(pl.LightningModule):
             if self.global_rank == 0:  # it generates and exports with a plain UNet, filled by `gather`
                 self.pipe.unet = deepcopy(self.unet).requires_grad_(False)
             shard(self.unet, self.device_mesh["data_parallel"])
-        self.noise_scheduler = training_scheduler(self.pipe.scheduler.config)
+        self.noise_scheduler = DDPMScheduler.from_config(self.pipe.scheduler.config)
 
     def prepared(self, part: nn.Module) -> nn.Module:
         if self.lora_rank is None:
@@ -193,10 +192,8 @@ class Finetune(pl.LightningModule):
             if self.embedding_mixup:
                 encoder_hidden_states = with_mixup(encoder_hidden_states, self.embedding_mixup, text_draws)
         if self.caption_dropout:
-            dropped = draws.uniform() < self.caption_dropout
-            encoder_hidden_states = torch.where(
-                dropped[:, None, None], empty.to(encoder_hidden_states), encoder_hidden_states
-            )
+            dropped = (draws.uniform() < self.caption_dropout)[:, None, None]
+            encoder_hidden_states = encoder_hidden_states.where(~dropped, empty.to(encoder_hidden_states))
         if self.noise_offset:  # drawn last: the other draws are the same as without it
             noise = offset_noise(noise, self.noise_offset, draws.normal(latents.shape[1], 1, 1))
         noisy = self.noise_scheduler.add_noise(latents, noise, timesteps)
@@ -204,20 +201,20 @@ class Finetune(pl.LightningModule):
         target = training_target(self.noise_scheduler, latents, noise, timesteps)
         errors = F.mse_loss(prediction.float(), target, reduction="none").flatten(1).mean(1)
         out = {"errors": errors.detach(), "timesteps": timesteps}
-        weighted = errors
+        weights = 1
         if self.min_snr_gamma is not None:
-            weighted = errors * min_snr_weight(self.noise_scheduler, timesteps, self.min_snr_gamma)
+            weights = min_snr_weight(self.noise_scheduler, timesteps, self.min_snr_gamma)
         kept = batch.get("readable")
         if self.skip_rms is not None:
             similar = self.below_skip_rms(noisy, timesteps, prediction, empty)
             kept = similar if kept is None else kept & similar
         if kept is None:
-            loss = weighted.mean()
+            loss = (weights * errors).mean()
         else:
             out["kept"] = kept
             total = sum_over_ranks(kept.float().sum())
             # the mean over the kept samples of all ranks, whose gradients are averaged
-            loss = weighted.where(kept, 0).sum() * self.trainer.world_size / total.clamp(min=1)
+            loss = (weights * errors).where(kept, 0).sum() * self.trainer.world_size / total.clamp(min=1)
             if self.skip_rms is not None:
                 self.log("kept_share", total / (rows * self.trainer.world_size))
         self.log("loss", self.mean_over_ranks(loss.detach()), prog_bar=True)
@@ -290,10 +287,3 @@ def sum_over_ranks(value: Tensor) -> Tensor:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.all_reduce(value)
     return value
-
-
-def training_scheduler(config: Any) -> Any:
-    """The noise schedule of the pipeline's sampler, as a DDPMScheduler."""
-    from diffusers import DDPMScheduler
-
-    return DDPMScheduler.from_config(config)

@@ -20,21 +20,12 @@ def add_lora(part: nn.Module, rank: int, alpha: float | None) -> None:
         part: UNet2DConditionModel or transformers' CLIPTextModel, changed in place.
         rank: of B A, at least 1.
         alpha: numerator of the scale, above 0; None: rank, a scale of 1.
-
-    Raises ValueError for a part without attention projections and for one that has a LoRA already.
     """
     from diffusers.training_utils import cast_training_params
     from peft import LoraConfig, inject_adapter_in_model
 
-    if has_lora(part):
-        raise ValueError(f"{type(part).__name__} has a LoRA already: give a part without one")
     names = [name for name, _ in part.named_modules()]
     layers = [layer for layer in ATTENTION if any(name.endswith(f".{layer}") for name in names)]
-    if not layers:
-        raise ValueError(
-            f"{type(part).__name__} has no attention projection ({', '.join(ATTENTION)}) to add a LoRA to: "
-            "train it whole"
-        )
     config = LoraConfig(r=rank, lora_alpha=rank if alpha is None else alpha, target_modules=layers)
     # part.add_adapter does the same, but transformers' refuses the installed peft
     inject_adapter_in_model(config, part)  # freezes the rest
@@ -50,11 +41,7 @@ def save_lora(folder: Path, unet: nn.Module, text_encoder: nn.Module | None = No
         folder: created where it is missing.
         unet: with layers of `add_lora`.
         text_encoder: left out if it has no such layers.
-
-    Raises ValueError when the UNet has no LoRA.
     """
-    if not has_lora(unet):
-        raise ValueError(f"{type(unet).__name__} has no LoRA to save: call add_lora first")
     text = text_encoder if text_encoder is not None and has_lora(text_encoder) else None
     pipeline_class().save_lora_weights(
         folder, unet_lora_layers=lora_tensors(unet), text_encoder_lora_layers=text and lora_tensors(text)

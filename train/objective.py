@@ -1,4 +1,7 @@
-"""The diffusion objective: what the UNet is asked to predict, and the noise it learns from."""
+"""The diffusion objective: what the UNet must predict, and the noise it learns from."""
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from diffusers import DDPMScheduler
@@ -66,20 +69,21 @@ class SharedDraws:
         self.device, self.total, self.rank, self.world_size = device, rows * world_size, rank, world_size
         self.generator = generator_for(device, *key)
 
+    def own(self, draw: Callable[..., Tensor], *args: Any) -> Tensor:
+        """This rank's rows of what a function of torch draws."""
+        return draw(*args, generator=self.generator, device=self.device)[self.rank :: self.world_size]
+
     def normal(self, *shape: int) -> Tensor:
         """N(0, 1), (rows, *shape)."""
-        drawn = torch.randn((self.total, *shape), generator=self.generator, device=self.device)
-        return drawn[self.rank :: self.world_size]
+        return self.own(torch.randn, (self.total, *shape))
 
     def uniform(self) -> Tensor:
         """[0, 1), (rows,)."""
-        drawn = torch.rand(self.total, generator=self.generator, device=self.device)
-        return drawn[self.rank :: self.world_size]
+        return self.own(torch.rand, self.total)
 
     def integers(self, end: int) -> Tensor:
         """0 to end - 1, (rows,)."""
-        drawn = torch.randint(0, end, (self.total,), generator=self.generator, device=self.device)
-        return drawn[self.rank :: self.world_size]
+        return self.own(torch.randint, 0, end, (self.total,))
 
 
 def generator_for(device: torch.device, *key: int) -> Generator:

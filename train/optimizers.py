@@ -21,24 +21,14 @@ def make_optimizer(
 ) -> Optimizer:
     """AdamW over the parameters, which are on their device already.
 
-    Args:
-        name: adamw: PyTorch's, fused, 8 bytes of state a parameter. adamw8bit: bitsandbytes' (Dettmers et al.
-            2021), 2 bytes a parameter, for tensors of 4096 entries or more; smaller ones as adamw.
-        parameters: to train.
-        lr: learning rate.
-        betas: decay of the averages of the gradient and of its square.
-        weight_decay: decoupled.
-        fused: adamw as one kernel.
-
-    Raises ValueError for another name, and for adamw8bit where bitsandbytes is not installed, or has no
-    kernels for the device.
+    adamw: PyTorch's, 8 bytes of state a parameter. adamw8bit: bitsandbytes' (Dettmers et al. 2021), 2 bytes a
+    parameter, for tensors of 4096 entries or more; smaller ones as adamw. Raises ValueError for adamw8bit
+    where bitsandbytes is not installed, or has no kernels for the device.
     """
     # plain numbers: the parser's own types have no place in a checkpoint
     lr, betas, weight_decay = float(lr), (float(betas[0]), float(betas[1])), float(weight_decay)
     if name == "adamw":
         return torch.optim.AdamW(parameters, lr, betas=betas, weight_decay=weight_decay, fused=fused)
-    if name != "adamw8bit":
-        raise ValueError(f"no optimizer {name!r}: give adamw or adamw8bit")
     kind = adamw8bit()
     parameters = list(parameters)
     others = {parameter.device.type for parameter in parameters} - {*DEVICES_8BIT}

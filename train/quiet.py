@@ -3,10 +3,6 @@
 import logging
 import warnings
 
-MESSAGES = {  # logger: part of its message
-    "lightning.pytorch.utilities.rank_zero": "Tip:",
-    "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit",
-}
 WARNINGS = (
     "The '.*_dataloader' does not have many workers",
     "The number of training batches",
@@ -22,7 +18,7 @@ WARNINGS = (
 
 
 def quiet() -> None:
-    for name, part in MESSAGES.items():
-        logging.getLogger(name).addFilter(lambda record, part=part: part not in record.getMessage())
+    rank_zero = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    rank_zero.addFilter(lambda record: "Tip:" not in record.getMessage())
     for text in WARNINGS:
         warnings.filterwarnings("ignore", message=rf"\W*{text}")

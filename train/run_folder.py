@@ -12,6 +12,7 @@ import pandas as pd
 import yaml
 from filelock import FileLock, Timeout
 
+from callbacks.monitor import memorized_share
 from callbacks.wandb_run import flat
 from data.files import redacted, remove_temporary_files, write_atomically
 
@@ -53,7 +54,7 @@ def check_same_run(folder: Path, before: dict[str, Any], now: dict[str, Any]) ->
     changed = [key for key in changed if key in before or now[key]]  # not an option that is new, and off
     steps, hint = "trainer.max_steps", ""
     if steps in changed and now[steps] > before[steps]:
-        if now.get("model.decay", now.get("model.training.decay")) == "constant":
+        if now.get("model.decay") == "constant":
             changed.remove(steps)
         else:
             hint = "; a cosine decay cannot be made longer"
@@ -86,7 +87,7 @@ def memorized(folder: Path, monitor: Any, step: int) -> bool:
         return False
     rows = pd.read_parquet(path)
     rows = rows[(rows["step"] == step) & (rows["measure"] == monitor.measure)]
-    return bool(len(rows)) and bool((rows["similarity"] > monitor.threshold).mean() >= monitor.stop_at_share)
+    return bool(len(rows)) and memorized_share(rows, monitor.threshold) >= monitor.stop_at_share
 
 
 def last_checkpoint(folder: Path) -> Path | None:

@@ -15,9 +15,8 @@ from callbacks.sample_grid import sheet
 from data.captioned import load_captioned
 from infer.denoising.noise import sample_seed
 from infer.metrics.sscd import sscd_descriptor
-from tests.callbacks.test_watchers import poison
 from tests.train import fits
-from tests.train.fits import ACCUMULATED, BATCH, full, short, start, unet
+from tests.train.fits import ACCUMULATED, BATCH, full, poison, run_process, short, spy, unet
 from train.__main__ import main
 from train.run_folder import memorized
 
@@ -38,11 +37,11 @@ def generated(run: Path, prompts: dict[str, str]) -> list[Image.Image]:
     """By stock diffusers, from what the run exported."""
     pipe = StableDiffusionPipeline.from_pretrained(run / "pipeline")
     pipe.set_progress_bar_config(disable=True)
-    made = []
+    images = []
     for key, prompt in prompts.items():
         generator = torch.Generator().manual_seed(sample_seed(0, key, 0))
-        made += pipe(prompt, num_inference_steps=2, guidance_scale=3.0, generator=generator).images
-    return made
+        images += pipe(prompt, num_inference_steps=2, guidance_scale=3.0, generator=generator).images
+    return images
 
 
 def test_the_numbers_are_those_of_the_exported_model(world: Path, tmp_path: Path) -> None:
@@ -54,17 +53,19 @@ def test_the_numbers_are_those_of_the_exported_model(world: Path, tmp_path: Path
     assert rows["step"].tolist() == [step for step in (2, 4, 6, 8) for _ in range(3)]
     samples = {sample.id: sample for sample in load_captioned(str(world / "images.tar")).samples}
     last = rows[rows["step"] == 8]
-    made = generated(run, {key: samples[key].caption for key in last["id"]})
-    expected = [correlation(samples[key].rgb(16), image) for key, image in zip(last["id"], made, strict=True)]
+    images = generated(run, {key: samples[key].caption for key in last["id"]})
+    expected = [
+        correlation(samples[key].rgb(16), image) for key, image in zip(last["id"], images, strict=True)
+    ]
     assert last["similarity"].tolist() == pytest.approx(expected, abs=2e-3)
     metrics = pd.read_csv(run / "metrics.csv").set_index("step")
     assert metrics["memorized_share"].dropna().index.tolist() == [1, 3, 5, 7]  # Lightning counts from 0
     assert metrics["similarity_mean"][7] == pytest.approx(last["similarity"].mean())
     assert metrics["memorized_share"][7] == pytest.approx((last["similarity"] > 0).mean())
     drawn = Image.open(run / "samples/step-000008.png")
-    for row, images in enumerate(([samples[key].rgb(16) for key in last["id"]], made)):
+    for row, pictures in enumerate(([samples[key].rgb(16) for key in last["id"]], images)):
         part = np.asarray(drawn.crop((48, 48 * row, 96, 48 * row + 48)).resize((16, 16), 0), int)
-        assert np.abs(part - np.asarray(images[1], int)).max() <= 2
+        assert np.abs(part - np.asarray(pictures[1], int)).max() <= 2
 
 
 def test_a_sheet_says_which_are_memorized() -> None:
@@ -91,16 +92,16 @@ def test_another_copy_detector(world: Path, tmp_path: Path) -> None:
     assert main(short(world, run, monitor__sscd=path, ema__decay=0)) == 0
     rows = pd.read_parquet(run / "samples/similarity.parquet")
     samples = {sample.id: sample for sample in load_captioned(str(world / "images.tar")).samples}
-    made = generated(run, {key: samples[key].caption for key in rows["id"]})
+    generations = generated(run, {key: samples[key].caption for key in rows["id"]})
     embed = sscd_descriptor(str(path))
-    expected = (embed(made) * embed([samples[key].rgb(16) for key in rows["id"]])).sum(1)
+    expected = (embed(generations) * embed([samples[key].rgb(16) for key in rows["id"]])).sum(1)
     assert rows["similarity"].tolist() == pytest.approx(expected.tolist(), abs=0.01)
 
 
 def test_a_run_stops_when_enough_is_memorized(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """With all that a finished run has; and goes on, to what it would have been, when it may."""
+    """With all that a finished run has; and continues, to what it would have been, when it may."""
     run, whole = tmp_path / "run", tmp_path / "whole"
     assert main(full(world, run, **STOP)) == 0
     assert "step 2: 100% of 2 watched images memorized" in capsys.readouterr().out
@@ -122,7 +123,7 @@ def test_a_run_stops_when_enough_is_memorized(
     pd.testing.assert_frame_equal(*rows, atol=0.02)
 
 
-def test_a_run_that_memorizes_less_goes_on(world: Path, tmp_path: Path) -> None:
+def test_a_run_that_memorizes_less_continues(world: Path, tmp_path: Path) -> None:
     """Random images are not that alike. What an abandoned run left in the folder does not count."""
     run, settings = tmp_path / "run", STOP | {"monitor__threshold": 0.99}
     (run / "samples").mkdir(parents=True)
@@ -171,20 +172,16 @@ def test_an_image_of_one_color_is_not_memorized(
 
 
 def test_two_processes_stop_together(world: Path, tmp_path: Path) -> None:
-    """The first one looks. The loss by timestep is that of both."""
+    """The first one measures. The loss by timestep is that of both."""
     run, seen = tmp_path / "run", tmp_path / "seen"
     settings = STOP | {
         "trainer__devices": 2,
         "trainer__strategy": "ddp",
         "trainer__max_steps": 6,
         "trainer__log_every_n_steps": 2,
-        "trainer__callbacks": [
-            {"class_path": "tests.infer.predict.recorder.Record", "init_args": {"folder": str(seen)}}
-        ],
+        "trainer__callbacks": [spy(seen)],
     }
-    process = start(short(world, run, **settings))
-    _, errors = process.communicate(timeout=200)
-    assert process.returncode == 0, errors
+    run_process(short(world, run, **settings))
     assert json.loads((run / "pipeline/training.json").read_text())["steps"] == 2
     kept = [torch.load(path) for path in seen.iterdir()]
     assert len(kept) == 4
@@ -193,11 +190,11 @@ def test_two_processes_stop_together(world: Path, tmp_path: Path) -> None:
     for first in range(0, 1000, 250):
         inside = (timesteps >= first) & (timesteps < first + 250)
         expected = errors[inside].mean().item() if inside.any() else np.nan
-        found = metrics[f"loss_t{first}_{first + 250}"][1]
-        assert found == pytest.approx(expected, rel=1e-4, nan_ok=True)
+        mean = metrics[f"loss_t{first}_{first + 250}"][1]
+        assert mean == pytest.approx(expected, rel=1e-4, nan_ok=True)
 
 
-def test_a_resumed_run_does_not_look_within_a_step(world: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_does_not_measure_within_a_step(world: Path, tmp_path: Path) -> None:
     """With accumulation, after a kill: it stops where it would have, having shown what it should."""
     out, settings = tmp_path / "run", {"monitor__every_n_steps": 2, "trainer__max_steps": 6}
     # stopped by hand after the checkpoint of step 4, in step 5
@@ -210,7 +207,7 @@ def test_a_resumed_run_does_not_look_within_a_step(world: Path, tmp_path: Path) 
     assert steps == 6 and shown == 6 * BATCH * ACCUMULATED
 
 
-def test_nothing_is_made_of_broken_weights(world: Path, tmp_path: Path) -> None:
+def test_nothing_is_generated_from_broken_weights(world: Path, tmp_path: Path) -> None:
     """Also where no loss is logged and no checkpoint is written."""
     broken = {"trainer__callbacks": [poison(2, after=True)], "trainer__log_every_n_steps": 50}
     run = tmp_path / "run"

@@ -13,18 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from callbacks.finite import Finite, finite
 from callbacks.loss_bins import LossBins
 from tests.train import fits
-from tests.train.fits import ACCUMULATED, STEPS, full, start, stop
+from tests.train.fits import ACCUMULATED, STEPS, error_line, full, interrupt, poison, run_process, spy
 from train.__main__ import main
 
 world, whole = fits.world, fits.whole  # fixtures
-
-
-def record(folder: Path) -> dict:
-    return {"class_path": "tests.infer.predict.recorder.Record", "init_args": {"folder": str(folder)}}
-
-
-def poison(step: int, after: bool = False) -> dict:
-    return {"class_path": "tests.infer.predict.recorder.Poison", "init_args": {"step": step, "after": after}}
 
 
 def test_the_loss_by_timestep_is_the_mean_since_the_last_log(world: Path, tmp_path: Path) -> None:
@@ -36,39 +28,31 @@ def test_the_loss_by_timestep_is_the_mean_since_the_last_log(world: Path, tmp_pa
         "model__noise_offset": 0.1,
         "loss_bins__count": 3,
     }
-    assert main(full(world, run, trainer__callbacks=[record(seen)], **settings)) == 0
+    assert main(full(world, run, trainer__callbacks=[spy(seen)], **settings)) == 0
     metrics = pd.read_csv(run / "metrics.csv").set_index("step")
     for step in (2, 5):
         batches = range((step - 2) * ACCUMULATED, (step + 1) * ACCUMULATED)
         kept = [torch.load(seen / f"0-{batch}.pt") for batch in batches]
         errors, timesteps = (torch.cat([batch[name] for batch in kept]) for name in ("errors", "timesteps"))
-        found = []
+        means = []
         for first, end in ((0, 334), (334, 667), (667, 1000)):
             inside = (timesteps >= first) & (timesteps < end)
-            found.append(metrics[f"loss_t{first}_{end}"][step])
+            means.append(metrics[f"loss_t{first}_{end}"][step])
             expected = errors[inside].mean().item() if inside.any() else np.nan
-            assert found[-1] == pytest.approx(expected, rel=1e-4, nan_ok=True)
-        assert np.isfinite(found).any()
+            assert means[-1] == pytest.approx(expected, rel=1e-4, nan_ok=True)
+        assert np.isfinite(means).any()
     assert "loss_t0_334" in metrics and metrics["loss_t0_334"].notna().sum() <= 2
 
-    with pytest.raises(RuntimeError, match="stopped by the test"):  # after the checkpoint of step 4
-        main(full(world, cut, trainer__callbacks=[stop(5)], **settings))
+    interrupt(full(world, cut, **settings), 5)  # after the checkpoint of step 4
     assert main(full(world, cut, **settings)) == 0
     fits.assert_same_run(run, cut)
 
 
-def test_no_bins_are_logged_on_request(world: Path, tmp_path: Path) -> None:
-    assert main(fits.short(world, tmp_path / "run", loss_bins__count=0)) == 0
-    names = pd.read_csv(tmp_path / "run/metrics.csv").columns
-    assert "loss" in names and not [name for name in names if name.startswith("loss_t")]
-
-
-def test_a_broken_run_goes_on_from_before(whole: Path, world: Path) -> None:
+def test_a_broken_run_continues_from_before(whole: Path, world: Path) -> None:
     """In a process of its own: one line and exit code 1. The next start ends as if nothing had been."""
     out = world / "broken"
-    process = start(full(world, out, trainer__callbacks=[poison(5)]))
-    _, errors = process.communicate(timeout=200)
-    assert process.returncode == 1 and "Traceback" not in errors
+    errors = run_process(full(world, out, trainer__callbacks=[poison(5)]), 1)
+    assert "Traceback" not in errors
     lines = [line for line in errors.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and "broke in step 5" in lines[0] and "learning rate" in lines[0]
     assert str(out / "checkpoints/last.ckpt") in lines[0]
@@ -81,8 +65,8 @@ def test_a_broken_run_goes_on_from_before(whole: Path, world: Path) -> None:
     fits.assert_same_run(whole, out)
 
 
-CASES = {  # what breaks, where it must be found though nothing is logged, and the step of the last checkpoint
-    "a loss, found before the next checkpoint": (poison(5), 5, 4),
+CASES = {  # what breaks, the step that the error names, and the step of the last checkpoint
+    "a loss, noticed before the next checkpoint": (poison(5), 5, 4),
     "weights in the step of a checkpoint": (poison(4, after=True), 4, 2),
     "the last step's loss": (poison(STEPS), STEPS, STEPS - 2),
     "weights in the last step": (poison(STEPS, after=True), STEPS, STEPS - 2),
@@ -101,8 +85,7 @@ def test_nothing_broken_is_kept(
         "trainer__log_every_n_steps": 100,
         "monitor__every_n_steps": 99,
     }
-    assert main(full(world, out, **settings)) == 1
-    assert f"broke in step {step}:" in capsys.readouterr().err.strip().splitlines()[-1]
+    assert f"broke in step {step}:" in error_line(full(world, out, **settings), capsys)
     assert not (out / "pipeline").exists() and not (out / "samples").exists()
     path = out / "checkpoints/last.ckpt"
     assert path.exists() == (kept is not None)

@@ -25,7 +25,7 @@ DRAWS = STEPS * BATCH * ACCUMULATED  # 4 passes of 2 x 3 duplicated, 2 others an
 
 
 def write_folder(folder: Path, captions: dict[str, str]) -> Path:
-    """16 px images, each with its caption beside it; the same pixels for the same place."""
+    """16 px images, each with its caption beside it; the same pixels for the same position."""
     folder.mkdir(parents=True)
     random = np.random.default_rng(1)
     for key, caption in captions.items():
@@ -94,6 +94,10 @@ def spy(folder: Path) -> dict:
     return {"class_path": "tests.train.spy.Spy", "init_args": {"folder": str(folder)}}
 
 
+def poison(step: int, after: bool = False) -> dict:
+    return {"class_path": "tests.train.spy.Poison", "init_args": {"step": step, "after": after}}
+
+
 def stop(step: int | None, flag: Path | None = None) -> dict:
     return {"class_path": "tests.train.spy.Stop", "init_args": {"step": step, "flag": flag and str(flag)}}
 
@@ -105,6 +109,31 @@ def start(args: list[str]) -> subprocess.Popen:
         [sys.executable, "-m", "train", *args], cwd=ROOT, env=env, stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
+
+
+def run_process(args: list[str], code: int = 0) -> str:
+    """Run the command as a process of its own; its stderr."""
+    process = start(args)
+    _, errors = process.communicate(timeout=200)
+    assert process.returncode == code, errors
+    return errors
+
+
+def interrupt(args: list[str], step: int | None) -> None:
+    """Start a run that fails at the end of a step, or (None) before its results are written."""
+    with pytest.raises(RuntimeError, match="stopped by the test"):
+        main([*args, "--trainer.callbacks", json.dumps([stop(step)])])
+
+
+def error_line(args: list[str], capsys: pytest.CaptureFixture, code: int = 1) -> str:
+    """The one line of a command that fails."""
+    capsys.readouterr()
+    assert main(args) == code
+    errors = capsys.readouterr().err
+    assert "Traceback" not in errors
+    line = errors.strip().splitlines()[-1]
+    assert line.startswith("error: ")
+    return line
 
 
 def wait_for(flag: Path, process: subprocess.Popen) -> None:

@@ -1,4 +1,4 @@
-"""Callbacks that look into a training run, or stop it, from the command line."""
+"""Callbacks that watch a training run, or stop it, from the command line."""
 
 import json
 import os
@@ -16,16 +16,16 @@ from callbacks.ema import EMA
 
 
 class Spy(pl.Callback):
-    """After each batch, `<rank>-<batch>.pt`: what was shown and given to the UNet, and its first weights."""
+    """After each batch, `<rank>-<batch>.pt`: what the UNet was given, its errors and first weights."""
 
     def __init__(self, folder: str):
         self.folder = Path(folder)
         self.folder.mkdir(exist_ok=True)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        pl_module.unet.register_forward_pre_hook(self.look)
+        pl_module.unet.register_forward_pre_hook(self.remember)
 
-    def look(self, unet: torch.nn.Module, given: tuple) -> None:
+    def remember(self, unet: torch.nn.Module, given: tuple) -> None:
         if unet.training and torch.is_grad_enabled():  # not the pass without captions of skip_rms
             self.noisy, self.timesteps, self.embedding = (x.detach().clone() for x in given)
 
@@ -38,6 +38,7 @@ class Spy(pl.Callback):
             "noisy": self.noisy,
             "timesteps": self.timesteps,
             "embedding": self.embedding,
+            "errors": outputs["errors"],
             "step": trainer.global_step,
             "weight": pl_module.unet.conv_in.weight.detach().clone(),
         }
@@ -69,26 +70,37 @@ class Held(pl.Callback):
         self.folder.mkdir(exist_ok=True)
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_) -> None:
-        self.found = {"gradients": held(p.grad for p in pl_module.unet.parameters())}
+        self.sizes = {"gradients": held(p.grad for p in pl_module.unet.parameters())}
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         ema = next(callback for callback in trainer.callbacks if isinstance(callback, EMA))
         states = trainer.optimizers[0].state.values()
-        self.found |= {
+        self.sizes |= {
             "weights": held(pl_module.unet.parameters()),
             "moments": held(state[name] for state in states for name in ("exp_avg", "exp_avg_sq")),
             "averages": held(ema.average),
         }
-        (self.folder / f"{trainer.global_rank}.json").write_text(json.dumps(self.found))
+        (self.folder / f"{trainer.global_rank}.json").write_text(json.dumps(self.sizes))
 
 
-class Break(pl.Callback):
-    """At the end of the last step, nan in what the last rank holds of a weight."""
+class Poison(pl.Callback):
+    """A weight of the last rank becomes nan before optimizer step `step` (the first is 1), or after it."""
 
-    @torch.no_grad()
+    def __init__(self, step: int, after: bool = False):
+        self.step, self.after = step, after
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_) -> None:
+        if not self.after and trainer.global_step + 1 == self.step:
+            self.poison(trainer, pl_module)
+
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_) -> None:
-        if trainer.global_step == trainer.max_steps and trainer.global_rank == trainer.world_size - 1:
-            pl_module.unet.conv_in.weight.to_local().fill_(torch.nan)
+        if self.after and trainer.global_step == self.step:
+            self.poison(trainer, pl_module)
+
+    def poison(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        weight = pl_module.unet.conv_in.weight.detach()
+        if trainer.global_rank == trainer.world_size - 1:
+            (weight.to_local() if isinstance(weight, DTensor) else weight).fill_(torch.nan)
 
 
 def held(tensors: Iterable[Tensor]) -> int:

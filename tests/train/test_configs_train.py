@@ -37,7 +37,7 @@ def test_the_first_line_is_a_command_that_builds(path: Path) -> None:
     )
     assert cli.trainer.max_steps == config["trainer"]["max_steps"]
     assert cli.datamodule.batch_size == config["data"]["batch_size"]
-    assert cli.model.lr == float(config["model"].get("training", config["model"])["lr"])
+    assert cli.model.lr == float(config["model"]["lr"])
     assert cli.config.out == config["out"]
 
 
@@ -54,13 +54,13 @@ def test_an_unknown_key_is_named(tmp_path: Path, capsys: pytest.CaptureFixture) 
 
 def rows(text: str) -> dict[str, str]:
     """A printed table by its first column; a cell that was broken into lines is joined."""
-    found, name = {}, ""
+    cells, name = {}, ""
     for line in text.splitlines():
         if line.startswith("│"):
             key, value = (cell.strip() for cell in line.strip("│").split("│"))
             name = key or name
-            found[name] = f"{found.get(name, '')} {value}".strip()
-    return found
+            cells[name] = f"{cells.get(name, '')} {value}".strip()
+    return cells
 
 
 def test_the_plan_of_the_demo(capsys: pytest.CaptureFixture) -> None:

@@ -13,27 +13,12 @@ from diffusers import LMSDiscreteScheduler, StableDiffusionPipeline
 from PIL import Image
 
 from tests.train import fits
-from tests.train.fits import short, start, stop, unet, write_folder
+from tests.train.fits import error_line, interrupt, run_process, short, start, stop, unet, write_folder
 from train.__main__ import main
 from train.run_folder import join_metrics, keep_metrics
 
 world = fits.world  # a fixture
 CAPTIONS = {f"i{number}": f"image {number}" for number in range(4)}
-
-
-def error_of(args: list[str], capsys: pytest.CaptureFixture) -> str:
-    """The one line of a command that fails."""
-    capsys.readouterr()
-    assert main(args) == 1
-    errors = capsys.readouterr().err
-    assert "Traceback" not in errors
-    return errors.strip().splitlines()[-1]
-
-
-def cut(args: list[str], step: int = 2) -> None:
-    """Start a run, and stop it in a step after a checkpoint."""
-    with pytest.raises(RuntimeError, match="stopped by the test"):
-        main([*args, "--trainer.callbacks", json.dumps([stop(step)])])
 
 
 def replace_image(folder: Path, model: Path) -> None:
@@ -73,10 +58,10 @@ def test_a_run_does_not_continue_on_other_data_or_another_model(
     model = shutil.copytree((world / "model").resolve(), tmp_path / "model")
     settings = {"model__pipeline": model, "data__sources": [str(images)], "data__cache": tmp_path / "cache"}
     args = short(world, tmp_path / "run", **settings, trainer__max_steps=4, checkpoint_every=1)
-    cut(args)
+    interrupt(args, 2)
     caches = len(list((tmp_path / "cache").iterdir()))
     change(images, model)
-    line = error_of(args, capsys)
+    line = error_line(args, capsys)
     assert words in line and "changed since the checkpoint" in line
     if change is not retrain:
         assert len(list((tmp_path / "cache").iterdir())) == caches
@@ -121,7 +106,7 @@ def test_a_broken_or_foreign_checkpoint_is_named(
         torch.save({"state_dict": {}, "global_step": 3}, path)
     else:
         path.write_bytes(content)
-    line = error_of(short(world, tmp_path / "run"), capsys)
+    line = error_line(short(world, tmp_path / "run"), capsys)
     assert str(path) in line and "weights_only" not in line
 
 
@@ -148,9 +133,8 @@ def test_no_row_of_the_metrics_is_lost_by_a_kill(world: Path, tmp_path: Path) ->
     out, flag = tmp_path / "run", tmp_path / "flag"
     args = short(world, out, trainer__max_steps=9, checkpoint_every=3)
     kill = {"class_path": "tests.train.spy.KillAfterCheckpoint", "init_args": {"flag": str(flag)}}
-    process = start([*args, "--trainer.callbacks", json.dumps([kill])])
-    process.communicate(timeout=200)
-    assert process.returncode == -9 and flag.exists()
+    run_process([*args, "--trainer.callbacks", json.dumps([kill])], -9)
+    assert flag.exists()
     assert main(args) == 0
     metrics = pd.read_csv(out / "metrics.csv")
     assert metrics["step"].tolist() == list(range(9)) and metrics["loss"].notna().all()
@@ -171,7 +155,7 @@ def test_two_fits_in_one_folder(world: Path, tmp_path: Path, capsys: pytest.Capt
     args = short(world, out, trainer__max_steps=2, checkpoint_every=1)
     process = start([*args, "--trainer.callbacks", json.dumps([stop(2, flag)])])
     fits.wait_for(flag, process)
-    assert f"another process trains in {out}" in error_of(args, capsys)
+    assert f"another process trains in {out}" in error_line(args, capsys)
     process.kill()
     process.communicate()
     assert main(args) == 0 and not (out / ".lock").exists()
@@ -186,7 +170,7 @@ def test_a_full_disk_is_one_line_with_the_folder(
         )
 
     monkeypatch.setattr("train.checkpoint_file.torch.save", full_disk)
-    line = error_of(short(world, tmp_path / "run"), capsys)
+    line = error_line(short(world, tmp_path / "run"), capsys)
     assert "no space left" in line and str(tmp_path / "run") in line
     assert list((tmp_path / "run/checkpoints").iterdir()) == []
 
@@ -211,7 +195,7 @@ def test_a_model_that_cannot_be_sampled_is_refused_before_the_training(
     pipe.save_pretrained(tmp_path / "model")
     settings = {"model__pipeline": tmp_path / "model", "data__cache": tmp_path / "cache"}
     args = [command, *short(world, tmp_path / "run", **settings)[1:]]
-    assert words in error_of(args, capsys)
+    assert words in error_line(args, capsys)
     assert not (tmp_path / "cache").exists()
 
 
@@ -226,7 +210,7 @@ def test_fit_takes_the_resolutions_of_predict(world: Path, tmp_path: Path, capsy
     assert Image.open(run / "samples/step-000003.png").width == 2 * 54  # enlarged three times
     for command in ("plan", "fit"):
         args = [command, *short(world, tmp_path / "other", data__resolution=17)[1:]]
-        assert "a multiple of 2" in error_of(args, capsys)
+        assert "a multiple of 2" in error_line(args, capsys)
 
 
 def test_another_process_hears_of_any_error() -> None:

@@ -22,8 +22,11 @@ from tests.train.fits import (
     EXPOSURE,
     STEPS,
     assert_same_run,
+    error_line,
     full,
+    interrupt,
     planned,
+    run_process,
     short,
     spied,
     spy,
@@ -144,8 +147,7 @@ def test_a_run_that_stops_after_its_last_step_still_gets_its_results(whole: Path
     """Also after other interruptions, one before the next checkpoint, and with its folder moved meanwhile."""
     out, moved = world / "late", world / "moved"
     for step, folder in ((5, out), (5, moved), (None, moved)):
-        with pytest.raises(RuntimeError, match="stopped by the test"):
-            main(full(world, folder, trainer__callbacks=[stop(step)]))
+        interrupt(full(world, folder), step)
         if out.exists():
             out.rename(moved)
     assert torch.load(moved / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 6
@@ -168,9 +170,7 @@ def test_two_processes_show_what_was_planned(world: Path, tmp_path: Path) -> Non
         "data__exposure": {"copies": 3, "duplicated_fraction": 0.5},
     }
     for callbacks, code in (([spy(seen), stop(3)], 1), ([spy(seen)], 0)):
-        process = start(short(world, out, trainer__callbacks=callbacks, **settings))
-        _, errors = process.communicate(timeout=200)
-        assert process.returncode == code, errors
+        errors = run_process(short(world, out, trainer__callbacks=callbacks, **settings), code)
         assert code == 0 or "stopped by the test" in errors
     draws = planned(Exposure(copies=3, duplicated_fraction=0.5), 8, 0, 6 * 3 * 2)
     rows = pd.read_parquet(out / "exposures.parquet")
@@ -196,7 +196,7 @@ def test_two_processes_show_what_was_planned(world: Path, tmp_path: Path) -> Non
             assert torch.equal(both["noisy"][rank::2], two[rank]["noisy"])
 
 
-def test_an_offline_wandb_run_goes_on_as_one_run(
+def test_an_offline_wandb_run_continues_as_one_run(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without a server; the second start takes up the id of the first."""
@@ -207,8 +207,7 @@ def test_an_offline_wandb_run_goes_on_as_one_run(
     monkeypatch.setenv("WANDB_SILENT", "true")
     out = tmp_path / "run"
     settings = {"wandb": "offline", "trainer__max_steps": 3, "checkpoint_every": 1}
-    with pytest.raises(RuntimeError, match="stopped by the test"):
-        main(short(world, out, trainer__callbacks=[stop(2)], **settings))
+    interrupt(short(world, out, **settings), 2)
     wandb.finish()
     key = (out / "wandb_id.txt").read_text()
     assert main(short(world, out, **settings)) == 0
@@ -251,9 +250,8 @@ def test_clipped_gradients_in_mixed_precision(world: Path, tmp_path: Path) -> No
 def test_another_accumulation_is_another_run(
     whole: Path, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """Lightning counts batches: it would go on within a step."""
+    """Lightning counts batches: it would continue within a step."""
     out = tmp_path / "run"
-    with pytest.raises(RuntimeError, match="stopped by the test"):
-        main(full(world, out, trainer__callbacks=[stop(3)]))
-    assert main(full(world, out, trainer__accumulate_grad_batches=1)) == 1
-    assert "accumulate_grad_batches was 2 and is 1" in capsys.readouterr().err.strip().splitlines()[-1]
+    interrupt(full(world, out), 3)
+    line = error_line(full(world, out, trainer__accumulate_grad_batches=1), capsys)
+    assert "accumulate_grad_batches was 2 and is 1" in line

@@ -38,9 +38,9 @@ def test_the_target_is_the_closed_form(kind: str) -> None:
     timesteps = torch.tensor([0, 300, 700, 999])
     alpha = scheduler.alphas_cumprod[timesteps].sqrt().view(-1, 1, 1, 1)
     sigma = (1 - scheduler.alphas_cumprod[timesteps]).sqrt().view(-1, 1, 1, 1)
-    found = training_target(scheduler, x, noise, timesteps)
+    target = training_target(scheduler, x, noise, timesteps)
     expected = noise if kind == "epsilon" else alpha * noise - sigma * x
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(target, expected)
     noisy = scheduler.add_noise(x, noise, timesteps)
     torch.testing.assert_close(noisy, alpha * x + sigma * noise)
 
@@ -52,7 +52,7 @@ def test_models_that_predict_the_sample_are_refused() -> None:
 
 
 def test_a_generator_is_a_function_of_its_key() -> None:
-    """Any part of the key matters, its place too, and the global generator neither is used nor matters."""
+    """Any part of the key matters, its position too, and the global generator neither is used nor matters."""
 
     def draw(*key: int) -> tuple:
         return tuple(torch.randn(4, generator=generator_for(CPU, *key)).tolist())
@@ -75,21 +75,13 @@ def test_a_generator_is_a_function_of_its_key() -> None:
     assert len({draw(*key) for key in [(0,), (0, 0), (0, 0, 0)]}) == 3
 
 
-@pytest.mark.parametrize("sides", [1, 2])
-def test_half_of_the_images_is_mirrored(sides: int) -> None:
+@pytest.mark.parametrize("variants", [1, 2])
+def test_half_of_the_images_is_mirrored(variants: int) -> None:
     """If the cache holds mirrored ones. Here their latents are negative, and far from the noise."""
-    module, seen = Finetune(""), []
-    module.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
-    module.log = lambda *_, **__: None
-    module.noise_scheduler = DDPMScheduler()
-    module.unet = lambda noisy, *_: seen.append(noisy) or SimpleNamespace(sample=noisy)
-    mean = torch.tensor([1e4, -1e4])[:sides].view(1, sides, 1, 1, 1).expand(64, sides, 4, 8, 8)
-    batch = {"mean": mean, "std": torch.ones_like(mean), "embedding": torch.zeros(64, 8, 16)}
-    module.empty = torch.zeros(1, 8, 16)
-    for index in range(2):
-        module.training_step(batch, index)
-    mirrored = [int((noisy.mean((1, 2, 3)) < 0).sum()) for noisy in seen]
-    assert all(20 < count < 44 if sides == 2 else count == 0 for count in mirrored)
+    mean = torch.tensor([1e4, -1e4])[:variants].view(1, variants, 1, 1, 1).expand(64, variants, 4, 8, 8)
+    for step in range(2):
+        mirrored = (one_step(mean, seed=step)[1].mean((1, 2, 3)) < 0).sum()
+        assert 20 < mirrored < 44 if variants == 2 else mirrored == 0
 
 
 @pytest.mark.parametrize("gamma", [0.5, 5.0, 1e9])
@@ -100,8 +92,8 @@ def test_min_snr_weights_are_the_closed_form(gamma: float) -> None:
     timesteps = torch.tensor([0, 1, 100, 500, 900, 999])
     options = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
     for kind in ("epsilon", "v_prediction"):
-        found = min_snr_weight(DDPMScheduler(prediction_type=kind, **options), timesteps, gamma)
-        for t, weight in zip(timesteps.tolist(), found.tolist(), strict=True):
+        weights = min_snr_weight(DDPMScheduler(prediction_type=kind, **options), timesteps, gamma)
+        for t, weight in zip(timesteps.tolist(), weights.tolist(), strict=True):
             snr = kept[t].item() / (1 - kept[t].item())
             expected = min(snr, gamma) / (snr if kind == "epsilon" else snr + 1)
             assert weight == pytest.approx(expected, rel=1e-3)
@@ -115,25 +107,24 @@ def test_min_snr_weights_without_any_signal() -> None:
         assert min_snr_weight(scheduler, end, 5.0).item() == pytest.approx(weight, abs=1e-6)
 
 
-def one_step(**options) -> tuple[dict, torch.Tensor]:
-    """A training step of a model that says what it is given, halved; and what it was given."""
+MEAN = torch.randn(64, 1, 4, 8, 8, generator=generator_for(CPU, 9))
+
+
+def one_step(mean: torch.Tensor = MEAN, **options) -> tuple[dict, torch.Tensor]:
+    """A training step of a model that predicts half of its input; and that input."""
     module, seen = Finetune("", **options), []
     module.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     module.log = lambda *_, **__: None
     module.noise_scheduler = DDPMScheduler(prediction_type="v_prediction", beta_schedule="scaled_linear")
     module.unet = lambda noisy, *_: seen.append(noisy) or SimpleNamespace(sample=noisy / 2)
-    mean = torch.randn(64, 1, 4, 8, 8, generator=generator_for(CPU, 9))
     batch = {"mean": mean, "std": torch.ones_like(mean), "embedding": torch.zeros(64, 8, 16)}
     module.empty = torch.zeros(1, 8, 16)
     return module.training_step(batch, 0), seen[0]
 
 
 def test_without_options_the_loss_is_the_plain_one() -> None:
-    made, noisy = one_step()
-    mean, generator = (
-        torch.randn(64, 1, 4, 8, 8, generator=generator_for(CPU, 9))[:, 0],
-        generator_for(CPU, 0, 0, 0, 0),
-    )
+    out, noisy = one_step()
+    mean, generator = MEAN[:, 0], generator_for(CPU, 0, 0, 0, 0)
     torch.randint(0, 1, (64,), generator=generator)
     latents = mean + torch.randn(mean.shape, generator=generator)
     noise = torch.randn(mean.shape, generator=generator)
@@ -141,9 +132,9 @@ def test_without_options_the_loss_is_the_plain_one() -> None:
     scheduler = DDPMScheduler(prediction_type="v_prediction", beta_schedule="scaled_linear")
     assert torch.equal(noisy, scheduler.add_noise(latents, noise, timesteps))
     plain = F.mse_loss(noisy / 2, training_target(scheduler, latents, noise, timesteps))
-    torch.testing.assert_close(made["loss"], plain, rtol=1e-6, atol=0)
-    assert torch.equal(made["timesteps"], timesteps)
-    torch.testing.assert_close(made["errors"].mean(), made["loss"])
+    torch.testing.assert_close(out["loss"], plain, rtol=1e-6, atol=0)
+    assert torch.equal(out["timesteps"], timesteps)
+    torch.testing.assert_close(out["errors"].mean(), out["loss"])
 
 
 def test_a_weighted_loss_weighs_each_sample() -> None:
@@ -179,8 +170,8 @@ def noise_share(timesteps: torch.Tensor) -> torch.Tensor:
 def test_psnr_is_the_closed_form() -> None:
     """An error of 0.2 in [-1, 1] is 0.1 of the peak: 20 dB. Values are clipped, images stay apart."""
     black = -torch.ones(3, 3, 8, 8)
-    made = black + torch.tensor([0.2, 2.0, -1.0]).view(3, 1, 1, 1)
-    torch.testing.assert_close(psnr(made, black), torch.tensor([20.0, 0.0, 100.0]))
+    image = black + torch.tensor([0.2, 2.0, -1.0]).view(3, 1, 1, 1)
+    torch.testing.assert_close(psnr(image, black), torch.tensor([20.0, 0.0, 100.0]))
 
 
 def test_edges_are_the_differences_of_neighbours() -> None:

@@ -9,7 +9,7 @@ import torch
 
 from data.arguments import as_list
 from tests.train import fits
-from tests.train.fits import full, short, stop, unet
+from tests.train.fits import error_line, full, interrupt, short, unet
 from train.__main__ import main
 
 world = fits.world  # a fixture
@@ -29,19 +29,12 @@ REFUSED = {
 OUT_OF_RANGE = {
     "model__lr": -1,
     "model__lora_rank": 0,
-    "model__lora_alpha": 0,
     "model__betas": [1.5, 0.9],
-    "model__weight_decay": -1,
-    "model__min_snr_gamma": 0,
     "model__caption_dropout": 1.1,
-    "data__resolution": 0,
-    "data__seed": -1,
     "data__limit": 0,
     "ema__decay": 1.0,
-    "monitor__count": 0,
     "monitor__threshold": 1,
     "monitor__stop_at_share": 1.5,
-    "loss_bins__count": -1,
     "checkpoint_every": 0,
 }
 
@@ -73,13 +66,9 @@ def test_ranges_are_checked_by_the_parser(
 
 
 def test_one_source_needs_no_brackets() -> None:
-    for value, expected in {
-        "a b.tar": ["a b.tar"],
-        "it's.tar": ["it's.tar"],
-        "{0..3}.tar": ["{0..3}.tar"],
-    }.items():
-        assert json.loads(as_list(value)) == expected
-    assert as_list("[a, b]") == "[a, b]" and as_list("null") == "null"
+    for value in ("a b.tar", "it's.tar", "{0..3}.tar", "{0,3}.tar"):
+        assert json.loads(as_list(value)) == [value]
+    assert [as_list(value) for value in ("[a, b]", "null")] == ["[a, b]", "null"]
 
 
 def test_a_trial_leaves_nothing_behind(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -138,10 +127,8 @@ def test_a_constant_run_may_be_made_longer(world: Path, tmp_path: Path, capsys) 
     assert all(torch.allclose(weights[key], others[key], atol=1e-5) for key in weights)
     shown = [pd.read_parquet(each / "exposures.parquet") for each in (run, whole)]
     pd.testing.assert_frame_equal(*shown)
-    with pytest.raises(RuntimeError, match="stopped by the test"):
-        main(full(world, tmp_path / "cosine", trainer__callbacks=[stop(3)]))
-    assert main(full(world, tmp_path / "cosine", trainer__max_steps=9)) == 1
-    line = capsys.readouterr().err.strip().splitlines()[-1]
+    interrupt(full(world, tmp_path / "cosine"), 3)
+    line = error_line(full(world, tmp_path / "cosine", trainer__max_steps=9), capsys)
     assert "trainer.max_steps: 8 -> 9; a cosine decay cannot be made longer" in line
 
 

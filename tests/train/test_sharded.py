@@ -17,7 +17,7 @@ from lightning.pytorch import LightningModule
 
 from data.exposure import Exposure
 from tests.conftest import ROOT
-from tests.train.fits import planned, short, start, stop, unet, world  # noqa: F401  (a fixture)
+from tests.train.fits import planned, poison, run_process, short, stop, unet, world  # noqa: F401  (a fixture)
 from train.finetune import Finetune
 from train.sharded import check
 
@@ -41,10 +41,7 @@ SETTINGS = {
 
 
 def run(world: Path, out: Path, strategy: str, **settings) -> None:  # noqa: F811
-    args = short(world, out, trainer__strategy=strategy, **(SETTINGS | settings))
-    process = start(args)
-    _, errors = process.communicate(timeout=200)
-    assert process.returncode == 0, errors
+    run_process(short(world, out, trainer__strategy=strategy, **(SETTINGS | settings)))
 
 
 def held(folder: Path) -> dict:
@@ -123,13 +120,12 @@ def test_a_sharded_run_leaves_the_same_folder(sharded: Path, ddp: Path) -> None:
 def test_a_share_that_breaks_is_seen(world: Path, tmp_path: Path) -> None:  # noqa: F811
     """One line, also where it is another rank's; nothing is made of it."""
     settings = SETTINGS | {
-        "trainer__callbacks": [{"class_path": "tests.train.spy.Break"}],
+        "trainer__callbacks": [poison(1, after=True)],
         "trainer__max_steps": 1,
     }
     settings |= {"model__warmup_steps": 0, "trainer__accumulate_grad_batches": 1}
-    process = start(short(world, tmp_path / "run", trainer__strategy="sharded", **settings))
-    _, errors = process.communicate(timeout=200)
-    assert process.returncode == 1 and "the training broke in step 1" in errors, errors
+    errors = run_process(short(world, tmp_path / "run", trainer__strategy="sharded", **settings), 1)
+    assert "the training broke in step 1" in errors
     assert not (tmp_path / "run/pipeline").exists() and not list(tmp_path.rglob("last.ckpt"))
 
 

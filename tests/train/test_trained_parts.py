@@ -23,11 +23,11 @@ from tests.train.fits import (
     STEPS,
     assert_same_run,
     full,
+    interrupt,
+    run_process,
     short,
     spied,
     spy,
-    start,
-    stop,
     unet,
 )
 from train.__main__ import main
@@ -38,11 +38,9 @@ RANK, ALPHA = 2, 8
 TEXT = "text_encoder."  # begins the text encoder's names in a checkpoint
 KINDS = {
     "text": {"model__train_text_encoder": "true"},
-    "lora": {"model__lora_rank": RANK, "model__lora_alpha": ALPHA},
     "both": {"model__train_text_encoder": "true", "model__lora_rank": RANK, "model__lora_alpha": ALPHA},
     "8bit": {"model__optimizer": "adamw8bit"},
 }
-LORA, TRAINED_TEXT = {"lora", "both"}, {"text", "both"}
 Run = Callable[[str], Path]
 
 
@@ -91,8 +89,8 @@ def last_sheet(run: Path) -> list[np.ndarray]:
     return [sheet[48:96:3, left : left + 48 : 3] for left in (0, 48)]
 
 
-def made(pipe: StableDiffusionPipeline, run: Path) -> list[np.ndarray]:
-    """What a pipeline makes of the watched captions, as the monitor asks for it."""
+def generated(pipe: StableDiffusionPipeline, run: Path) -> list[np.ndarray]:
+    """The images of the watched captions, with the monitor's options."""
     captions = pd.read_parquet(run / "exposures.parquet").set_index("id")["caption"]
     options = {"guidance_scale": 3.0, "num_inference_steps": 2}
     images = []
@@ -107,24 +105,24 @@ def apart(ours: list[np.ndarray], theirs: list[np.ndarray]) -> int:
     return max(abs(one - other).max() for one, other in zip(ours, theirs, strict=True))
 
 
-@pytest.mark.parametrize("kind", ["text", "lora", "both"])
+@pytest.mark.parametrize("kind", ["text", "both"])
 def test_stock_diffusers_makes_the_images_of_the_last_sheet(kind: str, run: Run, world: Path) -> None:
-    """From the export, which is what the training looked at, text encoder included; not from the base."""
+    """From the export, which is what the monitor measured, text encoder included; not from the base."""
     sheet = last_sheet(run(kind))
-    assert apart(made(stock(run(kind) / "pipeline"), run(kind)), sheet) <= 1
-    assert apart(made(stock(world / "model"), run(kind)), sheet) > 3
+    assert apart(generated(stock(run(kind) / "pipeline"), run(kind)), sheet) <= 1
+    assert apart(generated(stock(world / "model"), run(kind)), sheet) > 3
 
 
-@pytest.mark.parametrize("kind", ["text", "both", "lora", "8bit"])
-def test_only_what_was_asked_for_has_changed(kind: str, run: Run, world: Path) -> None:
+@pytest.mark.parametrize("kind", ["text", "both", "8bit"])
+def test_only_the_trained_parts_have_changed(kind: str, run: Run, world: Path) -> None:
     pipe, base = load_pipeline(str(run(kind) / "pipeline")), load_pipeline(str(world / "model"))
     before, after = weights(base), weights(pipe)
     assert before.keys() == after.keys()
     changed = {key for key in before if not torch.equal(before[key], after[key])}
     attention = ("to_q.weight", "to_k.weight", "to_v.weight", "to_out.0.weight")
     text_attention = ("q_proj.weight", "k_proj.weight", "v_proj.weight", "out_proj.weight")
-    if kind in LORA:
-        ends = {"unet": attention, "text_encoder": text_attention if kind == "both" else ("none",)}
+    if kind == "both":
+        ends = {"unet": attention, "text_encoder": text_attention}
         assert changed == {key for key in before if key.endswith(ends.get(key.split(".")[0], "none"))}
     else:
         trained = ("unet.", "text_encoder.") if kind == "text" else ("unet.",)
@@ -138,9 +136,8 @@ def test_only_what_was_asked_for_has_changed(kind: str, run: Run, world: Path) -
 def test_captions_are_encoded_by_the_encoder_in_training(kind: str, run: Run, world: Path) -> None:
     """Though the latents come from the cache; a dropped caption is what the encoder makes of none by then."""
     cut = world / f"cut-{kind}"
-    with pytest.raises(RuntimeError, match="stopped by the test"):
-        main(parts(world, cut, kind, trainer__callbacks=[stop(5)]))
-    about = checkpoint(cut)  # of step 4: these weights made the batches of the next
+    interrupt(parts(world, cut, kind), 5)
+    about = checkpoint(cut)  # of step 4: these weights gave the batches of the next
     assert about["global_step"] == 4
     batches = spied(run(kind) and world / f"spied-{kind}")
     captions = pd.read_parquet(run(kind) / "exposures.parquet")["caption"]
@@ -169,19 +166,6 @@ def test_captions_are_encoded_by_the_encoder_in_training(kind: str, run: Run, wo
     assert (before - none).abs().max() > 1e-2
 
 
-def test_the_latents_are_cached_when_captions_cannot_be(world: Path, tmp_path: Path) -> None:
-    """And training cannot tell: the same losses without a cache."""
-    losses = []
-    for name, cache in (("cached", tmp_path / "cache"), ("live", "null")):
-        settings = {"data__cache": cache, "trainer__max_steps": 3, "monitor__every_n_steps": 99}
-        if name == "cached":
-            settings |= {"data__cache_dtype": "float32"}
-        assert main(parts(world, tmp_path / name, "text", **settings)) == 0
-        losses.append(pd.read_csv(tmp_path / name / "metrics.csv")["loss"])
-    np.testing.assert_allclose(*losses, rtol=1e-4)
-    assert [path.name.split("-")[0] for path in (tmp_path / "cache").iterdir()] == ["latents"]
-
-
 def test_the_text_encoder_is_averaged(run: Run) -> None:
     """The export holds the average, the checkpoint the weights as they are."""
     about = checkpoint(run("text"))
@@ -193,25 +177,23 @@ def test_the_text_encoder_is_averaged(run: Run) -> None:
     assert any(not torch.equal(value, state[TEXT + key]) for key, value in exported.items())
 
 
-@pytest.mark.parametrize("kind", ["lora", "both"])
-def test_a_checkpoint_holds_the_adapters_only(kind: str, run: Run) -> None:
+def test_a_checkpoint_holds_the_adapters_only(run: Run) -> None:
     """Weights, averages and moments of each; and is smaller than the UNet."""
-    path = run(kind) / "checkpoints/last.ckpt"
-    about = checkpoint(run(kind))
+    path = run("both") / "checkpoints/last.ckpt"
+    about = checkpoint(run("both"))
     names = set(about["state_dict"])
     assert all("lora_" in name for name in names)
-    assert any(name.startswith(TEXT) for name in names) == (kind in TRAINED_TEXT)
+    assert any(name.startswith(TEXT) for name in names)
     numbers = sum(value.numel() for value in about["state_dict"].values())
     assert sum(value.numel() for value in about["callbacks"]["EMA"]["average"]) == numbers
     assert len(about["optimizer_states"][0]["state"]) == len(names)
-    whole = sum(value.numel() for value in unet(run(kind) / "pipeline").values())
+    whole = sum(value.numel() for value in unet(run("both") / "pipeline").values())
     assert numbers < 0.05 * whole and path.stat().st_size < 4 * whole
 
 
-@pytest.mark.parametrize("kind", ["lora", "both"])
-def test_the_export_is_the_base_with_the_averaged_adapters(kind: str, run: Run, world: Path) -> None:
+def test_the_export_is_the_base_with_the_averaged_adapters(run: Run, world: Path) -> None:
     """W + alpha / rank B A by hand, from the average that the checkpoint keeps; and so is `pipeline/lora`."""
-    about = checkpoint(run(kind))
+    about = checkpoint(run("both"))
     average = dict(zip(about["state_dict"], about["callbacks"]["EMA"]["average"], strict=True))
     expected = weights(load_pipeline(str(world / "model")))
     for name, down in average.items():
@@ -221,14 +203,14 @@ def test_the_export_is_the_base_with_the_averaged_adapters(kind: str, run: Run, 
             part = "text_encoder" if name.startswith(TEXT) else "unet"
             key = f"{part}.{name.split('.', 1)[1].removesuffix('.lora_A.default.weight')}.weight"
             expected[key] = expected[key] + ALPHA / RANK * up @ down
-    assert_equal(weights(load_pipeline(str(run(kind) / "pipeline"))), expected, rtol=1e-5, atol=1e-6)
+    assert_equal(weights(load_pipeline(str(run("both") / "pipeline"))), expected, rtol=1e-5, atol=1e-6)
     raw = any(not torch.equal(value, average[name]) for name, value in about["state_dict"].items())
     assert raw
 
     base = stock(world / "model")
-    base.load_lora_weights(run(kind) / "pipeline/lora")
-    assert apart(made(base, run(kind)), last_sheet(run(kind))) <= 1
-    loaded = load_pipeline(str(world / "model"), lora=str(run(kind) / "pipeline/lora"))
+    base.load_lora_weights(run("both") / "pipeline/lora")
+    assert apart(generated(base, run("both")), last_sheet(run("both"))) <= 1
+    loaded = load_pipeline(str(world / "model"), lora=str(run("both") / "pipeline/lora"))
     assert_equal(weights(loaded), expected, rtol=1e-5, atol=1e-6)
 
 
@@ -237,14 +219,13 @@ def test_an_interrupted_run_ends_as_if_it_was_not(kind: str, run: Run, world: Pa
     """In step 6, a step after the checkpoint, then the same command again."""
     out = world / f"cut-{kind}"
     if not out.exists():
-        with pytest.raises(RuntimeError, match="stopped by the test"):
-            main(parts(world, out, kind, trainer__callbacks=[stop(5)]))
+        interrupt(parts(world, out, kind), 5)
     assert not (out / "pipeline").exists()
     assert main(parts(world, out, kind)) == 0
     assert_same_run(run(kind), out)
     ours, theirs = (weights(load_pipeline(str(each / "pipeline"))) for each in (out, run(kind)))
     assert_equal(ours, theirs, rtol=0, atol=1e-5)
-    if kind in LORA:
+    if kind == "both":
         files = [load_file(each / "pipeline/lora" / LORA_FILE) for each in (out, run(kind))]
         assert_equal(*files, rtol=0, atol=1e-5)
 
@@ -269,9 +250,7 @@ def test_two_processes_train_what_one_does(world: Path, tmp_path: Path) -> None:
     }
     two, one = tmp_path / "two", tmp_path / "one"
     devices = {"trainer__devices": 2, "trainer__strategy": "ddp", "data__batch_size": 3}
-    process = start(short(world, two, **(settings | devices)))
-    _, errors = process.communicate(timeout=200)
-    assert process.returncode == 0, errors
+    run_process(short(world, two, **(settings | devices)))
     assert main(short(world, one, data__batch_size=6, **settings)) == 0
     losses = [pd.read_csv(each / "metrics.csv")["loss"] for each in (one, two)]
     np.testing.assert_allclose(*losses, rtol=0, atol=1e-5)
@@ -280,5 +259,4 @@ def test_two_processes_train_what_one_does(world: Path, tmp_path: Path) -> None:
 
 
 def test_a_base_model_has_no_lora() -> None:
-    words = "training.lora_rank: a LoRA changes a trained model"
-    failure(ValueError, words, BaseTraining, "vae", "clip", {}, {}, {"lora_rank": 2})
+    failure(ValueError, "a base model is untrained", BaseTraining, "vae", "clip", {}, {}, lora_rank=2)

@@ -67,13 +67,8 @@ class AutoencoderTraining(pl.LightningModule):
     def validation_step(self, batch: dict, step: int) -> None:
         pixels = self.images(batch)
         reconstruction = self.vae.decode(self.vae.encode(pixels).latent_dist.mean).sample.float()
-        self.log(
-            "val_psnr",
-            psnr(reconstruction, pixels).mean(),
-            prog_bar=True,
-            batch_size=len(pixels),
-            sync_dist=True,
-        )
+        value = psnr(reconstruction, pixels).mean()
+        self.log("val_psnr", value, prog_bar=True, batch_size=len(pixels), sync_dist=True)
 
     def images(self, batch: dict) -> Tensor:
         """uint8 (B, 3, H, W) -> [-1, 1]."""

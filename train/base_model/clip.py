@@ -1,10 +1,12 @@
 """Train a small CLIP from nothing: text encoder of the bundled pipeline, and its alignment metric."""
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextModel, CLIPTokenizer
 
@@ -26,9 +28,7 @@ def contrastive_loss(logits: Tensor, same: Tensor) -> Tensor:
     six styles.
     """
     target = same / same.sum(1, keepdim=True)
-    return (
-        -0.5 * ((target * logits.log_softmax(1)).sum(1) + (target * logits.t().log_softmax(1)).sum(1)).mean()
-    )
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.t(), target)) / 2
 
 
 class ClipTraining(pl.LightningModule):
@@ -56,24 +56,20 @@ class ClipTraining(pl.LightningModule):
         self.lr, self.warmup_steps = lr, warmup_steps
         texts = sorted({sample.caption for sample in load_captioned(*captions).samples})
         self.tokenizer = train_tokenizer(texts, vocabulary, length)
-        text = {
-            **architecture["text_config"],
-            "vocab_size": len(self.tokenizer),
-            "max_position_embeddings": length,
-            "bos_token_id": self.tokenizer.bos_token_id,
-            "eos_token_id": self.tokenizer.eos_token_id,
-            "pad_token_id": self.tokenizer.pad_token_id,
+        tokens = {
+            name: getattr(self.tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")
         }
-        self.clip = CLIPModel(CLIPConfig(**{**architecture, "text_config": text}))
+        sizes = {"vocab_size": len(self.tokenizer), "max_position_embeddings": length}
+        text = architecture["text_config"] | sizes | tokens
+        self.clip = CLIPModel(CLIPConfig(**architecture | {"text_config": text}))
 
     def training_step(self, batch: dict, step: int) -> Tensor:
-        tokens = self.tokenizer(
-            batch["caption"], padding="max_length", truncation=True, return_tensors="pt"
-        ).input_ids
-        output = self.clip(input_ids=tokens.to(self.device), pixel_values=batch["pixels"].float() / 127.5 - 1)
-        index = {caption: number for number, caption in enumerate(set(batch["caption"]))}
-        caption = torch.tensor([index[text] for text in batch["caption"]], device=self.device)
-        loss = contrastive_loss(output.logits_per_text, (caption[:, None] == caption).float())
+        captions = batch["caption"]
+        tokens = self.tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt")
+        pixels = batch["pixels"].float() / 127.5 - 1
+        output = self.clip(input_ids=tokens.input_ids.to(self.device), pixel_values=pixels)
+        index = torch.tensor([captions.index(text) for text in captions], device=self.device)
+        loss = contrastive_loss(output.logits_per_text, (index[:, None] == index).float())
         cosine = (output.image_embeds * output.text_embeds).sum(1).mean()
         self.log_dict({"loss": loss, "true_pair_cosine": cosine}, prog_bar=True)
         return loss
@@ -84,17 +80,13 @@ class ClipTraining(pl.LightningModule):
 
     def export(self, folder: Path) -> None:
         """Write `clip/` (model, tokenizer, image processor), and `text_encoder/` and `tokenizer/` apart."""
-        side = self.clip.config.vision_config.image_size
-        half = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+        size, half = self.clip.config.vision_config.image_size, [0.5] * 3
+        crop = {"height": size, "width": size}
         images = CLIPImageProcessor(
-            size={"shortest_edge": side}, crop_size={"height": side, "width": side}, resample=3, **half
+            size={"shortest_edge": size}, crop_size=crop, resample=3, image_mean=half, image_std=half
         )
-        model = CLIPModel(self.clip.config)
-        model.load_state_dict(self.clip.state_dict())
-        model.half().save_pretrained(folder / "clip")
-        images.save_pretrained(folder / "clip")
-        self.tokenizer.save_pretrained(folder / "clip")
+        for part in (deepcopy(self.clip).half(), images, self.tokenizer):
+            part.save_pretrained(folder / "clip")
         self.tokenizer.save_pretrained(folder / "tokenizer")
-        CLIPTextModel.from_pretrained(folder / "clip", dtype=torch.float16).save_pretrained(
-            folder / "text_encoder"
-        )
+        text_encoder = CLIPTextModel.from_pretrained(folder / "clip", dtype=torch.float16)
+        text_encoder.save_pretrained(folder / "text_encoder")

@@ -1,7 +1,6 @@
 """A base model from nothing: an untrained UNet around an autoencoder and a CLIP that this project trained."""
 
 from copy import deepcopy
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +15,15 @@ class BaseTraining(Finetune):
         clip: folder with `text_encoder/` and `tokenizer/`, as train.base_model.clip exports it.
         unet: keyword arguments of diffusers' UNet2DConditionModel.
         scheduler: keyword arguments of diffusers' DDIMScheduler.
-        training: keyword arguments of train.finetune.Finetune, without `pipeline`.
+        kwargs: of train.finetune.Finetune, without `pipeline`.
     """
 
     def __init__(
-        self,
-        autoencoder: str,
-        clip: str,
-        unet: dict[str, Any],
-        scheduler: dict[str, Any],
-        training: dict[str, Any],
+        self, autoencoder: str, clip: str, unet: dict[str, Any], scheduler: dict[str, Any], **kwargs: Any
     ):
-        if unknown := training.keys() - signature(Finetune).parameters.keys():
-            raise ValueError(f"model.training has no option {', '.join(sorted(unknown))}")
-        if training.get("lora_rank"):
-            raise ValueError("training.lora_rank: a LoRA changes a trained model, and this one has to be")
-        super().__init__(pipeline="", **training)
+        super().__init__(pipeline="", **kwargs)
+        if self.lora_rank:
+            raise ValueError("model.lora_rank changes a trained model, and a base model is untrained")
         self.parts = (Path(autoencoder), Path(clip), unet, scheduler)
 
     def load_pipeline(self) -> Any:
@@ -49,9 +41,9 @@ class BaseTraining(Finetune):
             unet=UNet2DConditionModel(
                 in_channels=channels,
                 out_channels=channels,
-                cross_attention_dim=text_encoder.config.hidden_size,
                 **unet,
-            ),
+                cross_attention_dim=text_encoder.config.hidden_size,
+            ),  # fmt: skip
             scheduler=DDIMScheduler(**scheduler),
             safety_checker=None,
             feature_extractor=None,

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.filesize import decimal
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -46,7 +47,7 @@ def check_room(folder: Path, rows: int, size: int, name: str) -> None:
     needed, free = rows * size, shutil.disk_usage(folder).free
     if needed > free:
         raise ValueError(
-            f"the cache of {name} needs {needed / 2**30:.1f} GiB and {folder} has {free / 2**30:.1f} free: "
+            f"the cache of {name} needs {decimal(needed)} and {folder} has {decimal(free)} free: "
             "give --data.cache a folder with room, or null to encode each batch anew"
         )
 

@@ -93,19 +93,9 @@ class LatentData(pl.LightningDataModule):
         images, ordinary = self.images.samples, self.ordinary_images.samples
         return Captions(self.captions, images, ordinary, self.exposure, self.seed, tokenizer)
 
-    def check_batch(self, global_batch: int) -> None:
-        """Raise ValueError when one step would show more images than a pass has."""
-        draws = self.exposure.pass_length(len(self.images), self.seed)
-        if global_batch > draws:
-            raise ValueError(
-                f"a step takes {global_batch} images (batch, devices and accumulation) and a pass over the "
-                f"data has {draws}: lower data.batch_size, or give more images or data.exposure.copies"
-            )
-
     def setup(self, stage: str) -> None:
         self.load()
         trainer, samples = self.trainer, self.everything.samples
-        self.check_batch(self.global_batch)
         module = trainer.lightning_module
         resolution = resolution_of(module.pipe, self.resolution)
         self.chosen_captions = self.captions_with(module.pipe.tokenizer)

@@ -48,12 +48,3 @@ def cache_bytes(data: LatentData, known: Sizes, images: int, captions: int) -> i
     channels, height, width = known.latent(data.resolution)
     latents = images * (1 + data.flip) * 2 * channels * height * width
     return getattr(torch, data.cache_dtype).itemsize * (latents + captions * known.tokens * known.width)
-
-
-def human(size: float) -> str:
-    """Bytes in words: 1.5 GiB."""
-    for unit in ("B", "KiB", "MiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:,.1f} GiB"

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from torch import nn
+import torch
 
 from infer.denoising.sampling import resolution_of
 from infer.models.weights import is_file_name, is_hub_id
@@ -35,8 +35,8 @@ class Sizes:
         unet, text_encoder, vae: number of parameters.
         trained: entries of each trained tensor.
         channels: of the latents.
-        factor: pixels per latent entry, along a side.
-        sample_size: side of the latents that the UNet was made for.
+        factor: pixels per latent entry, in height and width.
+        sample_size: height and width of the latents that the UNet was trained with.
         tokens, width: shape of a caption's embedding.
     """
 
@@ -54,8 +54,8 @@ class Sizes:
         """Shape (C, h, w) of an image's latent; ValueError for a resolution that the model cannot take."""
         unet = SimpleNamespace(config=SimpleNamespace(sample_size=self.sample_size))
         pipe = SimpleNamespace(vae_scale_factor=self.factor, unet=unet)
-        side = resolution_of(pipe, resolution) // self.factor
-        return self.channels, side, side
+        height = resolution_of(pipe, resolution) // self.factor
+        return self.channels, height, height
 
 
 def moments(tensors: Iterable[int], optimizer: str) -> int:
@@ -97,18 +97,15 @@ def sizes_of(configs: Configs, train_text_encoder: bool = False, lora_rank: int 
 
     They are counted on the meta device: files of weights may hold buffers, or one model several times.
     """
-    import torch
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
     text_config = CLIPTextConfig.from_dict(configs["text_encoder"])
     with torch.device("meta"):
-        unet, vae = (
-            UNet2DConditionModel.from_config(configs["unet"]),
-            AutoencoderKL.from_config(configs["vae"]),
-        )
+        unet = UNet2DConditionModel.from_config(configs["unet"])
+        vae = AutoencoderKL.from_config(configs["vae"])
         text_encoder = CLIPTextModel(text_config)
-        counts = [parameters(part) for part in (unet, text_encoder, vae)]
+        counts = [sum(p.numel() for p in part.parameters()) for part in (unet, text_encoder, vae)]
         trained = [unet, text_encoder] if train_text_encoder else [unet]
         if lora_rank:
             for part in trained:
@@ -122,7 +119,3 @@ def sizes_of(configs: Configs, train_text_encoder: bool = False, lora_rank: int 
         tokens=token_count(configs["tokenizer"], configs["text_encoder"]),
         width=text_config.hidden_size,
     )
-
-
-def parameters(part: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in part.parameters())

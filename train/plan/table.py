@@ -6,11 +6,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 from transformers import CLIPTokenizer
 
 from data.captions import Captioning, Captions
+from data.exposure import Exposure
 from data.sources.shards import read_stats
 from infer.models.pipeline import MIRRORS, check_pipeline
 from infer.models.weights import is_hub_id
@@ -18,12 +20,12 @@ from train.dataset.planned import LatentData
 from train.dataset.streamed import StreamedData
 from train.finetune import Finetune
 from train.model_check import check_model
-from train.plan.needs import cache_bytes, cached_captions, checkpoint_bytes, export_bytes, human, memory_bytes
+from train.plan.needs import cache_bytes, cached_captions, checkpoint_bytes, export_bytes, memory_bytes
 from train.plan.sizes import Sizes, read_configs, sizes_of
 from train.sharded import Sharded
 
 UNKNOWN = "known once the model is downloaded"
-Row = Callable[[str, Any], None]
+Row = Callable[[str, str | Text], None]
 
 
 def plan_table(model: Finetune, data: LatentData | StreamedData, trainer: Any) -> tuple[Table, list[str]]:
@@ -34,11 +36,7 @@ def plan_table(model: Finetune, data: LatentData | StreamedData, trainer: Any) -
     table, missing = Table(title="plan", show_header=False), []
     accumulated = trainer.accumulate_grad_batches
     batch = data.batch_size * accumulated * trainer.world_size
-    draws = batch * trainer.max_steps
-
-    def row(name: str, value: Any) -> None:
-        table.add_row(name, value if isinstance(value, Text) else str(value))
-
+    draws, row = batch * trainer.max_steps, table.add_row
     row("model", model.pipeline + (f" @ {model.revision}" if model.revision else ""))
     known = None
     try:
@@ -47,35 +45,33 @@ def plan_table(model: Finetune, data: LatentData | StreamedData, trainer: Any) -
     except FileNotFoundError as error:
         row("model folder", f"missing: {error}")
         missing.append(str(error))
-    if known:
-        known.latent(data.resolution)
     row("trained", trained_parts(model, known) if known else UNKNOWN)
     row("optimizer steps", f"{trainer.max_steps:,}")
     devices = f"{trainer.world_size} device{'s' * (trainer.world_size > 1)}"
     row("batch", f"{data.batch_size} per device, {batch:,} in all ({devices}, {accumulated} accumulated)")
     row("learning rate", f"{model.lr:g}, {model.warmup_steps:,} warm-up steps, then {model.decay}")
-    row("precision", trainer.precision)
-    gamma = "none" if model.min_snr_gamma is None else f"min-SNR, gamma {model.min_snr_gamma:g}"
-    row("loss weights; noise offset", f"{gamma}; {model.noise_offset:g}")
     row("images shown in all", f"{draws:,}")
     needs: dict[Path, int] = {}
     if known:
-        average = has_average(trainer)
-        shards = trainer.world_size if isinstance(trainer.strategy, Sharded) else 1
+        known.latent(data.resolution)  # refuses a resolution that the model cannot take
+        ema = callback_named(trainer, "EMA")
+        average, shards = bool(ema and ema.decay), 1
+        if isinstance(trainer.strategy, Sharded):
+            shards = trainer.world_size
         written = checkpoint_bytes(model, known, average)
         live_images = isinstance(data, StreamedData) or not data.cache
         live_captions = live_images or data.captions.edits
         needed = memory_bytes(model, known, average, shards, live_images, live_captions)
-        row("memory per device", f"at least {human(needed)}, without activations")
-        row("checkpoint", human(written))
-        row("exported folder", human(export_bytes(model, known)))
+        row("memory per device", f"at least {decimal(needed)}, without activations")
+        row("checkpoint", decimal(written))
+        row("exported folder", decimal(export_bytes(model, known)))
         # a new checkpoint is complete before the old one is removed
         needs[Path(trainer.default_root_dir)] = 2 * written + export_bytes(model, known)
     try:
         if isinstance(data, StreamedData):
-            stream_rows(row, data, trainer, batch)
+            stream_rows(row, data, trainer, draws)
         else:
-            needs |= planned_rows(row, model, data, known, batch, draws)
+            needs |= planned_rows(row, model, data, known, draws)
     except FileNotFoundError as error:
         row("data", f"missing: {error}; exposures per image are the draws over their number")
         missing.append(str(error))
@@ -115,19 +111,18 @@ def scheduler_from(config: dict[str, Any]) -> Any:
 
 
 def planned_rows(
-    row: Row, model: Finetune, data: LatentData, known: Sizes | None, batch: int, draws: int
+    row: Row, model: Finetune, data: LatentData, known: Sizes | None, draws: int
 ) -> dict[Path, int]:
     """Rows of exposures, captions and cache; the bytes of the cache by its folder."""
     data.load()
-    data.check_batch(batch)
     images, ordinary, exposure = len(data.images), len(data.ordinary_images), data.exposure
     duplicated = int(exposure.is_duplicated(images, ordinary, data.seed).sum())
     one_pass = exposure.pass_length(images, data.seed)
     row("images", f"{data.images.report()}, {duplicated:,} of them duplicated")
     row("layout", " | ".join(data.images.layouts))
     row("ordinary images", data.ordinary_images.report() if ordinary else "none")
-    row("draws in a pass", f"{one_pass:,}; passes: {draws / one_pass:.2f}")
     passes = draws / one_pass
+    row("draws in a pass", f"{one_pass:,}; passes: {passes:.2f}")
     if exposure.weight == 1:
         duplicate, other = f"{exposure.copies * passes:.1f}", passes
     else:
@@ -139,26 +134,23 @@ def planned_rows(
         row("exposures of another image" if duplicated else "exposures of an image", f"{other:.1f}")
     row("captions", caption_options(data))
     captions = captions_of(model, data)
-    if not data.cache:
-        row("cache", "off: each batch is encoded anew")
-        return {}
-    if not known:
-        row("cache", UNKNOWN)
+    if not (data.cache and known):
+        row("cache", UNKNOWN if data.cache else "off: each batch is encoded anew")
         return {}
     cached = cache_bytes(data, known, images + ordinary, cached_captions(model, data, captions))
-    row("cache", f"{human(cached)} in {data.cache}, less what exists")
+    row("cache", f"{decimal(cached)} in {data.cache}, less what exists")
     return {Path(data.cache): cached}
 
 
-def stream_rows(row: Row, data: StreamedData, trainer: Any, batch: int) -> None:
-    """Rows of the shards, and of what img2dataset counted in them: no shard is read."""
+def stream_rows(row: Row, data: StreamedData, trainer: Any, draws: int) -> None:
+    """Rows of the shards, and of the images that img2dataset counted in them: no shard is read."""
     paths = data.find(trainer.world_size)
     counts = [read_stats(path) for path in paths]
     row("shards", f"{len(paths):,}, streamed; {data.workers} readers per device")
     if all(count is not None for count in counts):
         images = sum(count["successes"] for count in counts)
         row("images", f"{images:,}, as img2dataset counted")
-        row("passes", f"{batch * trainer.max_steps / max(1, images):.2f}")
+        row("passes", f"{draws / max(1, images):.2f}")
     else:
         row("images", "known once they are read: not every shard has its _stats.json")
     row("exposures", "counted while it trains, and not planned")
@@ -167,35 +159,21 @@ def stream_rows(row: Row, data: StreamedData, trainer: Any, batch: int) -> None:
 
 def caption_options(data: LatentData) -> str:
     """Options that show an image with another caption than its own."""
-    options = {
-        key: value for key, value in asdict(data.captions).items() if value != getattr(Captioning, key)
-    }
-    if data.exposure.duplicate == "image":
-        options["duplicated images"] = "a random one of their own"
-    return ", ".join(f"{key}: {value}" for key, value in options.items()) or "each image's own"
+    options = asdict(data.captions) | {"duplicate": data.exposure.duplicate}
+    usual = asdict(Captioning()) | {"duplicate": Exposure.duplicate}
+    changed = [f"{key}: {value}" for key, value in options.items() if value != usual[key]]
+    return ", ".join(changed) or "each image's own"
 
 
 def trained_parts(model: Finetune, known: Sizes) -> str:
     """Parts and parameters, such as `UNet: 865,910,724 parameters`."""
-    parts, whole = (
-        ("UNet and text encoder", known.unet + known.text_encoder)
-        if model.train_text_encoder
-        else ("UNet", known.unet)
-    )
-    trained = f"{sum(known.trained):,} parameters"
-    if model.lora_rank is None:
-        return f"{parts}: {trained}"
-    return f"LoRA of rank {model.lora_rank} on {parts}: {trained}, beside {whole:,} frozen"
+    parts = "UNet and text encoder" if model.train_text_encoder else "UNet"
+    lora = f"LoRA of rank {model.lora_rank} on " if model.lora_rank else ""
+    return f"{lora}{parts}: {sum(known.trained):,} parameters"
 
 
 def callback_named(trainer: Any, name: str) -> Any:
     return next((callback for callback in trainer.callbacks if type(callback).__name__ == name), None)
-
-
-def has_average(trainer: Any) -> bool:
-    """Whether callbacks.ema.EMA keeps an average."""
-    ema = callback_named(trainer, "EMA")
-    return bool(ema and ema.decay)
 
 
 def captions_of(model: Finetune, data: LatentData) -> Captions | None:
@@ -215,11 +193,12 @@ def disk_rows(row: Row, needs: dict[Path, int]) -> None:
     """One row per disk: what is needed and what is free, in red where it is not enough."""
     disks: dict[int, tuple[Path, int]] = {}
     for folder, size in needs.items():
-        existing = next(path for path in [folder.absolute(), *folder.absolute().parents] if path.exists())
-        first, total = disks.get(existing.stat().st_dev, (existing, 0))
-        disks[existing.stat().st_dev] = first, total + size
+        existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+        disk = existing.stat().st_dev
+        first, total = disks.get(disk, (existing, 0))
+        disks[disk] = first, total + size
     for folder, needed in disks.values():
         free = shutil.disk_usage(folder).free
-        value = f"{human(needed)} needed, {human(free)} free in {folder}"
+        value = f"{decimal(needed)} needed, {decimal(free)} free in {folder}"
         short = Text(f"not enough: {value}", style="bold red")
         row("disk", short if needed > free else value)

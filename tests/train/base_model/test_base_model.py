@@ -86,7 +86,7 @@ def test_a_base_model_from_nothing(tiny_shards: Path, tmp_path: Path) -> None:
         "base", tmp_path / "base", tiny_shards,
         **{"model.autoencoder": str(autoencoder), "model.clip": str(clip), "model.unet": UNET,
            "model.scheduler": {"prediction_type": "v_prediction", "clip_sample": False},
-           "model.training": {"lr": 1e-3}, "data.cache": str(tmp_path / "cache"),
+           "model.lr": 1e-3, "data.cache": str(tmp_path / "cache"),
            "monitor.num_inference_steps": 2},
     )  # fmt: skip
     weights = torch.load(tmp_path / "base/checkpoints/last.ckpt", weights_only=True)["state_dict"]

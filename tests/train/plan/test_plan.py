@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 from tests.conftest import BASE
 from tests.train.test_configs_train import rows
 from train.__main__ import build, main
-from train.plan.needs import cache_bytes, cached_captions, checkpoint_bytes, export_bytes, human
+from train.plan.needs import cache_bytes, cached_captions, checkpoint_bytes, export_bytes
 from train.plan.sizes import moments, read_configs, sizes_of
-from train.plan.table import captions_of, has_average
+from train.plan.table import captions_of
 
 SD21 = {  # the public configs, as far as they matter here
     "unet": {
@@ -119,11 +119,11 @@ def test_a_fit_writes_what_was_planned(settings: dict, tmp_path: Path, tiny_shar
     cli = build("fit", args[1:])
     known = sizes_of(read_configs(str(BASE)), cli.model.train_text_encoder, cli.model.lora_rank)
     cli.datamodule.load()
-    said = captions_of(cli.model, cli.datamodule)
-    captions = cached_captions(cli.model, cli.datamodule, said)
+    chosen = captions_of(cli.model, cli.datamodule)
+    captions = cached_captions(cli.model, cli.datamodule, chosen)
     assert captions == (0 if cli.model.train_text_encoder else 8)
     planned = {
-        tmp_path / "run/checkpoints": checkpoint_bytes(cli.model, known, has_average(cli.trainer)),
+        tmp_path / "run/checkpoints": checkpoint_bytes(cli.model, known, bool(settings.get("ema__decay"))),
         tmp_path / "run/pipeline": export_bytes(cli.model, known),
         tmp_path / "cache": cache_bytes(cli.datamodule, known, 8, captions),
     }
@@ -145,8 +145,8 @@ def test_the_plan_names_what_is_trained(
     table = plan(tmp_path / "run", tiny_shards, capsys, **settings)
     assert table["trained"] == "UNet: 11,755,456 parameters"
     assert table["batch"].startswith("1 per device, 8 in all")
-    assert table["checkpoint"].startswith("134.5 MiB")  # 11,755,456 x 12 bytes
-    assert table["memory per device"].startswith("at least 179.4 MiB")  # x 16
+    assert table["checkpoint"].startswith("141.1 MB")  # 11,755,456 x 12 bytes
+    assert table["memory per device"].startswith("at least 188.1 MB")  # x 16
     assert "free in" in table["disk"] and list(tmp_path.iterdir()) == []
 
 
@@ -176,14 +176,8 @@ def test_a_folder_without_a_config_is_named(tmp_path: Path) -> None:
         read_configs(str(tmp_path / "model"))
 
 
-def test_bytes_in_words() -> None:
-    assert [human(n) for n in (5, 1536, 3 * 2**20, 2**31, 5 * 2**41)] == [
-        "5 B", "1.5 KiB", "3.0 MiB", "2.0 GiB", "10,240.0 GiB",
-    ]  # fmt: skip
-
-
 def test_a_plan_refuses_what_the_fit_would(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    """Captions that cannot be as asked for; random tokens are planned with the model's tokenizer."""
+    """Captions that the data does not have; random tokens are planned with the model's tokenizer."""
     assert main([*DEMO, "--data.captions.choice", "random"]) == 1
     assert "has a second caption" in capsys.readouterr().err
     assert main([*DEMO, "--data.captions.level", "random"]) == 0
