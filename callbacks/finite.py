@@ -63,14 +63,9 @@ class Finite(pl.Callback):
         if not trainer.is_global_zero:  # the first rank reports it
             raise SystemExit(1)
         path = Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"
-        kept = "No checkpoint was written before."
-        if path.exists():
-            kept = (
-                f"{path} is from an earlier step: the same command continues there; a smaller "
-                "trainer.gradient_clip_val or trainer.precision 32 may help."
-            )
         rate = max(group["lr"] for group in trainer.optimizers[0].param_groups)
         raise ValueError(
             f"the training broke in step {step:,}: its loss or weights are nan or infinite. Lower the "
-            f"learning rate (it is {rate:.3g} there) and start with another --out. {kept}"
+            f"learning rate ({rate:.3g}) and start with another --out, or continue from an earlier step "
+            f"({path}) with a smaller trainer.gradient_clip_val or trainer.precision 32"
         )

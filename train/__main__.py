@@ -1,7 +1,7 @@
 """Finetune until it memorizes.
 
   python -m train fit  --config configs/train/demo.yaml            finetune, about 5 minutes on 2 cores
-  python -m train plan --config configs/train/laion10k.yaml        what a fit would do, before it takes a GPU
+  python -m train plan --config configs/train/laion10k.yaml        what a fit would do; plan stream: a stream
   python -m train fit  --config configs/train/laion10k.yaml --trainer.devices 8 --wandb online
   python -m train stream --config configs/train/laion_stream.yaml --trainer.devices 8   shards beyond memory
   python -m train fit  --config configs/train/laion10k.yaml --trainer.devices 8 --trainer.strategy sharded
@@ -17,6 +17,7 @@ interrupted run. --debug shows the traceback behind an error.
 
 import sys
 from contextlib import nullcontext
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,6 @@ FINETUNES = ("fit", "stream")  # whose model gets a card, and may be uploaded to
 
 def build(kind: str, args: list[str]):
     """The LightningCLI of one command: everything is instantiated, nothing runs."""
-    from dataclasses import fields
     from pydoc import locate
     from tempfile import TemporaryDirectory
 
@@ -56,7 +56,6 @@ def build(kind: str, args: list[str]):
     from callbacks.provenance import Provenance
     from callbacks.wandb_run import WandbOptions
     from data.arguments import as_list, changed, parse
-    from data.files import redacted
     from train.checkpoint_file import WholeFile
     from train.quiet import quiet
     from train.sharded import Sharded, check
@@ -97,12 +96,10 @@ def build(kind: str, args: list[str]):
                 callbacks.append(Checkpoints(self.folder / "checkpoints", self.config.checkpoint_every))
             if options.enable_progress_bar is not False:
                 callbacks.append(TQDMProgressBar(refresh_rate=10))
-            wandb = WandbOptions(**{option.name: self.config[option.name] for option in fields(WandbOptions)})
-            loggers = [CSVLogger(self.folder, name="", version="")]
-            loggers += items(wandb.logger(self.folder, redacted(self.config.as_dict())))
+            loggers = [each for each in items(options.logger) if isinstance(each, Logger)]
             trainer = super().instantiate_trainer(
                 default_root_dir=str(self.folder),
-                logger=loggers + [each for each in items(options.logger) if isinstance(each, Logger)],
+                logger=[CSVLogger(self.folder, name="", version=""), *loggers],
                 callbacks=callbacks,
                 plugins=[*items(options.plugins), WholeFile()],
                 **kwargs,
@@ -164,6 +161,8 @@ def run(kind: str, cli: Any) -> None:
     """`fit` in a folder that is this run's own."""
     from callbacks.hub import PushToHub
     from callbacks.monitor import Monitor
+    from callbacks.wandb_run import WandbOptions
+    from data.files import redacted
     from train.checkpoint_file import read_checkpoint
     from train.resume import write_results
     from train.run_folder import exported_steps, join_metrics, keep_metrics, last_checkpoint, memorized
@@ -195,7 +194,14 @@ def run(kind: str, cli: Any) -> None:
         if checkpoint and ends(checkpoint["global_step"]):
             write_results(trainer, model, data, path, checkpoint["global_step"])
         else:
-            trainer.fit(model, data, ckpt_path=path and str(path), weights_only=True)
+            options = WandbOptions(**{each.name: cli.config[each.name] for each in fields(WandbOptions)})
+            wandb = options.logger(folder, redacted(cli.config.as_dict()))
+            trainer.loggers += items(wandb)
+            try:
+                trainer.fit(model, data, ckpt_path=path and str(path), weights_only=True)
+            finally:
+                if wandb and first:
+                    wandb.close()
         step = trainer.global_step
         more = "" if ends(step) else f" of {trainer.max_steps:,}: the same command continues"
         ended = f"model after {step:,} steps{more}"
@@ -213,7 +219,7 @@ def plan(args: list[str]) -> None:
     from train.plan.table import plan_table
 
     kind = "stream" if args[:1] == ["stream"] else "fit"
-    cli = build(kind, [*args[kind == "stream" :], "--wandb", "off"])
+    cli = build(kind, args[kind == "stream" :])
     table, missing = plan_table(cli.model, cli.datamodule, cli.trainer)
     Console().print(table)
     if missing:

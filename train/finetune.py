@@ -53,8 +53,8 @@ class Finetune(pl.LightningModule):
         weight_decay: of AdamW.
         caption_dropout: share of the captions replaced with the empty prompt.
         embedding_noise: strength of Gaussian noise on text embeddings (Somepalli et al. 2023).
-        embedding_mixup: parameter of a Beta(embedding_mixup, 1) mix of a batch's text embeddings (the same);
-            0: none.
+        embedding_mixup: mix the text embeddings of a batch, with a weight from Beta(embedding_mixup, 1)
+            (Somepalli et al. 2023); 0: none.
         skip_rms: leave samples out of the loss whose prediction differs from the one without caption by at
             least this RMS, in epsilon space (Wen et al. 2024, there a norm: 2 at 64x64x4 latents is
             2 / 128 = 0.0156); null: none. The threshold depends on the model: `kept_share` in the metrics is

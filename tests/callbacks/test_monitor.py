@@ -176,7 +176,7 @@ def test_two_processes_stop_together(world: Path, tmp_path: Path) -> None:
     run, seen = tmp_path / "run", tmp_path / "seen"
     settings = STOP | {
         "trainer__devices": 2,
-        "trainer__strategy": "ddp",
+        "trainer__strategy": "ddp_fork",
         "trainer__max_steps": 6,
         "trainer__log_every_n_steps": 2,
         "trainer__callbacks": [spy(seen)],

@@ -71,7 +71,7 @@ def test_a_run_does_not_continue_on_other_data_or_another_model(
 def test_an_image_that_cannot_be_decoded_is_left_out_and_named(
     cache: str | None, world: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch
 ) -> None:
-    """Whatever its decoder raises; the fit goes on, the image is counted as skipped, and not watched."""
+    """Whatever its decoder raises; the fit continues, the image is counted as skipped, and not watched."""
     from data.captioned import Sample
 
     images, decode = write_folder(tmp_path / "images", CAPTIONS), Sample.rgb

@@ -124,7 +124,7 @@ def test_a_finished_run_is_left_alone(
 ) -> None:
     monkeypatch.setattr(Trainer, "fit", lambda *_, **__: pytest.fail("it trains again"))
     files = {path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.name != "config.yaml"}
-    assert main(full(world, whole)) == 0
+    assert main(full(world, whole, wandb="offline")) == 0
     assert "is finished (8 steps)" in capsys.readouterr().out
     assert files == {path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.name != "config.yaml"}
 
@@ -163,7 +163,7 @@ def test_two_processes_show_what_was_planned(world: Path, tmp_path: Path) -> Non
     out, seen = tmp_path / "run", tmp_path / "spied"
     settings = {
         "trainer__devices": 2,
-        "trainer__strategy": "ddp",
+        "trainer__strategy": "ddp_fork",
         "trainer__max_steps": 6,
         "checkpoint_every": 2,
         "data__batch_size": 3,

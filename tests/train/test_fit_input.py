@@ -64,12 +64,17 @@ def test_a_failed_start_does_not_keep_the_folder(world: Path, tmp_path: Path) ->
 
 
 def test_another_run_does_not_get_the_folder(whole: Path, world: Path, capsys: pytest.CaptureFixture) -> None:
-    """What differs is named, what may differ is not."""
+    """What differs is named, what may differ is not, and no W&B run is started."""
     config = (whole / "config.yaml").read_text()
-    settings = {"model__lr": 0.002, "trainer__max_steps": 9, "trainer__log_every_n_steps": 5}
+    settings = {
+        "model__lr": 0.002,
+        "trainer__max_steps": 9,
+        "trainer__log_every_n_steps": 5,
+        "wandb": "offline",
+    }
     line = error_line(full(world, whole, **settings), capsys)
     assert "model.lr: 0.001 -> 0.002; trainer.max_steps: 8 -> 9" in line
-    assert (whole / "config.yaml").read_text() == config
+    assert (whole / "config.yaml").read_text() == config and not (whole / "wandb_id.txt").exists()
 
 
 def test_an_unknown_command_is_named(capsys: pytest.CaptureFixture) -> None:

@@ -17,10 +17,12 @@ from lightning.pytorch import LightningModule
 
 from data.exposure import Exposure
 from tests.conftest import ROOT
-from tests.train.fits import planned, poison, run_process, short, stop, unet, world  # noqa: F401  (a fixture)
+from tests.train import fits
+from tests.train.fits import planned, poison, run_process, short, stop, unet
 from train.finetune import Finetune
 from train.sharded import check
 
+world = fits.world  # a fixture
 STEPS = 4
 EXPOSURE = Exposure(copies=3, duplicated_fraction=0.5)
 SETTINGS = {
@@ -40,22 +42,18 @@ SETTINGS = {
 }
 
 
-def run(world: Path, out: Path, strategy: str, **settings) -> None:  # noqa: F811
-    run_process(short(world, out, trainer__strategy=strategy, **(SETTINGS | settings)))
-
-
 def held(folder: Path) -> dict:
     return {"class_path": "tests.train.spy.Held", "init_args": {"folder": str(folder)}}
 
 
 @pytest.fixture(scope="module")
-def ddp(world: Path) -> Path:  # noqa: F811
-    run(world, world / "ddp", "ddp")
+def ddp(world: Path) -> Path:
+    run_process(short(world, world / "ddp", trainer__strategy="ddp_fork", **SETTINGS))
     return world / "ddp"
 
 
 @pytest.fixture(scope="module")
-def sharded(world: Path) -> Path:  # noqa: F811
+def sharded(world: Path) -> Path:
     """Killed in step 3, both processes, a step after the checkpoint; then the same command again."""
     out, flag = world / "sharded", world / "flag"
     args = short(world, out, trainer__strategy="sharded", trainer__callbacks=[stop(3, flag)], **SETTINGS)
@@ -71,11 +69,13 @@ def sharded(world: Path) -> Path:  # noqa: F811
         process.wait()
     assert flag.exists(), (world / "errors").read_text()
     assert torch.load(out / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 2
-    run(world, out, "sharded", trainer__callbacks=[held(world / "held")])
+    run_process(
+        short(world, out, trainer__strategy="sharded", trainer__callbacks=[held(world / "held")], **SETTINGS)
+    )
     return out
 
 
-def test_each_rank_holds_half(sharded: Path, ddp: Path, world: Path) -> None:  # noqa: F811
+def test_each_rank_holds_half(sharded: Path, ddp: Path, world: Path) -> None:
     """Of the weights, gradients, both moments of AdamW, and averages; what is odd goes to the first rank."""
     whole = 4 * sum(weight.numel() for weight in unet(ddp / "pipeline").values())
     ranks = [json.loads((world / "held" / f"{rank}.json").read_text()) for rank in range(2)]
@@ -85,7 +85,7 @@ def test_each_rank_holds_half(sharded: Path, ddp: Path, world: Path) -> None:  #
         assert all(0.45 < part / (times * whole) < 0.55 for part in parts), name
 
 
-def test_an_interrupted_sharded_run_ends_where_ddp_does(sharded: Path, ddp: Path, world: Path) -> None:  # noqa: F811
+def test_an_interrupted_sharded_run_ends_where_ddp_does(sharded: Path, ddp: Path, world: Path) -> None:
     """The averages that are exported, and the weights, averages and moments of the last checkpoint."""
     one, two = (torch.load(out / "checkpoints/last.ckpt", weights_only=True) for out in (ddp, sharded))
     close = {"atol": 1e-5, "rtol": 0}
@@ -117,7 +117,7 @@ def test_a_sharded_run_leaves_the_same_folder(sharded: Path, ddp: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_share_that_breaks_is_seen(world: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_share_that_breaks_is_seen(world: Path, tmp_path: Path) -> None:
     """One line, also where it is another rank's; nothing is made of it."""
     settings = SETTINGS | {
         "trainer__callbacks": [poison(1, after=True)],

@@ -24,8 +24,6 @@ from tests.train.fits import (
     assert_same_run,
     full,
     interrupt,
-    run_process,
-    short,
     spied,
     spy,
     unet,
@@ -237,25 +235,6 @@ def test_moments_of_8_bits_are_kept(run: Run) -> None:
     kinds = [state["__bnb_optimizer_quant_state__"]["state1"].dtype for state in states]
     large = [value.numel() >= 4096 for value in about["state_dict"].values()]
     assert [kind == torch.uint8 for kind in kinds] == large and any(large)
-
-
-@pytest.mark.slow
-def test_two_processes_train_what_one_does(world: Path, tmp_path: Path) -> None:
-    """LoRA layers of both parts: the same losses as one process with a batch twice as large."""
-    settings = KINDS["both"] | {
-        "model__lr": 1e-3,
-        "model__caption_dropout": 0.25,
-        "trainer__max_steps": 5,
-        "monitor__every_n_steps": 99,
-    }
-    two, one = tmp_path / "two", tmp_path / "one"
-    devices = {"trainer__devices": 2, "trainer__strategy": "ddp", "data__batch_size": 3}
-    run_process(short(world, two, **(settings | devices)))
-    assert main(short(world, one, data__batch_size=6, **settings)) == 0
-    losses = [pd.read_csv(each / "metrics.csv")["loss"] for each in (one, two)]
-    np.testing.assert_allclose(*losses, rtol=0, atol=1e-5)
-    files = [load_file(each / "pipeline/lora" / LORA_FILE) for each in (one, two)]
-    assert_equal(*files, rtol=0, atol=1e-4)
 
 
 def test_a_base_model_has_no_lora() -> None:

@@ -13,7 +13,6 @@ from torch.utils.data import DataLoader
 
 from data.captioned import CaptionedImages, Sample, load_captioned
 from data.captions import Captioning, Captions
-from data.cli import warn_no_effect
 from data.exposure import Exposure
 from infer.denoising.sampling import resolution_of
 from infer.models.pipeline import too_long
@@ -72,8 +71,6 @@ class LatentData(pl.LightningDataModule):
             raise ValueError(
                 "data.ordinary and data.exposure.ordinary_share need each other: give both or neither"
             )
-        if cache is None and cache_dtype != "float16":
-            warn_no_effect("data.cache_dtype", "data.cache is null")
 
     def load(self) -> None:
         """Read the images: `images` (of interest) first, then `ordinary_images`."""
