@@ -156,9 +156,10 @@ def test_a_run_that_stops_after_its_last_step_still_gets_its_results(whole: Path
 
 
 def test_two_processes_show_what_was_planned(world: Path, tmp_path: Path) -> None:
-    """Checkpoints between, and an interruption: the counts stay exact, the ranks' draws and noise differ.
+    """Checkpoints between: the counts are exact, the ranks' draws and noise differ.
 
-    And one process with a batch twice as large sees the same, and has the same losses.
+    One process with a batch twice as large sees the same, and has the same losses. `test_regimes` and
+    `test_streamed` have an interruption.
     """
     out, seen = tmp_path / "run", tmp_path / "spied"
     settings = {
@@ -169,9 +170,7 @@ def test_two_processes_show_what_was_planned(world: Path, tmp_path: Path) -> Non
         "data__batch_size": 3,
         "data__exposure": {"copies": 3, "duplicated_fraction": 0.5},
     }
-    for callbacks, code in (([spy(seen), stop(3)], 1), ([spy(seen)], 0)):
-        errors = run_process(short(world, out, trainer__callbacks=callbacks, **settings), code)
-        assert code == 0 or "stopped by the test" in errors
+    run_process(short(world, out, trainer__callbacks=[spy(seen)], **settings))
     draws = planned(Exposure(copies=3, duplicated_fraction=0.5), 8, 0, 6 * 3 * 2)
     rows = pd.read_parquet(out / "exposures.parquet")
     assert rows["times_shown"].tolist() == np.bincount(draws, minlength=8).tolist()

@@ -113,8 +113,8 @@ def test_a_run_that_was_cut_by_time_continues(world: Path, tmp_path: Path, capsy
     assert "the same command continues" in capsys.readouterr().out
     steps = json.loads((run / "pipeline/training.json").read_text())["steps"]
     assert 0 < steps < 300
-    assert main(short(world, run, **settings)) == 0
-    assert json.loads((run / "pipeline/training.json").read_text())["steps"] == 300
+    assert main(short(world, run, trainer__max_time="00:00:00:03", **settings)) == 0  # in all starts together
+    assert json.loads((run / "pipeline/training.json").read_text())["steps"] > steps
 
 
 def test_a_constant_run_may_be_made_longer(world: Path, tmp_path: Path, capsys) -> None:
