@@ -15,7 +15,7 @@ MAY_IMPORT = {  # of packages, and of rooms within a package: what else they may
     "data.sources": {"files", "captioned"},
     "infer.models": set(),
     "infer.denoising": {"models"},
-    "infer.metrics": {"models"},
+    "infer.metrics": {"options", "models", "predict"},
     "infer.predict": {"options", "models", "denoising"},
     "infer.report": {"metrics"},
     "infer.compare": {"options", "models", "denoising", "metrics", "predict", "report"},
@@ -26,7 +26,7 @@ MAY_IMPORT = {  # of packages, and of rooms within a package: what else they may
     "callbacks.mitigations": set(),
     "callbacks.adapters": {"mitigations"},
     "train.dataset": {"objective"},
-    "train.plan": {"dataset", "finetune", "lora_layers", "sharded"},
+    "train.plan": {"dataset", "finetune", "lora_layers", "model_check", "sharded"},
     "train.base_model": {"dataset", "finetune", "schedule"},
 }
 
