@@ -15,7 +15,7 @@ MAY_IMPORT = {  # of packages, and of rooms within a package: what else they may
     "data.sources": {"files", "captioned"},
     "infer.models": set(),
     "infer.denoising": {"models"},
-    "infer.metrics": {"models"},
+    "infer.metrics": {"options", "models", "predict"},
     "infer.predict": {"options", "models", "denoising"},
     "infer.report": {"metrics"},
     "infer.compare": {"options", "models", "denoising", "metrics", "predict", "report"},
