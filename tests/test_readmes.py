@@ -1,4 +1,4 @@
-"""Every command in a README or in configs/RESULTS.md is understood: its options exist, its configs are there."""
+"""Every command in a README or in configs/RESULTS.md parses: its options and its configs exist."""
 
 import re
 import shlex
