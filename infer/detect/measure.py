@@ -69,10 +69,10 @@ def batches(
     options: Detection, pipe: Any, requests: Sequence[Request], guidance_scale: float,
     rules: Sequence[GuidanceRule], title: str,
 ) -> Iterator[tuple[list[Request], Denoised]]:  # fmt: skip
-    model, device = options.model, torch.device(options.device)
+    model = options.model
     return denoised_batches(
-        pipe, requests, model.resolution_of(pipe), guidance_scale, model.num_inference_steps, device,
-        options.batch_size, model.negative_prompt, rules, title,
+        pipe, torch.device(options.device), requests, options.batch_size, model.resolution_of(pipe),
+        guidance_scale, model.num_inference_steps, model.negative_prompt, rules, title,
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 
 from infer import plotting
-from infer.denoising import curves as curves_module
+from infer.denoising import sampling
 from infer.denoising.curves import Watch
 from infer.denoising.noise import sample_seed
 from infer.denoising.requests import Request
@@ -162,7 +162,7 @@ def test_what_is_not_finite_is_left_out_and_named(
         noise[[request.prompt_id in broken for request in batch]] = torch.nan
         return noise, *others
 
-    monkeypatch.setattr(curves_module, "encode", damaged)
+    monkeypatch.setattr(sampling, "encode", damaged)
     some = measure(Detection(out=str(tmp_path), **options))
     notes = "\n".join(some.notes())
     assert some.failed() == broken and f"{len(broken)} prompts FAILED" in notes
