@@ -79,15 +79,15 @@ def load_prompts(source: str) -> list[Prompt]:
 
 def source_fingerprint(source: str) -> str:
     """A digest of a source's options and of the names and contents of the files that `load_prompts` reads."""
-    place, options = with_options(source)
-    if place.startswith("hf:"):
+    location, options = with_options(source)
+    if location.startswith("hf:"):
         return digest(source)[:12]
-    path = Path(place)
+    path = Path(location)
     if path.is_dir():
         run = path / "exposures.parquet"
         files = [run] if run.exists() else files_below(path)
-    elif place.endswith((*SHARD_SUFFIXES, ".parquet")):
-        files = [Path(file) for file in matching_files(place)]
+    elif location.endswith((*SHARD_SUFFIXES, ".parquet")):
+        files = [Path(file) for file in matching_files(location)]
     else:
         files = [path]
     if file := options.get("captions"):
@@ -132,6 +132,14 @@ def without(prompts: Iterable[Prompt], memorized: Iterable[Prompt]) -> tuple[lis
         if same(prompt.text) not in left_out:
             kept.setdefault(same(prompt.text), prompt)
     return list(kept.values()), len(prompts) - len(kept)
+
+
+def load_ordinary(source: str, memorized: Iterable[Prompt]) -> tuple[list[Prompt], int]:
+    """`without` for a source's prompts; ValueError where all are memorized."""
+    ordinary, left_out = without(load_prompts(source), memorized)
+    if not ordinary:
+        raise ValueError(f"all prompts of {source!r} are memorized: give others that are not")
+    return ordinary, left_out
 
 
 def lines(path: Path) -> Iterator[tuple[int, str]]:

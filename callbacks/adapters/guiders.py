@@ -61,12 +61,9 @@ class TransitionGuidance(BaseGuidance):
             cls.rule_class, cls.__init__ = rule, with_options_of(rule)
 
     def set_up(
-        self,
-        guidance_scale: float = 7.5,
-        prediction_type: str = "epsilon",
-        enabled: bool = True,
+        self, guidance_scale: float = 7.5, prediction_type: str = "epsilon", enabled: bool = True,
         **options: Any,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__(enabled=enabled)
         self._diffusers_load_id = "null|guider|null|null"  # without one, pipelines save and load without it
         self.guidance_scale, self.prediction_type = guidance_scale, prediction_type
@@ -92,10 +89,7 @@ class TransitionGuidance(BaseGuidance):
         return None if self._batch_size is None else self.rule.transition_timestep().isinf()
 
     def get_state(self) -> dict[str, Any]:
-        return super().get_state() | {
-            "transition_timestep": self.transition_timestep,
-            "gated": self.gated,
-        }
+        return super().get_state() | {"transition_timestep": self.transition_timestep, "gated": self.gated}
 
     @property
     def num_conditions(self) -> int:
@@ -158,15 +152,10 @@ class TransitionGuidance(BaseGuidance):
     def current_step(self) -> DenoisingStep:
         timestep, flow = self._timesteps[-1], self.prediction_type == "flow_prediction"
         return DenoisingStep(
-            index=len(self._timesteps) - 1,
-            timestep=timestep,
-            timesteps=self._timesteps,
-            latents=None,
-            alpha=1 - timestep / 1000 if flow else math.nan,
-            sigma=timestep / 1000 if flow else math.nan,
-            prediction_type=self.prediction_type,
-            guidance_scale=self.guidance_scale,
-        )
+            index=len(self._timesteps) - 1, timestep=timestep, timesteps=self._timesteps, latents=None,
+            alpha=1 - timestep / 1000 if flow else math.nan, sigma=timestep / 1000 if flow else math.nan,
+            prediction_type=self.prediction_type, guidance_scale=self.guidance_scale,
+        )  # fmt: skip
 
     def scale(self) -> Tensor:
         full = torch.full((self._batch_size,), float(self.guidance_scale))

@@ -23,11 +23,9 @@ def pooled(pipe: Any, texts: Sequence[str], device: torch.device, batch_size: in
     out = []
     for start in tqdm(range(0, len(texts), batch_size), "captions", leave=False, disable=len(texts) < 2000):
         tokens = pipe.tokenizer(
-            list(texts[start : start + batch_size]),
-            padding="max_length",
-            truncation=True,
+            list(texts[start : start + batch_size]), padding="max_length", truncation=True,
             return_tensors="pt",
-        )
+        )  # fmt: skip
         out.append(pipe.text_encoder(tokens.input_ids.to(device)).pooler_output.float())
     return F.normalize(torch.cat(out))
 

@@ -10,15 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data.sources.classes import CLASS_PROMPT, IMAGENETTE, readable
-from data.sources.rows import (
-    Row,
-    Source,
-    caption_in_json,
-    count_unused,
-    files_below,
-    images_below,
-    path_ids,
-)
+from data.sources.rows import Row, Source, caption_in_json, count_unused, files_below, images_below, path_ids
 from data.sources.stored import WholeFile
 
 log = logging.getLogger(__name__)

@@ -135,12 +135,10 @@ def rows_of(path: str, keys: dict[str, Members], skipped: Counter) -> Iterator[R
         unread = UNREAD_SUFFIXES & members.keys()
         caption = read(members["txt"]) if "txt" in members else caption_in_json(read(members.get("json")))
         yield Row(
-            file_id(key),
-            members[images[0]] if images else None,
-            caption,
+            file_id(key), members[images[0]] if images else None, caption,
             missing=NOT_READ if unread else "without image",
             detail=f"it has {', '.join(f'.{suffix}' for suffix in members)}",
-        )
+        )  # fmt: skip
 
 
 def images_in(members: Members) -> list[str]:

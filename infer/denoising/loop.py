@@ -28,10 +28,7 @@ class Denoised(Trace):
 
 
 def prepare(
-    scheduler: Any,
-    guidance_scale: float,
-    num_inference_steps: int,
-    rules: Sequence[GuidanceRule] = (),
+    scheduler: Any, guidance_scale: float, num_inference_steps: int, rules: Sequence[GuidanceRule] = ()
 ) -> list[float]:
     """Set the scheduler's timesteps and return them; ValueError where it, or a rule, cannot work."""
     timesteps = check_sampling(scheduler, num_inference_steps)
@@ -46,17 +43,10 @@ def prepare(
 
 @torch.no_grad()
 def denoise(
-    unet: Callable,
-    scheduler: Any,
-    latents: Tensor,
-    unconditional_embedding: Tensor,
-    conditional_embedding: Tensor,
-    guidance_scale: float,
-    num_inference_steps: int,
-    rules: Sequence[GuidanceRule] = (),
-    generators: list[Generator] | None = None,
-    bar: tqdm | None = None,
-) -> Denoised:
+    unet: Callable, scheduler: Any, latents: Tensor, unconditional_embedding: Tensor,
+    conditional_embedding: Tensor, guidance_scale: float, num_inference_steps: int,
+    rules: Sequence[GuidanceRule] = (), generators: list[Generator] | None = None, bar: tqdm | None = None,
+) -> Denoised:  # fmt: skip
     """Denoise a batch with per-sample guidance: eps = eps_u + s (eps_c - eps_u), s decided by the rules.
 
     Args:

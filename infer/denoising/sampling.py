@@ -77,16 +77,9 @@ def denoise_requests(
         rule.prepare(pipe, requests, device)
     noise, generators, *embeddings = encode(pipe, requests, resolution, device)
     return denoise(
-        pipe.unet,
-        pipe.scheduler,
-        noise,
-        *embeddings,
-        guidance_scale,
-        num_inference_steps,
-        rules,
-        generators,
+        pipe.unet, pipe.scheduler, noise, *embeddings, guidance_scale, num_inference_steps, rules, generators,
         bar,
-    )
+    )  # fmt: skip
 
 
 @torch.no_grad()

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from infer.denoising.hooks import GuidanceRule
 from infer.denoising.loop import Denoised
 from infer.denoising.requests import Request, requests_for
 from infer.denoising.schedulers import first_informative_step, noise_levels
-from infer.detect.attention import CrossAttention, cross_attentions, ends_of_text, recording
+from infer.detect.attention import CrossAttention, cross_attentions, ends_of_text
 from infer.detect.detectors import DETECTORS, all_steps, fall, first_step
 from infer.detect.options import Detection
 from infer.detect.summary import Detected
@@ -39,19 +38,17 @@ def measure(options: Detection) -> Detected:
 
 def guided_scores(options: Detection, pipe: Any, requests: Sequence[Request]) -> pd.DataFrame:
     """A row per request: detectors that read the run with guidance, and whether it failed."""
-    scale, parts, rules = options.model.guidance_scale, [], [Watch()]
+    scale, parts = options.model.guidance_scale, []
     steps = len(options.model.prepare(pipe, scale))
     first = first_informative_step(noise_levels(pipe.scheduler))
     attention = CrossAttention(steps, options.attention_layer) if cross_attentions(pipe.unet) else None
-    if attention:
-        rules.append(attention)
-    with recording(pipe.unet, attention) if attention else nullcontext():
-        for batch, denoised in batches(options, pipe, requests, scale, rules, "guided"):
-            curves = denoised.difference_rms.numpy()
-            scores = {"first_step": first_step(curves[:, first:]), "all_steps": all_steps(curves)}
-            if attention:
-                scores |= attention.scores(ends_of_text(pipe, [request.prompt for request in batch]))
-            parts.append(pd.DataFrame(scores | {"failed_guided": denoised.failed_at >= 0}))
+    rules = [attention] if attention else [Watch()]
+    for batch, denoised in batches(options, pipe, requests, scale, rules, "guided"):
+        curves = denoised.difference_rms.numpy()
+        scores = {"first_step": first_step(curves[:, first:]), "all_steps": all_steps(curves)}
+        if attention:
+            scores |= attention.scores(ends_of_text(pipe, [request.prompt for request in batch]))
+        parts.append(pd.DataFrame(scores | {"failed_guided": denoised.failed_at >= 0}))
     return pd.concat(parts, ignore_index=True)
 
 

@@ -82,11 +82,11 @@ def test_an_edit_comes_from_the_generator_alone(edit: Callable, tokenizer: CLIPT
 
 def test_every_place_is_as_likely(random: np.random.Generator) -> None:
     """Both ends too: of the first of two words 4 places among 3 words, of the second then 5."""
-    places: Counter = Counter()
+    positions: Counter = Counter()
     for _ in range(DRAWS):
         words = with_numbers_added("a b c", random, 1).split()
-        places[next(n for n, word in enumerate(words) if word.isdigit())] += 1
-    assert set(places) == {0, 1, 2, 3} and is_even(places, 4)
+        positions[next(n for n, word in enumerate(words) if word.isdigit())] += 1
+    assert set(positions) == {0, 1, 2, 3} and is_even(positions, 4)
     pairs: Counter = Counter()
     for _ in range(DRAWS):
         words = with_numbers_added("a b c", random, 2).split()

@@ -67,9 +67,7 @@ WEN = """{"caption": "Mothers, and a hippo", "index": 964841345, "url": "https:/
             "marks.tsv",
             'id\ttext\n1\t"G I G G L E" painted\n2\t"a" and "b"\n3\t"a ""cat"""\n4\t"open\n',
             [
-                Prompt("1", '"G I G G L E" painted'),
-                Prompt("2", '"a" and "b"'),
-                Prompt("3", 'a "cat"'),
+                Prompt("1", '"G I G G L E" painted'), Prompt("2", '"a" and "b"'), Prompt("3", 'a "cat"'),
                 Prompt("4", '"open'),
             ],
         ),
@@ -80,7 +78,7 @@ WEN = """{"caption": "Mothers, and a hippo", "index": 964841345, "url": "https:/
             [Prompt("3", "a cat"), Prompt(text_id("a dog"), "a dog")],
         ),
     ],
-)
+)  # fmt: skip
 def test_published_and_handmade_forms(
     tmp_path: Path, name: str, content: str, expected: list[Prompt]
 ) -> None:
@@ -124,16 +122,11 @@ def one_row(name: str, column: str, cell: str) -> str:
 @pytest.mark.parametrize(
     "name, cell, expected",
     [
-        ("a.csv", "blurry", "blurry"),
-        ("a.csv", '"blurry, dark"', "blurry, dark"),
-        ("a.csv", "", ""),
-        ("a.csv", "NaN", None),
-        ("a.jsonl", '"blurry"', "blurry"),
-        ("a.jsonl", '""', ""),
-        ("a.jsonl", "null", None),
-        ("a.jsonl", "NaN", None),
+        ("a.csv", "blurry", "blurry"), ("a.csv", '"blurry, dark"', "blurry, dark"), ("a.csv", "", ""),
+        ("a.csv", "NaN", None), ("a.jsonl", '"blurry"', "blurry"), ("a.jsonl", '""', ""),
+        ("a.jsonl", "null", None), ("a.jsonl", "NaN", None),
     ],
-)
+)  # fmt: skip
 def test_a_negative_prompt_may_be_empty_or_missing(
     tmp_path: Path, column: str, name: str, cell: str, expected: str | None
 ) -> None:
@@ -144,14 +137,10 @@ def test_a_negative_prompt_may_be_empty_or_missing(
 @pytest.mark.parametrize(
     "name, cell, expected",
     [
-        ("a.csv", "a dog", "a dog"),
-        ("a.csv", " ", None),
-        ("a.jsonl", '"a dog"', "a dog"),
-        ("a.jsonl", '""', None),
-        ("a.jsonl", "null", None),
-        ("a.jsonl", "NaN", None),
+        ("a.csv", "a dog", "a dog"), ("a.csv", " ", None), ("a.jsonl", '"a dog"', "a dog"),
+        ("a.jsonl", '""', None), ("a.jsonl", "null", None), ("a.jsonl", "NaN", None),
     ],
-)
+)  # fmt: skip
 def test_an_empty_alternative_is_none(
     tmp_path: Path, column: str, name: str, cell: str, expected: str | None
 ) -> None:

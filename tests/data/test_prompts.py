@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from data.prompts import Prompt, inline_prompts, load_prompts, source_fingerprint, without
+from data.prompts import Prompt, inline_prompts, load_prompts, without
 from tests.conftest import CAPTIONS
 from tests.data.prompt_files import exposures, lines, write
 
@@ -120,14 +120,6 @@ def test_memorized_prompts_are_left_out_by_their_text() -> None:
     """Whatever their ids, letter case and spaces; of two that say the same the first stays."""
     prompts = [Prompt("1", "A  cat"), Prompt("2", "a dog"), Prompt("3", "A dog"), Prompt("4", "a cow")]
     assert without(prompts, [Prompt("x", "a Cat ")]) == ([prompts[1], prompts[3]], 2)
-
-
-def test_a_fingerprint_is_of_the_whole_content(tmp_path: Path) -> None:
-    """One byte in the middle of a large file is enough."""
-    content = bytearray(b"a line of text\n" * 2_000_000)
-    before = source_fingerprint(write(tmp_path / "a.txt", bytes(content)))
-    content[100] ^= 1
-    assert source_fingerprint(write(tmp_path / "a.txt", bytes(content))) != before
 
 
 def images(folder: Path, captions: dict[str, str]) -> str:

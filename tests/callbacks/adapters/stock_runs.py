@@ -62,8 +62,8 @@ def requests(prompts: list[str], negative: str | None = None) -> list[Request]:
     return [Request(f"s{n}", 0, prompt, n, negative) for n, prompt in enumerate(prompts)]
 
 
-def ours(pipe: Any, rules: list[GuidanceRule], scale: float, steps: int, asked: list[Request]) -> Denoised:
-    return make_images(pipe, CPU, asked, 16, scale, steps, rules=rules)[1]
+def ours(pipe: Any, rules: list[GuidanceRule], scale: float, steps: int, rows: list[Request]) -> Denoised:
+    return make_images(pipe, CPU, rows, 16, scale, steps, rules=rules)[1]
 
 
 @contextmanager
@@ -130,13 +130,9 @@ class Written:
 
 @torch.no_grad()
 def by_hand(
-    pipe: Any,
-    prompts: list[str],
-    steps: int,
-    scale: Callable[[int, float, Tensor, Tensor], Tensor],
-    negative: str | None = None,
-    per_prompt: int = 1,
-) -> Tensor:
+    pipe: Any, prompts: list[str], steps: int, scale: Callable[[int, float, Tensor, Tensor], Tensor],
+    negative: str | None = None, per_prompt: int = 1,
+) -> Tensor:  # fmt: skip
     """The final latents of SDXL where all rows get both predictions at each step, mixed by `scale`."""
     c_text, u_text, c_pooled, u_pooled = pipe.encode_prompt(
         prompts, num_images_per_prompt=per_prompt, negative_prompt=negative and [negative] * len(prompts)

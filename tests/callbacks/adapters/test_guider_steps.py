@@ -31,12 +31,9 @@ TIMESTEPS = [999.0, 800.0, 600.0, 400.0, 200.0, 1.0]
 
 
 def drive(
-    guider: TransitionGuidance,
-    curves: Tensor,
-    timesteps: list[float],
-    stop: int | None = None,
+    guider: TransitionGuidance, curves: Tensor, timesteps: list[float], stop: int | None = None,
     steps: int | None = None,
-) -> Iterator[tuple[list[str], Tensor | None]]:
+) -> Iterator[tuple[list[str], Tensor | None]]:  # fmt: skip
     """As a pipeline does: of each step what it evaluated and the scales (where it evaluated both).
 
     The unconditional prediction is 0 and the conditional one the curves' value, (B, steps), in every entry.
@@ -196,11 +193,9 @@ def test_saved_with_a_pipeline(loaded: bool, tmp_path):
     if loaded:
         guider.save_pretrained(tmp_path / "guider")
         guider = ComponentSpec(
-            "guider",
-            StaticTransitionGuidance,
-            pretrained_model_name_or_path=str(tmp_path),
+            "guider", StaticTransitionGuidance, pretrained_model_name_or_path=str(tmp_path),
             subfolder="guider",
-        ).load()
+        ).load()  # fmt: skip
     expected, _ = family.run(guider)
     family.pipe.save_pretrained(str(tmp_path / "pipeline"), overwrite_modular_index=True)
 

@@ -78,14 +78,9 @@ def test_classic_and_modular_sdxl_are_the_same():
     family, noise = built("sdxl"), built("sdxl").noise([0, 1])
     _, state = family.run(ClassifierFreeGuidance(guidance_scale=FULL))
     images = classic_sdxl()(
-        PROMPTS,
-        height=16,
-        width=16,
-        num_inference_steps=4,
-        guidance_scale=FULL,
-        latents=noise,
+        PROMPTS, height=16, width=16, num_inference_steps=4, guidance_scale=FULL, latents=noise,
         output_type="pt",
-    ).images
+    ).images  # fmt: skip
     assert close(images, state.get("images"))
 
 

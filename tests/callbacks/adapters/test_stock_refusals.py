@@ -33,10 +33,7 @@ def test_other_pipelines_are_refused(sd: Any) -> None:
 
 @pytest.mark.parametrize(
     "rule",
-    [
-        TwoPassTransition(),
-        Detour(StaticTransition(), prompt="a dog"),
-    ],
+    [TwoPassTransition(), Detour(StaticTransition(), prompt="a dog")],
     ids=lambda rule: type(rule).__name__,
 )
 def test_rules_that_need_our_own_loop_are_refused(sd: Any, rule: GuidanceRule) -> None:

@@ -24,16 +24,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def test_the_nearest_caption(pipe, tmp_path: Path) -> None:
     """By the cosine of pooled embeddings, in numpy; excluded by text, and by nearness to what is excluded."""
     ordinary = [
-        "Red  SQUARE",
-        "green square",
-        "red circle",
-        "cat",
-        "map",
-        "saucer",
-        "cup of tea",
-        "blue",
-        "leaf",
-    ]
+        "Red  SQUARE", "green square", "red circle", "cat", "map", "saucer", "cup of tea", "blue", "leaf",
+    ]  # fmt: skip
     memorized = ["red square", "blue circle"]
     (tmp_path / "ordinary.txt").write_text("\n".join(ordinary))
     (tmp_path / "memorized.txt").write_text("\n".join(memorized))
@@ -92,16 +84,16 @@ def test_no_table_of_cosines_outgrows_memory(tmp_path: Path, monkeypatch: pytest
         (tmp_path / f"{name}.txt").write_text("\n".join(map(str, numbers)))
     sources, prompts = [str(tmp_path / f"{name}.txt") for name in ("captions", "memorized")], range(50, 70)
 
-    def found() -> tuple[list[str], list[str | None]]:
+    def actual() -> tuple[list[str], list[str | None]]:
         bank = CaptionBank.embed(None, CPU, *sources, max_cosine=0.7)
         return bank.texts, bank.nearest([*map(str, prompts), "3"], 0.5, 0.8)
 
-    whole = found()
+    whole = actual()
     assert 0 < len(whole[0]) < 40 and None in whole[1] and set(whole[1]) - {None}
     for most in (64, 5):  # 5: not even a row
         monkeypatch.setattr(caption_bank, "COSINES", most)
         with Products() as products:
-            assert found() == whole
+            assert actual() == whole
         assert max(products.sizes) <= max(most, 40) and len(products.sizes) > 20
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import pytest
+from diffusers import HeunDiscreteScheduler, PNDMScheduler
 
 from callbacks.mitigations.base import NoMitigation
 from callbacks.mitigations.dynamic_transition import DynamicTransition
@@ -47,6 +48,12 @@ def test_two_passes_stand_alone(order: int) -> None:
     with pytest.raises(ValueError, match="TwoPassTransition cannot be combined with another mitigation"):
         prepare(scheduler_of(), FULL, 10, rules)
     assert len(prepare(scheduler_of(), FULL, 10, rules[::order][:1])) == 10
+
+
+@pytest.mark.parametrize("kind", [HeunDiscreteScheduler, PNDMScheduler])
+def test_two_passes_need_each_timestep_once(kind: type) -> None:
+    with pytest.raises(ValueError, match="a scheduler with each timestep once"):
+        prepare(scheduler_of(kind), FULL, 10, [TwoPassTransition()])
 
 
 @pytest.mark.parametrize("rule", [StaticTransition, DynamicTransition])

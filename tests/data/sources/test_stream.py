@@ -79,7 +79,7 @@ def test_a_batch_holds_names_captions_and_pixels(shards: list[str]) -> None:
         )
 
 
-@pytest.mark.parametrize("start", ["fork", "spawn"])
+@pytest.mark.parametrize("start", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_two_processes_with_two_workers_each_give_a_sample_once_per_epoch(
     shards: list[str], start: str
 ) -> None:

@@ -97,11 +97,8 @@ def test_every_figure_is_written(finished: Path) -> None:
 
 
 @pytest.mark.parametrize("point, before, scale, rules", [
-    (999, "none", SCALE, []),
-    (700, "none", SCALE, [StaticTransition(700, 0.0)]),
-    (0, "none", 0.0, []),
-    (700, "opposite", SCALE, [StaticTransition(700, OPPOSITE)]),
-    (0, "opposite", OPPOSITE, []),
+    (999, "none", SCALE, []), (700, "none", SCALE, [StaticTransition(700, 0.0)]), (0, "none", 0.0, []),
+    (700, "opposite", SCALE, [StaticTransition(700, OPPOSITE)]), (0, "opposite", OPPOSITE, []),
 ])  # fmt: skip
 def test_a_point_is_the_static_transition_there(
     run: Path, tiny_shards: Path, numbers: dict, point: float, before: str, scale: float,

@@ -55,14 +55,9 @@ def built(dtype: torch.dtype) -> UNet2DConditionModel:
     torch.set_default_dtype(dtype)  # never a copy in another one: the peak of memory is the loop's
     try:
         return UNet2DConditionModel(
-            sample_size=96,
-            in_channels=4,
-            out_channels=4,
-            block_out_channels=(320, 640, 1280, 1280),
-            attention_head_dim=(5, 10, 20, 20),
-            cross_attention_dim=1024,
-            use_linear_projection=True,
-        ).eval()
+            sample_size=96, in_channels=4, out_channels=4, block_out_channels=(320, 640, 1280, 1280),
+            attention_head_dim=(5, 10, 20, 20), cross_attention_dim=1024, use_linear_projection=True,
+        ).eval()  # fmt: skip
     finally:
         torch.set_default_dtype(default)
 
@@ -95,26 +90,21 @@ def inputs(count: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
 def scheduler() -> DDIMScheduler:
     """SD 2.1's."""
     return DDIMScheduler(
-        beta_schedule="scaled_linear",
-        beta_start=0.00085,
-        beta_end=0.012,
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-        prediction_type="v_prediction",
-    )
+        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False,
+        set_alpha_to_one=False, steps_offset=1, prediction_type="v_prediction",
+    )  # fmt: skip
 
 
 def run(unet: Watched, count: int, steps: int, *rules: GuidanceRule) -> Denoised:
     """With the UNet's calls of this run only, and what is true of every run."""
     before, dtype = len(unet.calls), unet.unet.dtype
-    made = denoise(unet, scheduler(), *inputs(count, dtype), FULL, steps, rules)
-    assert made.latents.shape == (count, 4, 32, 32) and made.latents.dtype == dtype
-    assert made.latents.isfinite().all() and (made.failed_at == -1).all()
-    assert made.timesteps.shape == (count, steps) and made.difference_rms.dtype == torch.float32
-    assert not made.latents.requires_grad
-    assert sum(unet.rows[before:]) == made.nfe.sum()
-    return made
+    denoised = denoise(unet, scheduler(), *inputs(count, dtype), FULL, steps, rules)
+    assert denoised.latents.shape == (count, 4, 32, 32) and denoised.latents.dtype == dtype
+    assert denoised.latents.isfinite().all() and (denoised.failed_at == -1).all()
+    assert denoised.timesteps.shape == (count, steps) and denoised.difference_rms.dtype == torch.float32
+    assert not denoised.latents.requires_grad
+    assert sum(unet.rows[before:]) == denoised.nfe.sum()
+    return denoised
 
 
 def test_memory_does_not_grow_with_the_steps(unet: Watched) -> None:
@@ -127,13 +117,13 @@ def test_memory_does_not_grow_with_the_steps(unet: Watched) -> None:
 
 def test_ordinary_guidance(unet: Watched) -> None:
     """Two samples, whose latents differ; in float32 a sample alone is the same."""
-    made = run(unet, 2, 2)
-    assert made.nfe.tolist() == [4, 4] and made.transition_timestep is None
-    assert not torch.allclose(made.latents[0].float(), made.latents[1].float(), atol=0.1)
+    denoised = run(unet, 2, 2)
+    assert denoised.nfe.tolist() == [4, 4] and denoised.transition_timestep is None
+    assert not torch.allclose(denoised.latents[0].float(), denoised.latents[1].float(), atol=0.1)
     if unet.unet.dtype == torch.float32:
         noise, unconditional, conditional = (x[:1] for x in inputs(2, torch.float32))
         alone = denoise(unet, scheduler(), noise, unconditional, conditional, FULL, 2)
-        assert torch.allclose(alone.latents[0], made.latents[0], atol=1e-3)
+        assert torch.allclose(alone.latents[0], denoised.latents[0], atol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -146,6 +136,6 @@ def test_ordinary_guidance(unet: Watched) -> None:
     ids=["STP", "OG+STP", "conditional before"],
 )
 def test_static(unet: Watched, rule: GuidanceRule, steps: int, nfe: int, scales: list[float]) -> None:
-    made = run(unet, 1, steps, rule)
-    assert made.nfe.tolist() == [nfe] and made.guidance_scale.tolist() == [scales]
-    assert made.transition_timestep.item() == made.timesteps[0, scales.index(FULL)]
+    denoised = run(unet, 1, steps, rule)
+    assert denoised.nfe.tolist() == [nfe] and denoised.guidance_scale.tolist() == [scales]
+    assert denoised.transition_timestep.item() == denoised.timesteps[0, scales.index(FULL)]

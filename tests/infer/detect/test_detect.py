@@ -58,7 +58,7 @@ def printed(detected: Detected) -> str:
 
 
 def titles(detected: Detected) -> list[str]:
-    with matplotlib.rc_context(plotting.STYLE):
+    with matplotlib.rc_context(plotting.FILE_STYLE):
         return [ax.get_title(loc="left") for ax in plots.draw(detected).axes]
 
 
@@ -172,10 +172,8 @@ def test_what_is_not_finite_is_left_out_and_named(
 
 
 @pytest.mark.parametrize("change, message", [
-    ({"run": None, "ordinary": None}, "give --model.pipeline"),
-    ({"prompts": "others"}, "give either"),
-    ({"model": ModelOptions(num_inference_steps=2)}, "at least 3 steps"),
-    ({"out": __file__}, "is a file"),
+    ({"run": None, "ordinary": None}, "give --model.pipeline"), ({"prompts": "others"}, "give either"),
+    ({"model": ModelOptions(num_inference_steps=2)}, "at least 3 steps"), ({"out": __file__}, "is a file"),
 ])  # fmt: skip
 def test_options_that_cannot_work_are_refused(
     change: dict[str, Any], message: str, options: dict[str, Any]
