@@ -123,7 +123,7 @@ def distinct(prompts: list[Prompt], source: str) -> list[Prompt]:
 def without(prompts: Iterable[Prompt], memorized: Iterable[Prompt]) -> tuple[list[Prompt], int]:
     """The prompts that are not memorized, and how many were left out.
 
-    Texts are compared by `same`; of several that are the same the first stays.
+    Texts are compared by `same`; of several that are the same the first stays, with its id and so its noise.
     """
     prompts = list(prompts)
     left_out = {same(prompt.text) for prompt in memorized}

@@ -83,7 +83,7 @@ def guided_unet(pipe: Any) -> Iterator[None]:
                 pipe.scheduler.set_begin_index(0)  # timesteps may repeat
             timesteps, levels, first = pipe.scheduler.timesteps.tolist(), noise_levels(pipe.scheduler), inputs
             for rule in pipe.rules:
-                rule.check(timesteps, pipe.guidance_scale, config.num_train_timesteps)
+                rule.check(timesteps, pipe.guidance_scale)
                 rule.begin(len(latents), latents.device)
             guidance = Guidance(pipe.rules, len(latents), latents.device)
         if len(encoder_hidden_states) < len(sample):  # a callback ended guidance
@@ -109,7 +109,7 @@ def guided_unet(pipe: Any) -> Iterator[None]:
 
 
 def each_tensor(function: Callable, *values: Any) -> Any:
-    """`function` of tensors in the same place of nested containers, in the containers of the first."""
+    """`function` of tensors at the same position of nested containers, in the containers of the first."""
     value = values[0]
     if isinstance(value, dict):
         return {name: each_tensor(function, *(v[name] for v in values)) for name in value}

@@ -147,10 +147,8 @@ class Detour(Mitigation):
                     fingerprints[option] = read(source)
         return fingerprints
 
-    def check(
-        self, timesteps: Sequence[float], guidance_scale: float, num_train_timesteps: int = 1000
-    ) -> None:
-        self.transition.check(timesteps, guidance_scale, num_train_timesteps)
+    def check(self, timesteps: Sequence[float], guidance_scale: float) -> None:
+        self.transition.check(timesteps, guidance_scale)
         for option, source in (("captions", self.captions), ("exclude", self.exclude)):
             with located(option):
                 if source and source.endswith(SHARD_SUFFIXES):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data.sources.stored import Stored
+from data.sources.stored import Stored, WholeFile
 
 log = logging.getLogger(__name__)
 # In a tar the first of these counts, where a sample has several.
@@ -83,6 +83,15 @@ def path_ids(paths: Iterable[Path], root: Path) -> dict[Path, str]:
         ids |= {path: key for path, key in tried.items() if count[key] == 1}
         left = [path for path in left if path not in ids]
     return ids | {path: file_id(f"{path.stem}_{digest(path)}") for path in left}
+
+
+def file_rows(
+    paths: Sequence[Path], root: Path, caption: Callable, label: Callable = lambda path: None
+) -> Iterator[Row]:
+    """A row for each image file below `root`, with the caption and the class that the path gives."""
+    ids = path_ids(paths, root)
+    for path in paths:
+        yield Row(ids[path], WholeFile(str(path)), caption(path), label(path))
 
 
 def is_image(path: Path) -> bool:

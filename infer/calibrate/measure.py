@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from data.batches import in_batches
 from infer.calibrate.options import Calibration
-from infer.denoising.curves import Watch, denoised_batches, joined
+from infer.denoising.curves import Watch, joined
 from infer.denoising.hooks import DenoisingStep
 from infer.denoising.loop import prepare, step_options
 from infer.denoising.requests import Request, with_negative_prompt
@@ -161,10 +161,7 @@ def measure(options: Calibration, settings: Mapping[str, Any]) -> Calibrated:
         prompts["ordinary"] = prompts["ordinary"][: len(prompts["memorized"])]
         for group in (group for group, chosen in prompts.items() if chosen):
             requests, watch, parts = options.requests(prompts[group]), Watch(), []
-            for _ in denoised_batches(
-                pipe, device, requests, options.batch_size, resolution, 0.0, model.num_inference_steps,
-                model.negative_prompt, [watch], group,
-            ):  # fmt: skip
+            for _ in options.denoised_batches(pipe, requests, 0.0, [watch], group):
                 parts.append(watch.curves())
             check_finite(curves := joined(parts)[options.watch], group)
             result.curves[group] = curves

@@ -29,7 +29,7 @@ class Calibration(DenoiseOptions):
         memorized: memorized prompts; null: those that `run` duplicated.
         watch: the curve whose fall gives the static transition: the difference of the model outputs, as in
             the paper's Fig. 4, or of the noise predictions.
-        fall: share of the fall that the curve must have made.
+        fall: share of its fall after which the curve counts as fallen.
         limit: at most this many prompts of each group, spread evenly over all of it.
         samples_per_prompt: noises per prompt.
         device: such as cpu or cuda:1; null: a GPU where there is one.

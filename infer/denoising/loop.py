@@ -33,7 +33,7 @@ def prepare(
     """Set the scheduler's timesteps and return them; ValueError where it, or a rule, cannot work."""
     timesteps = check_sampling(scheduler, num_inference_steps)
     for rule in rules:
-        rule.check(timesteps, guidance_scale, scheduler.config.num_train_timesteps)
+        rule.check(timesteps, guidance_scale)
         if len(rules) > 1 and not rule.combines:
             raise ValueError(f"{type(rule).__name__} cannot be combined with another mitigation")
     if sum(overrides(rule, "combine") for rule in rules) > 1:

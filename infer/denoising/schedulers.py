@@ -1,4 +1,4 @@
-"""The diffusers schedulers that the loop serves: how they are made and checked, and their noise levels."""
+"""The diffusers schedulers that the loop serves: how they are built and checked, and their noise levels."""
 
 import inspect
 import logging

@@ -67,7 +67,7 @@ def test_levels_of_nothing_and_of_the_class(captions) -> None:
 
 
 def test_random_captions_belong_to_the_image(captions, tokenizer: CLIPTokenizer) -> None:
-    """To its id and the seed: not to its place, nor to the draw."""
+    """To its id and the seed: neither to its index nor to the draw."""
     level = Captioning(level="random")
     one, back, other = captions(level), captions(level, images=IMAGES[::-1]), captions(level, seed=1)
     for index in range(20):

@@ -83,7 +83,7 @@ def test_weighted_draws_keep_the_ordinary_share() -> None:
         Exposure(weight=3, duplicated_fraction=0.5, ordinary_share=0.25),
     ],
 )
-def test_a_stream_that_is_cut_goes_on_as_if_it_was_not(exposure: Exposure) -> None:
+def test_a_stream_that_is_cut_continues_as_if_it_was_not(exposure: Exposure) -> None:
     ordinary = 13 if exposure.ordinary_share else 0
     whole = take(exposure, 10, ordinary, 150)
     for start in range(120):

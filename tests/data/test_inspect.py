@@ -90,7 +90,7 @@ def test_the_layout_says_how_many_captions_of_a_file_match(tmp_path: Path) -> No
     assert inspection.skipped == {"captions without image": 1}
 
 
-def test_ids_that_training_would_refuse_are_told(tmp_path: Path) -> None:
+def test_ids_that_training_would_refuse_are_listed(tmp_path: Path) -> None:
     """Of two sources too."""
     paths = [write_shard(tmp_path / name, "ab") for name in ("a.tar", "b.tar")]
     text = dict(inspected(*paths).rows())
@@ -139,7 +139,7 @@ def test_the_command(tmp_path: Path) -> None:
     [
         (["--help"], 0, "python -m data inspect"),
         (["inspect", "--help"], 0, "--sheet FILE.png"),
-        (["look"], 2, "no command 'look'; there are inspect"),
+        (["show"], 2, "no command 'show'; there are inspect"),
         (["inspect", "nowhere"], 1, "error: data source 'nowhere' is neither"),
         (["inspect", "nowhere", "--sheet", "sheet.doc"], 2, "'sheet.doc' is no picture"),
     ],

@@ -1,4 +1,4 @@
-"""Prompts from tables and JSON lines as they are published or made by hand: columns, ids, empty cells."""
+"""Prompts from tables and JSON lines as they are published or written by hand: columns, ids, empty cells."""
 
 from pathlib import Path
 

@@ -196,7 +196,7 @@ def modular_sdxl() -> Family:
 
 
 def modular_sd3() -> Family:
-    """Without the T5: the pipeline puts zeros in its place."""
+    """Without the T5: the pipeline puts zeros there."""
     from diffusers import (
         AutoencoderKL,
         FlowMatchEulerDiscreteScheduler,

@@ -21,7 +21,7 @@ from tests.conftest import CAPTIONS
 SCHEDULERS = ["ddim", "dpm", "euler", "pndm", "heun", "euler_ancestral"]
 SCALES = [7.5, 1.0, 0.0, -2.0]
 CPU = torch.device("cpu")
-RULES: dict[str, Callable[[float], list[GuidanceRule]]] = {  # by name, made with a gate for half of the batch
+RULES: dict[str, Callable[[float], list[GuidanceRule]]] = {  # given a gate for half of the batch
     "none": lambda gate: [],
     "static": lambda gate: [StaticTransition(500)],
     "opposite": lambda gate: [StaticTransition(650, -3.0)],
@@ -68,7 +68,7 @@ def ours(pipe: Any, rules: list[GuidanceRule], scale: float, steps: int, rows: l
 
 @contextmanager
 def counted(unet: Any) -> Iterator[list[int]]:
-    """The rows of each evaluation that is really made within the block."""
+    """The rows of each evaluation that really runs within the block."""
     calls, forward = [], unet.forward
 
     def counting(sample: Tensor, *args: Any, **options: Any) -> Any:

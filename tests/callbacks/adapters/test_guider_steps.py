@@ -188,7 +188,7 @@ def test_rule_arguments_and_defaults_are_the_rules_own():
 
 @pytest.mark.parametrize("loaded", [False, True])
 def test_saved_with_a_pipeline(loaded: bool, tmp_path):
-    """Made in place, or loaded from a folder: load_components brings it back, and the same latents."""
+    """Built here, or loaded from a folder: load_components brings it back, and the same latents."""
     family, guider = built("sdxl"), StaticTransitionGuidance(FULL, 600, -2.0)
     if loaded:
         guider.save_pretrained(tmp_path / "guider")
@@ -237,7 +237,7 @@ def test_a_rule_that_cannot_take_effect():
 
 
 def test_a_transition_that_no_step_reached():
-    """Known at the last step only: a guider is told one timestep at a time."""
+    """Known at the last step only: a guider gets one timestep at a time."""
     family = built("flux2")
     with pytest.warns(UserWarning, match="never give guidance"):
         family.run(StaticTransitionGuidance(FULL, 500), 4)  # its last timestep is 700

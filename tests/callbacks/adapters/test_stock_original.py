@@ -62,7 +62,7 @@ def test_a_twin_saves_as_the_pipeline_that_it_is(sd: Any, tmp_path: Path) -> Non
 
 
 def test_a_mitigated_pipeline_takes_other_rules(sd: Any) -> None:
-    """In place of those that it had."""
+    """They replace those that it had."""
     again = mitigate(mitigate(sd, StaticTransition(650, -3.0)), StaticTransition(500))
     assert torch.equal(run(again), run(mitigate(sd, StaticTransition(500))))
 
@@ -107,12 +107,12 @@ def test_hooks_of_accelerate_stay_and_work(sd: Any) -> None:
     """They are how diffusers offloads."""
     expected, rows = run(mitigate(sd, StaticTransition(500))), []
 
-    class Look(ModelHook):
+    class Recorder(ModelHook):
         def pre_forward(self, module: Any, sample: Tensor, *args: Any, **options: Any) -> Any:
             rows.append(len(sample))
             return (sample, *args), options
 
-    add_hook_to_module(sd.unet, Look())
+    add_hook_to_module(sd.unet, Recorder())
     try:
         assert torch.equal(run(mitigate(sd, StaticTransition(500))), expected)
         assert rows == [2, 2, 4, 4, 4, 4]

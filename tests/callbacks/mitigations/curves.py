@@ -1,4 +1,4 @@
-"""Made curves through the loop, and references that read like the rules' definitions."""
+"""Given curves through the loop, and references that read like the rules' definitions."""
 
 import math
 from collections.abc import Sequence

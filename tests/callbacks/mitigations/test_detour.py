@@ -69,7 +69,7 @@ def test_towards_another_prompt(pipe, repulsion: float) -> None:
 
     result = denoised(pipe, rule, requested)
     assert torch.allclose(result.latents, by_hand(pipe, requested, before), atol=1e-4)
-    early = 3 if repulsion else 2  # u, n and, to be pushed off it, c
+    early = 3 if repulsion else 2  # u, n and, for the repulsion, c
     assert result.nfe.tolist() == [early * EARLY + 2 * (STEPS - EARLY)] * 3
     assert (
         result.guidance_scale[:, :EARLY].eq(-repulsion).all()
@@ -147,7 +147,7 @@ def test_a_row_without_an_alternative_takes_the_plain_rule(pipe) -> None:
 
 
 def test_from_the_command_line(tiny_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    """A column of the prompt file; who has no alternative is counted and told."""
+    """A column of the prompt file; who has no alternative is counted and named."""
     rows = [{"prompt": "red square", "alternative_prompt": "sun"}, {"prompt": "old map"}]
     (tmp_path / "prompts.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     out = tmp_path / "out"
@@ -215,8 +215,8 @@ def test_the_base_model_costs_a_unet_and_a_text_encoder_until_teardown(
     assert len(loaded) == 3
 
 
-def test_who_is_not_on_the_way_does_not_pay_for_who_is(pipe) -> None:
-    """The orthogonal form looks at both predictions, of the samples that are guided elsewhere."""
+def test_samples_without_an_alternative_cost_no_more(pipe) -> None:
+    """The orthogonal form uses both predictions, of the samples that are guided elsewhere."""
     requested = requests(3, alternative_prompt=["tea cup", None, "sun"])
     rule = Detour(StaticTransition(SWITCH), orthogonal=True, repulsion=0.5)
     together = denoised(pipe, rule, requested)

@@ -70,7 +70,7 @@ def test_a_folder_does_not_take_such_a_file_by_itself(tmp_path: Path) -> None:
     assert captions_of(source) == {"b": ("own",)}
 
 
-def test_a_broken_captions_file_is_told_with_the_line(tmp_path: Path) -> None:
+def test_a_broken_captions_file_is_named_with_the_line(tmp_path: Path) -> None:
     shard = write_shard(tmp_path / "s.tar", "x")
     file = write_folder(tmp_path, {"blip.json": '{"x": ["a"],\n"y": ["b"'}) + "/blip.json"
     with pytest.raises(ValueError, match=r"blip.json is no JSON: .* line 2 column"):

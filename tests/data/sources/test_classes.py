@@ -71,7 +71,7 @@ def test_a_class_that_is_named_as_the_caption(write: Callable) -> None:
     assert labelled(f"{source}?caption=kind&label=label")[1] == ("tench", ("French horn",))
 
 
-def test_a_class_of_several_is_asked_for(write: Callable) -> None:
+def test_one_class_of_several_must_be_chosen(write: Callable) -> None:
     """`label=` says it, of text too; a number has no name."""
     columns = {"breed": ["a_b ", None], "number": [3, 4]}
     source = write(table({"fine": [0, 1], "coarse": [1, 1]}, **columns))

@@ -181,7 +181,7 @@ class PerSample(GuidanceRule):
         ([PerSample()], [15] * 4),
     ],
 )  # fmt: skip
-def test_unet_evaluations_are_counted_and_no_more_are_made(
+def test_unet_evaluations_are_counted_and_no_more_are_run(
     unet: torch.nn.Module, rules: list[GuidanceRule], expected: list[int]
 ) -> None:
     """A guided row costs two a step, a row at scale 0 or 1 that nobody watches costs one."""

@@ -1,4 +1,4 @@
-"""Schedulers made from a pipeline's own, of another kind."""
+"""Schedulers built from a pipeline's own, of another kind."""
 
 from types import SimpleNamespace
 from typing import Any

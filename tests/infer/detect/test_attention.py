@@ -85,7 +85,7 @@ def test_the_shares_are_those_of_q_and_k(pipe: Any, scale: float) -> None:
     assert np.allclose(rule.first, by_step[0].mean(0), atol=1e-6)
     assert np.allclose(rule.of_layer, by_step[0, 3], atol=1e-6)
     assert len(rule.last) == 2 and np.allclose(torch.stack(rule.last), by_step[-2:].mean(1), atol=1e-6)
-    assert by_step[0].std(-1).min() > 1e-3  # something is told apart
+    assert by_step[0].std(-1).min() > 1e-3  # the tokens differ
 
 
 def test_the_scores_are_those_of_the_shares(pipe: Any) -> None:

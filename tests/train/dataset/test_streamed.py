@@ -209,7 +209,7 @@ def test_shards_without_a_captioned_image_are_refused(
     assert error_line(args, capsys) == "error: no captioned image in 1 shards: 1 without caption"
 
 
-def test_a_stream_goes_on_in_its_order_only(
+def test_a_stream_resumes_in_its_order_only(
     shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     """With other workers, accumulation, devices or shards images would be left out."""
