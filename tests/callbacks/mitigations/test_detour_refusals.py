@@ -7,8 +7,7 @@ import pytest
 from callbacks.mitigations.detour import Detour
 from callbacks.mitigations.static_transition import StaticTransition
 from callbacks.mitigations.two_pass_transition import TwoPassTransition
-from infer.denoising.loop import prepare
-from tests.callbacks.mitigations.detour_batches import SCALE, STEPS, SWITCH, denoised
+from tests.callbacks.mitigations.detour_batches import SCALE, SWITCH, denoised
 from tests.conftest import random_pipeline
 from tests.infer.denoising.loops import requests
 from tests.infer.models.model_files import edit, failure
@@ -66,14 +65,6 @@ def test_a_run_none_of_whose_prompts_has_an_alternative(
     error = refused(command(tiny_pipeline, tmp_path / "none", 4, "--prompts", none, *OWN), capsys)
     assert "no prompt has an alternative_prompt: give the prompt file that column" in error
     assert error.count("\n") == 1 and not (tmp_path / "none/images").exists()
-
-
-def test_two_detours(pipe) -> None:
-    """Beside a rule that has no alternative, one is fine."""
-    one, other = (Detour(StaticTransition(SWITCH), prompt=text) for text in ("sun", "old map"))
-    prepare(pipe.scheduler, SCALE, STEPS, [one, StaticTransition(SWITCH)])
-    failure(ValueError, "two mitigations change the combined prediction", prepare,
-            pipe.scheduler, SCALE, STEPS, [one, StaticTransition(SWITCH), other])  # fmt: skip
 
 
 def five_channels(folder: Path) -> None:

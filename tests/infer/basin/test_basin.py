@@ -166,8 +166,8 @@ def test_few_prompts_one_point_two_noises_and_a_model_that_predicts_noise(run: P
     assert set(findings.curves) == {("memorized", "none"), ("memorized", "opposite")}
     assert len(findings.similarity["none", 500.0]) == 6 and findings.traced.prompt_id == "s1"
     assert not plots.has_two_spaces(findings)
-    findings.options.out = str(tmp_path / "out")
-    assert len(plots.save_figures(findings)) == 5
+    for draw in (plots.trace, plots.sweep, plots.magnitudes):
+        assert draw(findings).axes
 
 
 def similarity_of(long: Findings, means: dict[float, list[float]], failed: int = 0) -> Findings:
