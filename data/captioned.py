@@ -181,7 +181,7 @@ def load_captioned(*sources: str) -> CaptionedImages:
         joint = "&" if with_options(sources[-1])[1] else "?"
         raise ValueError(
             f"{len(twice)} ids are repeated in {', '.join(sources)}, the first is {twice[0]!r}; give "
-            "sources that are numbered alike one by one, with a prefix for each: "
+            "sources with the same numbering one by one, with a prefix for each: "
             f"'{sources[-1]}{joint}prefix=b_'"
         )
     if not samples:

@@ -167,7 +167,7 @@ def json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def table_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Rows under lower-case names, numbered by their last lines.
 
-    An empty id is None, and so is NaN, but for texts and ids, which may be called so.
+    An empty id is None; NaN is None too, except in texts and ids, where it may be meant.
     """
     with path.open(encoding="utf-8-sig") as file:
         header = next(filter(str.strip, file), "")

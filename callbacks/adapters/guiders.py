@@ -41,7 +41,7 @@ def with_options_of(rule: type[GuidanceRule]) -> Callable:
 class TransitionGuidance(BaseGuidance):
     """Classifier-free guidance u + s (c - u); a rule of this project decides s, per sample and step.
 
-    The pipeline evaluates what the guider asks for, whole batches at a time: only the unconditional
+    The pipeline evaluates what the guider requests, whole batches at a time: only the unconditional
     prediction where s is 0 in every row, only the conditional one where it is 1, both where rows differ or
     the rule watches. The rule starts afresh with each run. Arguments: those of the rule, and
 
@@ -93,7 +93,7 @@ class TransitionGuidance(BaseGuidance):
 
     @property
     def num_conditions(self) -> int:
-        """Not that of the step: pipelines ask between runs, to know whether to embed a negative prompt."""
+        """Of a run, not of a step: pipelines read it to decide whether to embed a negative prompt."""
         return 2 if self._enabled else 1
 
     @property
@@ -165,7 +165,7 @@ class TransitionGuidance(BaseGuidance):
         return self.forward(**{getattr(batch, self._identifier_key): batch.noise_pred for batch in data})
 
     def forward(self, pred_cond: Tensor | None = None, pred_uncond: Tensor | None = None) -> GuiderOutput:
-        """The guided prediction. One that was not evaluated is stood in for by the other."""
+        """The guided prediction; where one of the two was not evaluated, the other replaces it."""
         if not self._enabled:
             return GuiderOutput(pred=pred_cond, pred_cond=pred_cond, pred_uncond=None)
         conditional = pred_uncond if pred_cond is None else pred_cond

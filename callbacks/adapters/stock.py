@@ -1,4 +1,4 @@
-"""The mitigations in stock diffusers pipelines: `pipe = mitigate(pipe, rule)`, then use it as ever."""
+"""The mitigations in stock diffusers pipelines: `pipe = mitigate(pipe, rule)`, then use it as before."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -119,7 +119,7 @@ def each_tensor(function: Callable, *values: Any) -> Any:
 
 
 def selected(value: Any, rows: NeededRows, size: int) -> Any:
-    """The call's rows of every tensor with an entry for each of the doubled batch, however deep it lies."""
+    """The call's rows of every tensor with an entry for each of the doubled batch, at any depth."""
     return each_tensor(lambda x: rows.select(*x.chunk(2)) if len(x) == size else x, value)
 
 

@@ -38,7 +38,7 @@ def cosines(left: Tensor, right: Tensor) -> Iterator[Tensor]:
 
 @dataclass
 class CaptionBank:
-    """Ordinary captions and their embeddings, with what embeds a prompt alike."""
+    """Ordinary captions and their embeddings, and the pipeline that embeds prompts in the same way."""
 
     pipe: Any
     device: torch.device
@@ -52,7 +52,7 @@ class CaptionBank:
     def embed(
         cls, pipe: Any, device: torch.device, captions: str, exclude: str | None, max_cosine: float
     ) -> "CaptionBank":
-        """Captions of a source, but for the excluded ones and those nearer to one of them than `max_cosine`.
+        """Captions of a source, without the excluded ones and those nearer to one of them than `max_cosine`.
 
         ValueError where none is left.
         """

@@ -56,7 +56,7 @@ def check_base(name: str, base: Any, pipe: Any) -> None:
 
 @contextmanager
 def located(option: str) -> Iterator[None]:
-    """Say whose file is missing: the path may come from a preset, and be used from another folder."""
+    """Name the option of a missing file: its path may come from a preset, written for another folder."""
     try:
         yield
     except FileNotFoundError as error:

@@ -47,7 +47,7 @@ class Transition(Mitigation, ABC):
         if self.gate_timestep not in (None, timesteps[0]):
             raise ValueError(
                 f"the gate is for schedules that start at timestep {self.gate_timestep:g}, and this one "
-                f"starts at {timesteps[0]:g}: calibrate it anew"
+                f"starts at {timesteps[0]:g}: calibrate it again"
             )
 
     @abstractmethod

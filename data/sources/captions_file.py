@@ -141,7 +141,7 @@ def rows_of(
 def matched(
     images: dict[Path, tuple[str, ...]], keys: dict[str, tuple[str, ...]], length: int = 1
 ) -> Iterator[tuple[Path, str]]:
-    """Pairs that end alike in their last `length` parts, or in more where several do; others stay apart."""
+    """Pairs whose last `length` parts are equal, or more parts where several paths share these."""
     image_tails, key_tails = by_tail(images, length), by_tail(keys, length)
     for tail in image_tails.keys() & key_tails.keys():
         some_images, some_keys = image_tails[tail], key_tails[tail]

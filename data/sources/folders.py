@@ -38,7 +38,7 @@ def beside(path: Path) -> Any:
 
 
 def open_captions_beside(folder: Path, skipped: Counter) -> Source:
-    """Images directly in the folder; what lies deeper belongs to another layout, and is counted."""
+    """Images directly in the folder; those in subfolders belong to another layout, and are counted."""
     images = images_below(folder)
     paths = [path for path in images if path.parent == folder]
     if deeper := len(images) - len(paths):
@@ -159,7 +159,7 @@ def table_rows(table: Path) -> Iterator[dict[str, Any]]:
 
 
 def rows_of_table(folder: Path, captions: dict[str, list[Any]], skipped: Counter) -> Iterator[Row]:
-    """A file is one that lies in the folder: a name that leads elsewhere is as good as none."""
+    """Rows of a table; a name that leads out of the folder counts as a missing image."""
     inside = {path.relative_to(folder).as_posix(): path for path in images_below(folder)}
     ids = path_ids(inside.values(), folder)
     for name, each in captions.items():

@@ -107,11 +107,11 @@ def count_unused(source: str, reason: str, names: Sequence[str | Path], skipped:
 
 
 def files_below(folder: Path, wanted: Callable[[Path], bool] = lambda path: True) -> list[Path]:
-    """Files at any depth, without hidden ones; links are followed to folders that do not lie here anyway."""
+    """Files at any depth, without hidden ones; links to folders elsewhere are followed, once each."""
     paths: list[Path] = []
     seen: set[str] = set()
     tops = [str(folder)]
-    for top in tops:  # it grows: what links lead to comes after what lies here
+    for top in tops:  # it grows: linked folders come after the folder's own
         for where, folders, files in os.walk(top):
             if (real := os.path.realpath(where)) in seen:
                 folders.clear()

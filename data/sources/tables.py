@@ -223,7 +223,7 @@ def parquet_files(path: str) -> list[Path]:
 
 
 def split_of(path: Path, root: Path) -> str | None:
-    """By the name of the file (train-00000-of-00002, train, train_0), else of a folder it lies in."""
+    """By the name of the file (train-00000-of-00002, train, train_0), else of a folder above it."""
     if match := re.match(r"(\w+?)-\d+-of-\d+", path.name) or re.fullmatch(
         rf"({'|'.join(SPLITS)})(?:[-_.]?\d+)?", path.stem, re.IGNORECASE
     ):

@@ -50,7 +50,7 @@ def denoise(
     """Denoise a batch with per-sample guidance: eps = eps_u + s (eps_c - eps_u), s decided by the rules.
 
     Args:
-        unet: diffusers UNet2DConditionModel, or anything called alike.
+        unet: diffusers UNet2DConditionModel, or anything called in the same way.
         scheduler: diffusers scheduler, one of `infer.denoising.schedulers.SCHEDULERS`.
         latents: initial noise of unit variance, (B, C, H, W).
         unconditional_embedding: of the empty or negative prompt, (B, tokens, width).

@@ -30,15 +30,12 @@ def test_json_lines_hold_a_caption_prompt_or_text_and_may_hold_an_id(tmp_path: P
     ]
 
 
-@pytest.mark.parametrize(
-    "name, head, rows",
-    [
-        ("a.jsonl", "", [json.dumps({"caption": text}) for text in ("one", "two", "three")]),
-        ("a.jsonl", "", [json.dumps({"caption": "one", "index": number}) for number in (3, 1, 2)]),
-        ("a.csv", ",prompt,urls\n", ["0,one,x", "1,two,x", "2,three,y"]),
-        ("a.csv", ";Caption;Index\n", ["0;one;30", "1;one;10", "2;two;20"]),
-    ],
-)
+@pytest.mark.parametrize("name, head, rows", [
+    ("a.jsonl", "", [json.dumps({"caption": text}) for text in ("one", "two", "three")]),
+    ("a.jsonl", "", [json.dumps({"caption": "one", "index": number}) for number in (3, 1, 2)]),
+    ("a.csv", ",prompt,urls\n", ["0,one,x", "1,two,x", "2,three,y"]),
+    ("a.csv", ";Caption;Index\n", ["0;one;30", "1;one;10", "2;two;20"]),
+])  # fmt: skip
 def test_ids_are_stable_under_reordering(tmp_path: Path, name: str, head: str, rows: list[str]) -> None:
     there = load_prompts(write(tmp_path / name, head + "\n".join(rows)))
     back = load_prompts(write(tmp_path / name, head + "\n".join(rows[::-1])))
@@ -54,13 +51,10 @@ def test_a_prompt_that_comes_again_is_used_once_and_counted(
     assert "2 prompts are repeated" in caplog.text
 
 
-@pytest.mark.parametrize(
-    "name, content",
-    [
-        ("a.csv", ";Caption;Index\n0;one;7\n1;two;8\n2;one;7\n"),
-        ("a.jsonl", lines({"text": "one", "id": 7}, {"text": "two", "id": 8}, {"text": " one", "id": "7"})),
-    ],
-)
+@pytest.mark.parametrize("name, content", [
+    ("a.csv", ";Caption;Index\n0;one;7\n1;two;8\n2;one;7\n"),
+    ("a.jsonl", lines({"text": "one", "id": 7}, {"text": "two", "id": 8}, {"text": " one", "id": "7"})),
+])  # fmt: skip
 def test_a_row_that_comes_again_is_used_once_and_counted(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, content: str
 ) -> None:

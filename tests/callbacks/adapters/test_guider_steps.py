@@ -152,13 +152,10 @@ def test_fields_of_a_block_state_and_lists():
         assert output.pred.flatten().tolist() == [0.0 if index == 0 else FULL] * 2
 
 
-@pytest.mark.parametrize(
-    "guider",
-    [
-        StaticTransitionGuidance(3.0, 650, -2.0),
-        DynamicTransitionGuidance(3.0, -7.5, "model_output", prediction_type="v_prediction", smoothing=2),
-    ],
-)
+@pytest.mark.parametrize("guider", [
+    StaticTransitionGuidance(3.0, 650, -2.0),
+    DynamicTransitionGuidance(3.0, -7.5, "model_output", prediction_type="v_prediction", smoothing=2),
+])  # fmt: skip
 def test_saved_and_loaded(guider: TransitionGuidance, tmp_path):
     guider.save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "guider_config.json").read_text())

@@ -18,16 +18,13 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 OWN = ("--mitigation", "Detour", "--mitigation.transition", "StaticTransition")
 
 
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        ({"captions": "a.txt", "prompt": "sun"}, "one of captions, prompt and base_pipeline"),
-        ({"captions": "a.txt", "min_cosine": 0.9, "max_cosine": 0.8}, "0.9 and max_cosine 0.8 must rise"),
-        ({"captions": "a.txt", "min_cosine": 0.995}, "0.995 and max_cosine 0.99 must rise"),
-        ({"base_pipeline": "/nowhere/x"}, "no model folder"),
-        ({"transition": TwoPassTransition()}, "static or dynamic"),
-    ],
-)
+@pytest.mark.parametrize("options, message", [
+    ({"captions": "a.txt", "prompt": "sun"}, "one of captions, prompt and base_pipeline"),
+    ({"captions": "a.txt", "min_cosine": 0.9, "max_cosine": 0.8}, "0.9 and max_cosine 0.8 must rise"),
+    ({"captions": "a.txt", "min_cosine": 0.995}, "0.995 and max_cosine 0.99 must rise"),
+    ({"base_pipeline": "/nowhere/x"}, "no model folder"),
+    ({"transition": TwoPassTransition()}, "static or dynamic"),
+])  # fmt: skip
 def test_what_a_detour_refuses(options: dict, message: str) -> None:
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         Detour(**{"transition": StaticTransition()} | options)

@@ -24,14 +24,11 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 COUNT, STEPS = 3, 10
 
 
-@pytest.mark.parametrize(
-    "curve, expected",
-    [
-        ([5, 4, 3, 4, 5, 6], 2), ([5, 3, 4, 2, 4, 4], 3), ([5, 3, 4, 5, 6, 7], 1), ([6, 5, 4, 3, 2, 1], 5),
-        ([1, 2, 3, 4, 5, 6], 5), ([2, 2, 2, 2, 2, 2], 5), ([5, 4, 3, 3, 4, 5], 5), ([5, 4, 3, 4, 2, 4], 2),
-        ([9, 8, 7, 6, 5, 6], 4), ([5, 3, 4, 3, 4, 3, 4], 3), ([math.nan] * 6, 5),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("curve, expected", [
+    ([5, 4, 3, 4, 5, 6], 2), ([5, 3, 4, 2, 4, 4], 3), ([5, 3, 4, 5, 6, 7], 1), ([6, 5, 4, 3, 2, 1], 5),
+    ([1, 2, 3, 4, 5, 6], 5), ([2, 2, 2, 2, 2, 2], 5), ([5, 4, 3, 3, 4, 5], 5), ([5, 4, 3, 4, 2, 4], 2),
+    ([9, 8, 7, 6, 5, 6], 4), ([5, 3, 4, 3, 4, 3, 4], 3), ([math.nan] * 6, 5),
+])  # fmt: skip
 def test_the_minimum_of_a_first_pass(curve: list[float], expected: int) -> None:
     assert chosen_minimum(curve) == minimum_by_hand(curve) == expected
 
@@ -84,14 +81,11 @@ def two_passes(
     return one_pass(network, make(), number, before, index, stochastic)[-1], index
 
 
-@pytest.mark.parametrize(
-    "kind, before, stochastic",
-    [
-        (DDIMScheduler, -7.5, False), (DPMSolverMultistepScheduler, -7.5, False),
-        (EulerDiscreteScheduler, -7.5, False), (EulerAncestralDiscreteScheduler, -7.5, True),
-        (DDPMScheduler, 0.0, True),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("kind, before, stochastic", [
+    (DDIMScheduler, -7.5, False), (DPMSolverMultistepScheduler, -7.5, False),
+    (EulerDiscreteScheduler, -7.5, False), (EulerAncestralDiscreteScheduler, -7.5, True),
+    (DDPMScheduler, 0.0, True),
+])  # fmt: skip
 def test_two_passes_are_those_of_a_loop_by_hand(
     unet: torch.nn.Module, kind: type, before: float, stochastic: bool
 ) -> None:

@@ -87,18 +87,15 @@ def test_keys_are_compared_as_file_names(tmp_path: Path) -> None:
         load_captioned(source)
 
 
-@pytest.mark.parametrize(
-    "content, message",
-    [
-        (
-            {"y": ["a"], "z": ["b"]},
-            "none of its 2 keys, such as 'y', is the id of one of the 1 images, such as 'x'",
-        ),
-        ({"x": 3, "y": None}, "is no captions file"),
-        ([["x", "a"]], "is no captions file"),
-        ({}, "is no captions file"),
-    ],
-)
+@pytest.mark.parametrize("content, message", [
+    (
+        {"y": ["a"], "z": ["b"]},
+        "none of its 2 keys, such as 'y', is the id of one of the 1 images, such as 'x'",
+    ),
+    ({"x": 3, "y": None}, "is no captions file"),
+    ([["x", "a"]], "is no captions file"),
+    ({}, "is no captions file"),
+])  # fmt: skip
 def test_captions_of_something_else_are_refused(tmp_path: Path, content: dict | list, message: str) -> None:
     shard = write_shard(tmp_path / "s.tar", "x")
     with pytest.raises(ValueError, match=message):

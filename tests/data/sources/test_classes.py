@@ -112,13 +112,10 @@ def test_each_parquet_file_has_its_own_classes(tmp_path: Path) -> None:
     assert [label for label, _ in labelled(str(tmp_path))] == ["tench", "golf ball", "x", "y"]
 
 
-@pytest.mark.parametrize(
-    "metadata",
-    [
-        "{", "[1]", '{"info": null}',
-        '{"info": {"features": {"label": {"_type": "ClassLabel", "names": [1]}}}}',
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("metadata", [
+    "{", "[1]", '{"info": null}',
+    '{"info": {"features": {"label": {"_type": "ClassLabel", "names": [1]}}}}',
+])  # fmt: skip
 def test_metadata_that_is_not_understood_counts_for_nothing(tmp_path: Path, metadata: str) -> None:
     columns = pa.table({"image": [noise(0)], "label": [0], "text": ["a"]})
     columns = columns.replace_schema_metadata({"huggingface": metadata})

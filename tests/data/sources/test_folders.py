@@ -211,14 +211,11 @@ def test_an_image_on_several_rows_of_metadata(tmp_path: Path) -> None:
     assert images.skipped == {"without caption": 1}
 
 
-@pytest.mark.parametrize(
-    "files, message",
-    [
-        ({"10_zxq woman/1.png": 0, "10_zxq woman/2.png": 1}, "'10_zxq woman' .* whose number means repeats"),
-        ({"10_a/1.png": 0, "10_a/1.txt": "a", "1_b/2.png": 1}, "'10_a' .* whose number means repeats"),
-        ({"1.png": 0, "1.txt": "a", "1-masklabel.png": 1}, "1-masklabel.png is a mask of OneTrainer"),
-    ],
-)
+@pytest.mark.parametrize("files, message", [
+    ({"10_zxq woman/1.png": 0, "10_zxq woman/2.png": 1}, "'10_zxq woman' .* whose number means repeats"),
+    ({"10_a/1.png": 0, "10_a/1.txt": "a", "1_b/2.png": 1}, "'10_a' .* whose number means repeats"),
+    ({"1.png": 0, "1.txt": "a", "1-masklabel.png": 1}, "1-masklabel.png is a mask of OneTrainer"),
+])  # fmt: skip
 def test_folders_of_other_trainers_are_refused(tmp_path: Path, files: dict, message: str) -> None:
     files = {name: noise(value) if isinstance(value, int) else value for name, value in files.items()}
     with pytest.raises(ValueError, match=message):

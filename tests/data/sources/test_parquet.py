@@ -24,13 +24,10 @@ def pairs(*sources: str) -> list[tuple[str, str]]:
     return [(sample.id, sample.caption) for sample in load_captioned(*sources).samples]
 
 
-@pytest.mark.parametrize(
-    "name, key",
-    [
-        ("{}.parquet", "{}"), ("{}/0000.parquet", "{}_0000"), ("c/{}/0.parquet", "c_{}_0"),
-        ("{}_0.parquet", "{}_0"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("name, key", [
+    ("{}.parquet", "{}"), ("{}/0000.parquet", "{}_0000"), ("c/{}/0.parquet", "c_{}_0"),
+    ("{}_0.parquet", "{}_0"),
+])  # fmt: skip
 def test_splits_are_not_mixed(tmp_path: Path, name: str, key: str, caplog: pytest.LogCaptureFixture) -> None:
     """Train is read, and that is said; both together have ids of their own."""
     for split in ("train", "test"):

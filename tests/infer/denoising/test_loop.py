@@ -75,13 +75,10 @@ def assert_is_stock(
     assert np.array_equal(np.stack(result.images), np.stack(stock))
 
 
-@pytest.mark.parametrize(
-    "scale, guide",
-    [
-        (0.0, lambda index, t, u, c: u), (1.0, lambda index, t, u, c: c),
-        (-2.0, lambda index, t, u, c: u - 2 * (c - u)), (7.5, lambda index, t, u, c: u + 7.5 * (c - u)),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("scale, guide", [
+    (0.0, lambda index, t, u, c: u), (1.0, lambda index, t, u, c: c),
+    (-2.0, lambda index, t, u, c: u - 2 * (c - u)), (7.5, lambda index, t, u, c: u + 7.5 * (c - u)),
+])  # fmt: skip
 def test_what_a_guidance_scale_means(unet: torch.nn.Module, scale: float, guide: Callable) -> None:
     """0 unconditional, 1 conditional, negative the opposite way."""
     result = denoise(unet, v_scheduler(), *inputs(3), scale, 10)
@@ -101,15 +98,12 @@ def test_static_transition_is_a_switch_of_the_scale(unet: torch.nn.Module, kind:
     )
 
 
-@pytest.mark.parametrize(
-    "spacing, timestep, first, count",
-    [
-        ("leading", 500, 495, 26), ("leading", 650, 647, 34), ("leading", 700, 685, 36),
-        ("leading", 600, 590, 31),
-        ("linspace", 500, 500, 25), ("linspace", 650, 639, 32), ("linspace", 700, 699, 35),
-        ("linspace", 600, 599, 30),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("spacing, timestep, first, count", [
+    ("leading", 500, 495, 26), ("leading", 650, 647, 34), ("leading", 700, 685, 36),
+    ("leading", 600, 590, 31),
+    ("linspace", 500, 500, 25), ("linspace", 650, 639, 32), ("linspace", 700, 699, 35),
+    ("linspace", 600, 599, 30),
+])  # fmt: skip
 def test_where_the_papers_transitions_fall(spacing: str, timestep: int, first: int, count: int) -> None:
     """First guided timestep and number of guided steps of 50, on the two grids of the published code."""
     scheduler = v_scheduler(DPMSolverMultistepScheduler, timestep_spacing=spacing)
@@ -146,7 +140,7 @@ def test_schedulers_that_the_loop_cannot_serve_are_refused() -> None:
     own = v_scheduler()
     with pytest.raises(ValueError, match="no scheduler 'best': there are own, ddim"):
         make_scheduler(own, "best")
-    with pytest.raises(ValueError, match="LCMScheduler does not heed timestep_spacing"):
+    with pytest.raises(ValueError, match="LCMScheduler ignores timestep_spacing"):
         make_scheduler(own, "lcm", "trailing")
 
 
@@ -173,14 +167,11 @@ class PerSample(GuidanceRule):
         return self.SCALES if step.index < 5 else self.SCALES.flip(0)
 
 
-@pytest.mark.parametrize(
-    "rules, expected",
-    [
-        ([], [20] * 4), ([StaticTransition(500, 0.0)], [15] * 4), ([StaticTransition(500, 1.0)], [15] * 4),
-        ([StaticTransition(500, -2.0)], [20] * 4), ([DynamicTransition()], [20] * 4),
-        ([PerSample()], [15] * 4),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("rules, expected", [
+    ([], [20] * 4), ([StaticTransition(500, 0.0)], [15] * 4), ([StaticTransition(500, 1.0)], [15] * 4),
+    ([StaticTransition(500, -2.0)], [20] * 4), ([DynamicTransition()], [20] * 4),
+    ([PerSample()], [15] * 4),
+])  # fmt: skip
 def test_unet_evaluations_are_counted_and_no_more_are_run(
     unet: torch.nn.Module, rules: list[GuidanceRule], expected: list[int]
 ) -> None:

@@ -40,7 +40,7 @@ def test_latents_are_not_clipped_where_the_own_scheduler_knows_no_clipping(own: 
     assert torch.allclose(step.pred_original_sample, clean, rtol=1e-4)
 
 
-def test_a_config_that_asks_for_clipping_is_heeded() -> None:
+def test_a_config_with_clipping_is_kept() -> None:
     own = DDIMScheduler.from_config(scheduler_of().config, clip_sample=True)
     assert make_scheduler(own, "ddpm").config.clip_sample
 
@@ -122,17 +122,14 @@ def test_timesteps_that_repeat_are_counted_from_the_first(kind: type, sigmas: st
     assert run.timesteps[0].tolist() == pytest.approx(timesteps) and run.latents.isfinite().all()
 
 
-@pytest.mark.parametrize(
-    "options, steps, message",
-    [
-        ({"timestep_spacing": "leading"}, 501, "starts 501 steps at timestep 501 of 999"),
-        ({"timestep_spacing": "linspace"}, 50, "this one of 50 steps is wider"),
-        ({"timestep_spacing": "trailing"}, 700, "this one of 700 steps is wider"),
-        ({"timestep_spacing": "leading"}, 50, None),
-        ({"timestep_spacing": "trailing"}, 30, None),
-        ({"timestep_spacing": "leading"}, 2, None),
-    ],
-)
+@pytest.mark.parametrize("options, steps, message", [
+    ({"timestep_spacing": "leading"}, 501, "starts 501 steps at timestep 501 of 999"),
+    ({"timestep_spacing": "linspace"}, 50, "this one of 50 steps is wider"),
+    ({"timestep_spacing": "trailing"}, 700, "this one of 700 steps is wider"),
+    ({"timestep_spacing": "leading"}, 50, None),
+    ({"timestep_spacing": "trailing"}, 30, None),
+    ({"timestep_spacing": "leading"}, 2, None),
+])  # fmt: skip
 def test_grids_that_diffusers_samples_wrongly_are_one_line(
     options: dict[str, Any], steps: int, message: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:
