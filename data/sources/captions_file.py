@@ -90,7 +90,9 @@ def open_captions(folder: Path, file: Path, skipped: Counter) -> Source:
         if lost := count - len(pairs):
             skipped[reason] += lost
     layout = f"images with a captions file ({file.name}: {len(pairs):,} of {len(captions):,} match)"
-    return Source(layout, rows_of(images, folder, pairs, captions), len(pairs))
+    ids = path_ids(images, folder)
+    rows = (Row(ids[path], WholeFile(str(path)), captions[pairs[path]]) for path in images if path in pairs)
+    return Source(layout, rows, len(pairs))
 
 
 def with_captions(source: Source, file: Path, skipped: Counter) -> Source:
@@ -127,15 +129,6 @@ def replaced(
     used = len(captions) - len(unused)
     notes.append(f"captions of {file.name}: {used:,} of {len(captions):,} match")
     log.info("%s: %d of %d captions match the %d images", file, used, len(captions), count)
-
-
-def rows_of(
-    images: list[Path], folder: Path, pairs: dict[Path, str], captions: dict[str, Any]
-) -> Iterator[Row]:
-    ids = path_ids(images, folder)
-    for path in images:
-        if path in pairs:
-            yield Row(ids[path], WholeFile(str(path)), captions[pairs[path]])
 
 
 def matched(

@@ -89,11 +89,8 @@ class StreamedData(pl.LightningDataModule):
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """ValueError where the images would come in another order, and some be left out."""
-        changed = [
-            f"{key}: {state_dict[key]} -> {value}"
-            for key, value in self.state_dict().items()
-            if state_dict[key] != value
-        ]
+        now = self.state_dict()
+        changed = [f"{key}: {old} -> {now[key]}" for key, old in state_dict.items() if old != now[key]]
         if changed:
             raise ValueError(
                 "a stream resumes only with the same devices, workers, accumulation and shards "
