@@ -163,7 +163,8 @@ def test_what_is_not_finite_is_left_out_and_named(
         return noise, *others
 
     monkeypatch.setattr(sampling, "encode", damaged)
-    some = measure(Detection(out=str(tmp_path), **options))
+    few = ModelOptions(num_inference_steps=4, guidance_scale=SCALE)
+    some = measure(Detection(**options | {"out": str(tmp_path), "model": few}))
     notes = "\n".join(some.notes())
     assert some.failed() == broken and f"{len(broken)} prompts FAILED" in notes
     assert f"{2 * len(broken)} noises FAILED" in notes and some.counts()["ordinary"] == 4
