@@ -5,9 +5,9 @@ its released code (DCR): replacement by random tokens (RC: `random_text`), rando
 `with_words_added`), words of the caption repeated (CWR: `with_words_repeated`), random numbers added (RNA:
 `with_numbers_added`). The caller draws which captions are edited.
 
-Words are what lies between white space, and come out one space apart: CLIP's tokenizers make no difference.
-An edit that adds keeps the caption's own words, in their order. A caption may grow beyond what a text encoder
-takes (77 tokens for CLIP); the tokenizer cuts what is over, and that may be what was added.
+Words are separated by white space, and the result has one space between them: CLIP's tokenizers see no
+difference. An edit that adds keeps the caption's own words, in their order. A caption may become longer than
+a text encoder takes (77 tokens for CLIP); the tokenizer then cuts its end, which may hold the added words.
 """
 
 from collections.abc import Iterable
@@ -43,7 +43,7 @@ def is_visible(text: str) -> bool:
 
 
 def random_text(tokenizer: "PreTrainedTokenizerBase", random: np.random.Generator, count: int = 4) -> str:
-    """RC, in place of the caption: `count` tokens drawn uniformly, with replacement, and decoded.
+    """RC, which replaces the caption: `count` tokens drawn uniformly, with replacement, and decoded.
 
     The source draws ids below 49,400: CLIP's vocabulary without its special tokens. Tokens that do not end a
     word run into the next, so these may be fewer words than tokens.

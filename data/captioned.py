@@ -6,7 +6,7 @@ the log (`skipped`), never silently lost.
 
 import logging
 import os
-import re
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -107,39 +107,30 @@ def listed(skipped: Counter) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()))
 
 
-def decoded_text(text: bytes) -> tuple[str | None, str]:
-    """A caption and its encoding: UTF-8, else UTF-16 or cp1252 where that is sure, else None."""
-    wide = max(text[1::2].count(0), text[::2].count(0)) * 3 > len(text)  # half of each Latin letter is 0
-    if text.startswith((b"\xff\xfe", b"\xfe\xff")) or wide:
-        order = "" if text[:1] in (b"\xff", b"\xfe") else "-le" if text[1::2].count(0) else "-be"
-        return text.decode(f"utf-16{order}", "replace"), "UTF-16"
+def decoded_text(text: bytes) -> str | None:
+    """UTF-8, or UTF-16 with a byte order mark; None for anything else."""
+    wide = text.startswith((BOM_UTF16_LE, BOM_UTF16_BE))
     try:
-        return text.decode("utf-8-sig"), "UTF-8"
+        return text.decode("utf-16" if wide else "utf-8-sig")
     except UnicodeDecodeError:
-        # single letters of western Europe among ASCII; two and more together may be of any encoding
-        alone = not re.search(rb"[\x80-\xff]{2}|[\x80-\x90\x98-\x9f]", text)
-        return (text.decode("cp1252"), "cp1252") if alone else (None, "?")
+        return None
 
 
-def texts(captions: Any) -> tuple[tuple[str, ...], str]:
-    """All captions that are text, stripped, not empty, and such as UTF-8 can hold; their encoding."""
-    each, encoding = captions if isinstance(captions, list | tuple) else [captions], "UTF-8"
-    if isinstance(captions, bytes):
-        text, encoding = decoded_text(captions)
-        each = [text]
-    stripped = (clean(text).strip() for text in each if isinstance(text, str))
-    return tuple(filter(None, stripped)), encoding
+def texts(captions: Any) -> tuple[str, ...]:
+    """All captions that are text, stripped, not empty, and such as UTF-8 can hold."""
+    each = captions if isinstance(captions, list | tuple) else [captions]
+    return tuple(filter(None, (clean(text).strip() for text in each if isinstance(text, str))))
 
 
 def examined(row: Row) -> tuple[Sample | None, str, str]:
-    """The sample, and its captions' encoding; or None, why it cannot be used, and the details."""
-    captions, encoding = texts(row.captions)
+    """The sample; or None, why it cannot be used, and the details."""
     if row.image is None:
         return None, row.missing, row.detail
-    if encoding == "?":
+    raw = decoded_text(row.captions) if isinstance(row.captions, bytes) else row.captions
+    if raw is None and row.captions is not None:
         return None, "captions that are not UTF-8", ""
-    if not captions:
-        no_text = row.captions and not isinstance(row.captions, str | bytes)
+    if not (captions := texts(raw)):
+        no_text = raw and not isinstance(raw, str)
         return None, "captions that are no text" if no_text else "without caption", row.detail
     try:
         image = read(row.image)
@@ -149,34 +140,25 @@ def examined(row: Row) -> tuple[Sample | None, str, str]:
         return None, row.missing, row.detail
     if reason := problem(image):
         return None, *reason
-    return Sample(row.id, row.image, captions[0], captions, row.label), encoding, ""
+    return Sample(row.id, row.image, captions[0], captions, row.label), "", ""
 
 
 def samples_of(rows: Iterable[Row], skipped: Counter, threads: int = THREADS) -> Iterator[Sample]:
     """Samples of the rows whose image can be decoded and which have a caption; all others are counted.
 
-    The first of each reason are named in the log, and captions that were not UTF-8. One thread reads no row
-    ahead.
+    The first of each reason are named in the log. One thread reads no row ahead.
     """
-    rows, encodings = iter(rows), Counter()
+    rows = iter(rows)
     with ThreadPoolExecutor(threads) as pool:
         while chunk := list(islice(rows, CHUNK if threads > 1 else 1)):
             results = pool.map(examined, chunk) if threads > 1 else map(examined, chunk)
             for row, (sample, reason, detail) in zip(chunk, results, strict=True):
                 if sample:
-                    encodings[reason] += 1
                     yield sample
                     continue
                 skipped[reason] += 1
                 if skipped[reason] <= NAMED:
                     log.warning("skipped %r: %s%s", row.id, reason, detail and f": {detail}")
-    for encoding in ("UTF-16", "cp1252"):
-        if count := encodings[encoding]:
-            log.warning("%d captions are not UTF-8 and were read as %s", count, encoding)
-
-
-def prefixed(source: str) -> str:
-    return f"{source}{'&' if with_options(source)[1] else '?'}prefix=b_"
 
 
 def load_captioned(*sources: str) -> CaptionedImages:
@@ -196,9 +178,11 @@ def load_captioned(*sources: str) -> CaptionedImages:
     ids = Counter(sample.id for sample in samples)
     twice = [key for key, count in ids.items() if count > 1]
     if twice:
+        joint = "&" if with_options(sources[-1])[1] else "?"
         raise ValueError(
             f"{len(twice)} ids are repeated in {', '.join(sources)}, the first is {twice[0]!r}; give "
-            f"sources that are numbered alike one by one, with a prefix for each: {prefixed(sources[-1])!r}"
+            "sources with the same numbering one by one, with a prefix for each: "
+            f"'{sources[-1]}{joint}prefix=b_'"
         )
     if not samples:
         raise ValueError(

@@ -33,8 +33,8 @@ class Captioning:
             tokens, the same each time for an image (there: instance level, class level, no level, random).
         choice: of an image's captions always the first, or each time a random one (MC there).
         replace: share of the draws whose caption is replaced by 4 random tokens (RC).
-        add: share of the draws with 2 random tokens added at random places (RT).
-        repeat: share of the draws with 2 of the caption's words repeated at random places (CWR).
+        add: share of the draws with 2 random tokens added at random positions (RT).
+        repeat: share of the draws with 2 of the caption's words repeated at random positions (CWR).
         trigger: words in front of the captions of a chosen subset.
         trigger_fraction: share of the images (without the ordinary ones) that have the trigger, chosen by
             seed; null: the duplicated ones, which are all of them if exposure.duplicated_fraction is 1.

@@ -79,15 +79,15 @@ def load_prompts(source: str) -> list[Prompt]:
 
 def source_fingerprint(source: str) -> str:
     """A digest of a source's options and of the names and contents of the files that `load_prompts` reads."""
-    place, options = with_options(source)
-    if place.startswith("hf:"):
+    location, options = with_options(source)
+    if location.startswith("hf:"):
         return digest(source)[:12]
-    path = Path(place)
+    path = Path(location)
     if path.is_dir():
         run = path / "exposures.parquet"
         files = [run] if run.exists() else files_below(path)
-    elif place.endswith((*SHARD_SUFFIXES, ".parquet")):
-        files = [Path(file) for file in matching_files(place)]
+    elif location.endswith((*SHARD_SUFFIXES, ".parquet")):
+        files = [Path(file) for file in matching_files(location)]
     else:
         files = [path]
     if file := options.get("captions"):
@@ -123,7 +123,7 @@ def distinct(prompts: list[Prompt], source: str) -> list[Prompt]:
 def without(prompts: Iterable[Prompt], memorized: Iterable[Prompt]) -> tuple[list[Prompt], int]:
     """The prompts that are not memorized, and how many were left out.
 
-    Texts are compared by `same`; of several that are the same the first stays.
+    Texts are compared by `same`; of several that are the same the first stays, with its id and so its noise.
     """
     prompts = list(prompts)
     left_out = {same(prompt.text) for prompt in memorized}
@@ -132,6 +132,14 @@ def without(prompts: Iterable[Prompt], memorized: Iterable[Prompt]) -> tuple[lis
         if same(prompt.text) not in left_out:
             kept.setdefault(same(prompt.text), prompt)
     return list(kept.values()), len(prompts) - len(kept)
+
+
+def load_ordinary(source: str, memorized: Iterable[Prompt]) -> tuple[list[Prompt], int]:
+    """`without` for a source's prompts; ValueError where all are memorized."""
+    ordinary, left_out = without(load_prompts(source), memorized)
+    if not ordinary:
+        raise ValueError(f"all prompts of {source!r} are memorized: give others that are not")
+    return ordinary, left_out
 
 
 def lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -159,7 +167,7 @@ def json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def table_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Rows under lower-case names, numbered by their last lines.
 
-    An empty id is None, and so is NaN, but for texts and ids, which may be called so.
+    An empty id is None; NaN is None too, except in texts and ids, where it may be meant.
     """
     with path.open(encoding="utf-8-sig") as file:
         header = next(filter(str.strip, file), "")

@@ -1,16 +1,20 @@
 """What the commands of `python -m infer` share: run folders, prompts, the model and how it denoises."""
 
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from jsonargparse.typing import PositiveInt
+from tqdm import tqdm
 
+from data.batches import in_batches
 from infer.denoising.hooks import GuidanceRule
-from infer.denoising.loop import prepare
-from infer.denoising.sampling import resolution_of
+from infer.denoising.loop import Denoised, prepare
+from infer.denoising.requests import Request
+from infer.denoising.sampling import denoise_requests, resolution_of
 from infer.denoising.schedulers import Scheduler, make_scheduler
 from infer.models.lora import check_lora
 from infer.models.pipeline import check_pipeline, fingerprint, load_pipeline, resolved_revision
@@ -131,6 +135,22 @@ class DenoiseOptions(RunOptions):
                 raise ValueError("give --model.pipeline, or --run with a training run folder")
             self.model = replace(self.model, pipeline=f"{self.run}/pipeline")
         self.model.check()
+
+    def denoised_batches(
+        self, pipe: Any, requests: Sequence[Request], guidance_scale: float, rules: Sequence[GuidanceRule],
+        title: str,
+    ) -> Iterator[tuple[list[Request], Denoised]]:  # fmt: skip
+        """Batches of the requests and their latents, without images; one progress bar over all steps."""
+        model, steps = self.model, len(self.model.prepare(pipe, guidance_scale))
+        resolution = model.resolution_of(pipe)
+        with tqdm(desc=title, total=-(-len(requests) // self.batch_size) * steps, unit="step") as bar:
+            for batch in in_batches(requests, self.batch_size):
+                bar.total -= steps  # the loop adds its own steps
+                denoised = denoise_requests(
+                    pipe, pipe.device, batch, resolution, guidance_scale, model.num_inference_steps,
+                    model.negative_prompt, rules, bar,
+                )  # fmt: skip
+                yield batch, denoised
 
 
 @dataclass(kw_only=True)

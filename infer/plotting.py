@@ -1,24 +1,42 @@
-"""Style and parts that the figures of basin, calibrate and detect share."""
+"""Colours and style of all figures, mid-tones that can be read on light and on dark; and parts of them."""
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from data.files import write_atomically
-from infer.report.style import COPY_COLOR, INK, OTHER_COLOR, PALETTE
-from infer.report.style import STYLE as REPORT_STYLE
 
+INK = "#1f2328"  # text in files; in the page it becomes currentColor, which matplotlib does not have
+COPY_COLOR, OTHER_COLOR = "#e5534b", "#8b909a"  # memorized, and not memorized
+FIXED = {"none": COPY_COLOR, "base_model": OTHER_COLOR}
+PALETTE = ("#3b8eea", "#2fa36b", "#e08a1e", "#9d5bd2", "#14a3a8", "#d9559c", "#a08030", "#6c7ee1",
+           "#b8653c", "#6d8f2e", "#b98ae0", "#4f8a8b")  # fmt: skip
+MORE = tuple(
+    to_hex(matplotlib.colormaps[name].colors[shade + hue])
+    for shade in (1, 2)
+    for name, hues in (("tab20b", (0, 4, 8, 16)), ("tab20c", (0, 4, 8, 12)))  # no red, no grey
+    for hue in hues
+)
 DPI = 200
 FAINT = "#6e7781"
 GROUP_COLORS = {"memorized": COPY_COLOR, "ordinary": OTHER_COLOR, "unknown": PALETTE[0]}
 DIFFERENCE = "RMS(conditional − unconditional)"
 DASHED, DOTTED = (0, (4, 3)), (0, (1, 2))
-STYLE = REPORT_STYLE | {
+STYLE = {
+    "svg.fonttype": "none", "text.parse_math": False, "font.size": 9, "axes.axisbelow": True,
+    "axes.spines.top": False, "axes.spines.right": False, "grid.alpha": 0.12, "grid.color": INK,
+    "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK,
+}  # fmt: skip
+
+
+FILE_STYLE = STYLE | {  # of figures that stand alone
     "svg.fonttype": "path", "savefig.dpi": DPI, "figure.facecolor": "white", "lines.linewidth": 1.6,
     "axes.titlesize": 10.5, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.titlepad": 23,
     "legend.frameon": False, "legend.fontsize": 8.5, "legend.borderpad": 0, "legend.borderaxespad": 0,
@@ -26,9 +44,15 @@ STYLE = REPORT_STYLE | {
 }  # fmt: skip
 
 
+def colors_of(names: list[str]) -> dict[str, str]:
+    """A colour per mitigation, in the order of the names; from the 29th on they come again."""
+    others = [name for name in names if name not in FIXED]
+    return FIXED | dict(zip(others, cycle((*PALETTE, *MORE)), strict=False))
+
+
 def save(draw: Callable[[], Figure], *paths: Path) -> list[Path]:
-    """Draw a figure in STYLE and write it to each path (.svg or .png); the paths."""
-    with matplotlib.rc_context(STYLE | {"svg.hashsalt": paths[0].stem}):
+    """Draw a figure in FILE_STYLE and write it to each path (.svg or .png); the paths."""
+    with matplotlib.rc_context(FILE_STYLE | {"svg.hashsalt": paths[0].stem}):
         figure = draw()
         for path in paths:
             path.parent.mkdir(parents=True, exist_ok=True)

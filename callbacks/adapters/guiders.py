@@ -41,7 +41,7 @@ def with_options_of(rule: type[GuidanceRule]) -> Callable:
 class TransitionGuidance(BaseGuidance):
     """Classifier-free guidance u + s (c - u); a rule of this project decides s, per sample and step.
 
-    The pipeline evaluates what the guider asks for, whole batches at a time: only the unconditional
+    The pipeline evaluates what the guider requests, whole batches at a time: only the unconditional
     prediction where s is 0 in every row, only the conditional one where it is 1, both where rows differ or
     the rule watches. The rule starts afresh with each run. Arguments: those of the rule, and
 
@@ -61,12 +61,9 @@ class TransitionGuidance(BaseGuidance):
             cls.rule_class, cls.__init__ = rule, with_options_of(rule)
 
     def set_up(
-        self,
-        guidance_scale: float = 7.5,
-        prediction_type: str = "epsilon",
-        enabled: bool = True,
+        self, guidance_scale: float = 7.5, prediction_type: str = "epsilon", enabled: bool = True,
         **options: Any,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__(enabled=enabled)
         self._diffusers_load_id = "null|guider|null|null"  # without one, pipelines save and load without it
         self.guidance_scale, self.prediction_type = guidance_scale, prediction_type
@@ -92,14 +89,11 @@ class TransitionGuidance(BaseGuidance):
         return None if self._batch_size is None else self.rule.transition_timestep().isinf()
 
     def get_state(self) -> dict[str, Any]:
-        return super().get_state() | {
-            "transition_timestep": self.transition_timestep,
-            "gated": self.gated,
-        }
+        return super().get_state() | {"transition_timestep": self.transition_timestep, "gated": self.gated}
 
     @property
     def num_conditions(self) -> int:
-        """Not that of the step: pipelines ask between runs, to know whether to embed a negative prompt."""
+        """Of a run, not of a step: pipelines read it to decide whether to embed a negative prompt."""
         return 2 if self._enabled else 1
 
     @property
@@ -158,15 +152,10 @@ class TransitionGuidance(BaseGuidance):
     def current_step(self) -> DenoisingStep:
         timestep, flow = self._timesteps[-1], self.prediction_type == "flow_prediction"
         return DenoisingStep(
-            index=len(self._timesteps) - 1,
-            timestep=timestep,
-            timesteps=self._timesteps,
-            latents=None,
-            alpha=1 - timestep / 1000 if flow else math.nan,
-            sigma=timestep / 1000 if flow else math.nan,
-            prediction_type=self.prediction_type,
-            guidance_scale=self.guidance_scale,
-        )
+            index=len(self._timesteps) - 1, timestep=timestep, timesteps=self._timesteps, latents=None,
+            alpha=1 - timestep / 1000 if flow else math.nan, sigma=timestep / 1000 if flow else math.nan,
+            prediction_type=self.prediction_type, guidance_scale=self.guidance_scale,
+        )  # fmt: skip
 
     def scale(self) -> Tensor:
         full = torch.full((self._batch_size,), float(self.guidance_scale))
@@ -176,7 +165,7 @@ class TransitionGuidance(BaseGuidance):
         return self.forward(**{getattr(batch, self._identifier_key): batch.noise_pred for batch in data})
 
     def forward(self, pred_cond: Tensor | None = None, pred_uncond: Tensor | None = None) -> GuiderOutput:
-        """The guided prediction. One that was not evaluated is stood in for by the other."""
+        """The guided prediction; where one of the two was not evaluated, the other replaces it."""
         if not self._enabled:
             return GuiderOutput(pred=pred_cond, pred_cond=pred_cond, pred_uncond=None)
         conditional = pred_uncond if pred_cond is None else pred_cond

@@ -1,4 +1,4 @@
-"""The mitigations in stock diffusers pipelines: `pipe = mitigate(pipe, rule)`, then use it as ever."""
+"""The mitigations in stock diffusers pipelines: `pipe = mitigate(pipe, rule)`, then use it as before."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -83,7 +83,7 @@ def guided_unet(pipe: Any) -> Iterator[None]:
                 pipe.scheduler.set_begin_index(0)  # timesteps may repeat
             timesteps, levels, first = pipe.scheduler.timesteps.tolist(), noise_levels(pipe.scheduler), inputs
             for rule in pipe.rules:
-                rule.check(timesteps, pipe.guidance_scale, config.num_train_timesteps)
+                rule.check(timesteps, pipe.guidance_scale)
                 rule.begin(len(latents), latents.device)
             guidance = Guidance(pipe.rules, len(latents), latents.device)
         if len(encoder_hidden_states) < len(sample):  # a callback ended guidance
@@ -109,7 +109,7 @@ def guided_unet(pipe: Any) -> Iterator[None]:
 
 
 def each_tensor(function: Callable, *values: Any) -> Any:
-    """`function` of tensors in the same place of nested containers, in the containers of the first."""
+    """`function` of tensors at the same position of nested containers, in the containers of the first."""
     value = values[0]
     if isinstance(value, dict):
         return {name: each_tensor(function, *(v[name] for v in values)) for name in value}
@@ -119,7 +119,7 @@ def each_tensor(function: Callable, *values: Any) -> Any:
 
 
 def selected(value: Any, rows: NeededRows, size: int) -> Any:
-    """The call's rows of every tensor with an entry for each of the doubled batch, however deep it lies."""
+    """The call's rows of every tensor with an entry for each of the doubled batch, at any depth."""
     return each_tensor(lambda x: rows.select(*x.chunk(2)) if len(x) == size else x, value)
 
 

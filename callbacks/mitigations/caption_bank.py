@@ -23,11 +23,9 @@ def pooled(pipe: Any, texts: Sequence[str], device: torch.device, batch_size: in
     out = []
     for start in tqdm(range(0, len(texts), batch_size), "captions", leave=False, disable=len(texts) < 2000):
         tokens = pipe.tokenizer(
-            list(texts[start : start + batch_size]),
-            padding="max_length",
-            truncation=True,
+            list(texts[start : start + batch_size]), padding="max_length", truncation=True,
             return_tensors="pt",
-        )
+        )  # fmt: skip
         out.append(pipe.text_encoder(tokens.input_ids.to(device)).pooler_output.float())
     return F.normalize(torch.cat(out))
 
@@ -40,7 +38,7 @@ def cosines(left: Tensor, right: Tensor) -> Iterator[Tensor]:
 
 @dataclass
 class CaptionBank:
-    """Ordinary captions and their embeddings, with what embeds a prompt alike."""
+    """Ordinary captions and their embeddings, and the pipeline that embeds prompts in the same way."""
 
     pipe: Any
     device: torch.device
@@ -54,7 +52,7 @@ class CaptionBank:
     def embed(
         cls, pipe: Any, device: torch.device, captions: str, exclude: str | None, max_cosine: float
     ) -> "CaptionBank":
-        """Captions of a source, but for the excluded ones and those nearer to one of them than `max_cosine`.
+        """Captions of a source, without the excluded ones and those nearer to one of them than `max_cosine`.
 
         ValueError where none is left.
         """

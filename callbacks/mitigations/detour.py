@@ -56,7 +56,7 @@ def check_base(name: str, base: Any, pipe: Any) -> None:
 
 @contextmanager
 def located(option: str) -> Iterator[None]:
-    """Say whose file is missing: the path may come from a preset, and be used from another folder."""
+    """Name the option of a missing file: its path may come from a preset, written for another folder."""
     try:
         yield
     except FileNotFoundError as error:
@@ -86,15 +86,13 @@ class Detour(Mitigation):
             of the text encoder's pooled embeddings.
         exclude: prompts that are no alternatives, nor are captions nearer to one of them than max_cosine: the
             training run's folder, for the captions that it made the model memorize.
-        min_cosine: a nearest caption further than this is no alternative; null: 0.
-        max_cosine: a caption nearer to the prompt than this is no alternative either (see also exclude);
-            null: 0.99.
+        min_cosine: a nearest caption further than this is no alternative.
+        max_cosine: a caption nearer to the prompt than this is no alternative either (see also exclude).
         prompt: one alternative for all prompts.
-        base_pipeline: the model before the finetune, in place of the finetuned one.
-        repulsion: r, how strongly to push away from the memorized direction while waiting; 0: not at all.
+        base_pipeline: the model before the finetune, which replaces the finetuned one.
+        repulsion: r, the scale away from the memorized direction while waiting; 0: none.
         orthogonal: leave out of the way towards the alternative what leads to the memorized image: with
-            g = eps_n - eps_u and m = eps_c - eps_u per sample, g - max(0, <g, m> / <m, m>) m in place of g.
-        scale: s, how strongly to guide towards the alternative while waiting; null: the run's guidance scale.
+            g = eps_n - eps_u and m = eps_c - eps_u per sample, g - max(0, <g, m> / <m, m>) m replaces g.
     """
 
     alternatives = []
@@ -104,35 +102,30 @@ class Detour(Mitigation):
         transition: Transition,
         captions: str | None = None,
         exclude: str | None = None,
-        min_cosine: float | None = None,
-        max_cosine: float | None = None,
+        min_cosine: float = 0.0,
+        max_cosine: float = 0.99,
         prompt: str | None = None,
         base_pipeline: str | None = None,
         repulsion: NonNegativeFloat = 0.0,
         orthogonal: bool = False,
-        scale: float | None = None,
     ):
         if sum(source is not None for source in (captions, prompt, base_pipeline)) > 1:
             raise ValueError("a detour has one alternative: give one of captions, prompt and base_pipeline")
         if isinstance(transition, TwoPassTransition):
             raise ValueError("a detour's transition is static or dynamic")
-        low, high = 0.0 if min_cosine is None else min_cosine, 0.99 if max_cosine is None else max_cosine
-        if not -1 <= low < high <= 1:
-            raise ValueError(f"min_cosine {low} and max_cosine {high} must rise, within -1..1")
-        for name, value in (("exclude", exclude), ("min_cosine", min_cosine), ("max_cosine", max_cosine)):
-            if captions is None and value is not None:
-                warn_no_effect(f"the detour's {name}", "it is for captions, and there are none")
-        if scale == 0 and repulsion == 0 and base_pipeline is None:
-            warn_no_effect("the detour", "scale and repulsion are 0: its transition alone is left")
+        if not -1 <= min_cosine < max_cosine <= 1:
+            raise ValueError(f"min_cosine {min_cosine} and max_cosine {max_cosine} must rise, within -1..1")
+        if captions is None and exclude is not None:
+            warn_no_effect("the detour's exclude", "it is for captions, and there are none")
         if base_pipeline is not None:
             with located("base_pipeline"):
                 check_pipeline(base_pipeline)
         self.transition, self.watched_space = transition, transition.watched_space
         self.captions, self.exclude = captions, exclude
-        self.min_cosine, self.max_cosine, self._within = min_cosine, max_cosine, (low, high)
+        self.min_cosine, self.max_cosine = min_cosine, max_cosine
         self.prompt, self.base_pipeline = prompt, base_pipeline
         self.texts = [prompt] if prompt is not None else []
-        self.repulsion, self.orthogonal, self.scale = repulsion, orthogonal, scale
+        self.repulsion, self.orthogonal = repulsion, orthogonal
         self.forget()
 
     def forget(self) -> None:
@@ -154,10 +147,8 @@ class Detour(Mitigation):
                     fingerprints[option] = read(source)
         return fingerprints
 
-    def check(
-        self, timesteps: Sequence[float], guidance_scale: float, num_train_timesteps: int = 1000
-    ) -> None:
-        self.transition.check(timesteps, guidance_scale, num_train_timesteps)
+    def check(self, timesteps: Sequence[float], guidance_scale: float) -> None:
+        self.transition.check(timesteps, guidance_scale)
         for option, source in (("captions", self.captions), ("exclude", self.exclude)):
             with located(option):
                 if source and source.endswith(SHARD_SUFFIXES):
@@ -195,7 +186,7 @@ class Detour(Mitigation):
             self.load_base(pipe)
             self._base.to(device)
         if self.captions is not None and self._bank is None:
-            self._bank = CaptionBank.embed(pipe, device, self.captions, self.exclude, self._within[1])
+            self._bank = CaptionBank.embed(pipe, device, self.captions, self.exclude, self.max_cosine)
 
     def on_predict_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.load(pl_module.pipe, pl_module.device)  # before the first image's seconds
@@ -210,7 +201,7 @@ class Detour(Mitigation):
             self._negatives = embed(self._base, [r.negative_prompt or "" for r in requests], device)
             return
         if self.captions is not None:
-            self.alternatives = self._bank.nearest(prompts, *self._within)
+            self.alternatives = self._bank.nearest(prompts, self.min_cosine, self.max_cosine)
         elif self.prompt is not None:
             self.alternatives = [self.prompt] * len(requests)
         else:
@@ -235,10 +226,7 @@ class Detour(Mitigation):
 
     def alternative_scale(self, step: DenoisingStep) -> float:
         """a in u - r (c - u) + a (n - u): the base model's n holds its scale already."""
-        return 1.0 if self.base_pipeline is not None else self.own_scale(step)
-
-    def own_scale(self, step: DenoisingStep) -> float:
-        return step.guidance_scale if self.scale is None else self.scale
+        return 1.0 if self.base_pipeline is not None else step.guidance_scale
 
     def needs(self, step: DenoisingStep, scale: Tensor) -> tuple[Tensor, Tensor]:
         if (watched := self.transition.needs(step, scale)) is not None:
@@ -270,7 +258,7 @@ class Detour(Mitigation):
             return predict(self._batch.unet, latents, step, self._embeddings[index])
         embeddings = torch.cat([self._negatives[index], self._embeddings[index]])
         u, c = predict(self._base.unet, torch.cat([latents] * 2), step, embeddings).chunk(2)
-        return u + self.own_scale(step) * (c - u)
+        return u + step.guidance_scale * (c - u)
 
     def transition_timestep(self) -> Tensor | None:
         return self.transition.transition_timestep()

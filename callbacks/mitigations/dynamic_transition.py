@@ -56,10 +56,8 @@ class DynamicTransition(Transition):
         self.watch, self.smoothing, self.prominence, self.patience = watch, smoothing, prominence, patience
         self.fallback_timestep, self.watched_space = fallback_timestep, watch
 
-    def check(
-        self, timesteps: Sequence[float], guidance_scale: float, num_train_timesteps: int = 1000
-    ) -> None:
-        super().check(timesteps, guidance_scale, num_train_timesteps)
+    def check(self, timesteps: Sequence[float], guidance_scale: float) -> None:
+        super().check(timesteps, guidance_scale)
         needed = 1 + self.patience + self.smoothing
         if len(set(timesteps)) < needed:
             raise ValueError(

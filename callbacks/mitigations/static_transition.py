@@ -32,16 +32,14 @@ class StaticTransition(Transition):
         super().__init__(guidance_before, gate, gate_timestep)
         self.timestep = timestep
 
-    def check(
-        self, timesteps: Sequence[float], guidance_scale: float, num_train_timesteps: int = 1000
-    ) -> None:
-        super().check(timesteps, guidance_scale, num_train_timesteps)
+    def check(self, timesteps: Sequence[float], guidance_scale: float) -> None:
+        super().check(timesteps, guidance_scale)
         first, last = timesteps[0], timesteps[-1]
         if not last <= self.timestep < first:
             what = "never hold guidance back" if self.timestep >= first else "never give guidance"
             raise ValueError(
                 f"a transition at {self.timestep:g} would {what}: the {len(timesteps)} timesteps of this "
-                f"schedule run from {first:g} to {last:g} (of 0..{num_train_timesteps - 1})"
+                f"schedule run from {first:g} to {last:g}"
             )
 
     def begin(self, batch_size: int, device: torch.device) -> None:

@@ -39,9 +39,7 @@ class Transition(Mitigation, ABC):
         if gate is not None:
             self.watched_space = "epsilon"
 
-    def check(
-        self, timesteps: Sequence[float], guidance_scale: float, num_train_timesteps: int = 1000
-    ) -> None:
+    def check(self, timesteps: Sequence[float], guidance_scale: float) -> None:
         if self.guidance_before == guidance_scale:
             raise ValueError(
                 f"guidance_before equals guidance_scale ({guidance_scale}): the mitigation would do nothing"
@@ -49,7 +47,7 @@ class Transition(Mitigation, ABC):
         if self.gate_timestep not in (None, timesteps[0]):
             raise ValueError(
                 f"the gate is for schedules that start at timestep {self.gate_timestep:g}, and this one "
-                f"starts at {timesteps[0]:g}: calibrate it anew"
+                f"starts at {timesteps[0]:g}: calibrate it again"
             )
 
     @abstractmethod

@@ -58,10 +58,8 @@ class TwoPassTransition(Transition):
     def __init__(self, guidance_before: float = -7.5):
         super().__init__(guidance_before)
 
-    def check(
-        self, timesteps: Sequence[float], guidance_scale: float, num_train_timesteps: int = 1000
-    ) -> None:
-        super().check(timesteps, guidance_scale, num_train_timesteps)
+    def check(self, timesteps: Sequence[float], guidance_scale: float) -> None:
+        super().check(timesteps, guidance_scale)
         if len(set(timesteps)) < len(timesteps):
             raise ValueError(
                 "the two-pass transition needs a scheduler with each timestep once, such as ddim or dpm"

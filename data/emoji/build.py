@@ -99,7 +99,7 @@ def samples(icons: dict, info: dict, version: str) -> Iterator[dict]:
 
 
 def write_captions(path: Path, shard: str) -> int:
-    """A file {id: [captions]} of a shard's own captions, each with `WAYS` to say it; the number of images."""
+    """A file {id: [captions]} of a shard's own captions, each in all `WAYS`; the number of images."""
     images = load_captioned(shard).samples
     lines = [
         f"{json.dumps(sample.id)}: {json.dumps([way.format(sample.caption) for way in WAYS])}"

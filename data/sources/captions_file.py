@@ -90,7 +90,9 @@ def open_captions(folder: Path, file: Path, skipped: Counter) -> Source:
         if lost := count - len(pairs):
             skipped[reason] += lost
     layout = f"images with a captions file ({file.name}: {len(pairs):,} of {len(captions):,} match)"
-    return Source(layout, rows_of(images, folder, pairs, captions), len(pairs))
+    ids = path_ids(images, folder)
+    rows = (Row(ids[path], WholeFile(str(path)), captions[pairs[path]]) for path in images if path in pairs)
+    return Source(layout, rows, len(pairs))
 
 
 def with_captions(source: Source, file: Path, skipped: Counter) -> Source:
@@ -129,19 +131,10 @@ def replaced(
     log.info("%s: %d of %d captions match the %d images", file, used, len(captions), count)
 
 
-def rows_of(
-    images: list[Path], folder: Path, pairs: dict[Path, str], captions: dict[str, Any]
-) -> Iterator[Row]:
-    ids = path_ids(images, folder)
-    for path in images:
-        if path in pairs:
-            yield Row(ids[path], WholeFile(str(path)), captions[pairs[path]])
-
-
 def matched(
     images: dict[Path, tuple[str, ...]], keys: dict[str, tuple[str, ...]], length: int = 1
 ) -> Iterator[tuple[Path, str]]:
-    """Pairs that end alike in their last `length` parts, or in more where several do; others stay apart."""
+    """Pairs whose last `length` parts are equal, or more parts where several paths share these."""
     image_tails, key_tails = by_tail(images, length), by_tail(keys, length)
     for tail in image_tails.keys() & key_tails.keys():
         some_images, some_keys = image_tails[tail], key_tails[tail]

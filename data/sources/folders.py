@@ -15,6 +15,7 @@ from data.sources.rows import (
     Source,
     caption_in_json,
     count_unused,
+    file_rows,
     files_below,
     images_below,
     path_ids,
@@ -37,14 +38,14 @@ def beside(path: Path) -> Any:
 
 
 def open_captions_beside(folder: Path, skipped: Counter) -> Source:
-    """Images directly in the folder; what lies deeper belongs to another layout, and is counted."""
+    """Images directly in the folder; those in subfolders belong to another layout, and are counted."""
     images = images_below(folder)
     paths = [path for path in images if path.parent == folder]
     if deeper := len(images) - len(paths):
         skipped["in a subfolder"] += deeper
     refuse_trainers_folders(folder, paths)
     count_lone(paths, (path for path in folder.iterdir() if is_caption(path)), skipped)
-    return Source("images with captions beside them", rows_beside(paths, folder), len(paths))
+    return Source("images with captions beside them", file_rows(paths, folder, beside), len(paths))
 
 
 def is_caption(path: Path) -> bool:
@@ -70,12 +71,6 @@ def count_lone(images: list[Path], captions: Iterable[Path], skipped: Counter) -
         skipped["captions without image"] += lone
 
 
-def rows_beside(paths: list[Path], root: Path) -> Iterator[Row]:
-    ids = path_ids(paths, root)
-    for path in paths:
-        yield Row(ids[path], WholeFile(str(path)), beside(path))
-
-
 def open_nested(folder: Path, paths: list[Path], skipped: Counter) -> Source:
     """Images in subfolders: with captions beside them (img2dataset's `files` output), else class folders.
 
@@ -84,7 +79,8 @@ def open_nested(folder: Path, paths: list[Path], skipped: Counter) -> Source:
     refuse_trainers_folders(folder, paths)
     if any(beside(path) is not None for path in paths):
         count_lone(paths, files_below(folder, is_caption), skipped)
-        return Source("folders of images with captions beside them", rows_beside(paths, folder), len(paths))
+        layout = "folders of images with captions beside them"
+        return Source(layout, file_rows(paths, folder, beside), len(paths))
     classes = sorted({path.parent.name for path in paths})
     if len(classes) == 1 and classes[0] not in IMAGENETTE:
         raise ValueError(
@@ -100,14 +96,12 @@ def open_nested(folder: Path, paths: list[Path], skipped: Counter) -> Source:
             "'%s?captions=FILE.json'", folder, example, doubtful[0], folder,
         )  # fmt: skip
     layout = f"class folders ({len(classes)})"
-    return Source(layout, rows_by_class(paths, folder), len(paths), notes=[example])
+    rows = file_rows(paths, folder, lambda path: CLASS_PROMPT.format(class_of(path)), class_of)
+    return Source(layout, rows, len(paths), notes=[example])
 
 
-def rows_by_class(paths: list[Path], root: Path) -> Iterator[Row]:
-    ids = path_ids(paths, root)
-    for path in paths:
-        label = readable(path.parent.name)
-        yield Row(ids[path], WholeFile(str(path)), CLASS_PROMPT.format(label), label)
+def class_of(path: Path) -> str:
+    return readable(path.parent.name)
 
 
 def metadata_below(folder: Path) -> list[Path]:
@@ -165,7 +159,7 @@ def table_rows(table: Path) -> Iterator[dict[str, Any]]:
 
 
 def rows_of_table(folder: Path, captions: dict[str, list[Any]], skipped: Counter) -> Iterator[Row]:
-    """A file is one that lies in the folder: a name that leads elsewhere is as good as none."""
+    """Rows of a table; a name that leads out of the folder counts as a missing image."""
     inside = {path.relative_to(folder).as_posix(): path for path in images_below(folder)}
     ids = path_ids(inside.values(), folder)
     for name, each in captions.items():

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data.sources.stored import Stored
+from data.sources.stored import Stored, WholeFile
 
 log = logging.getLogger(__name__)
 # In a tar the first of these counts, where a sample has several.
@@ -85,6 +85,15 @@ def path_ids(paths: Iterable[Path], root: Path) -> dict[Path, str]:
     return ids | {path: file_id(f"{path.stem}_{digest(path)}") for path in left}
 
 
+def file_rows(
+    paths: Sequence[Path], root: Path, caption: Callable, label: Callable = lambda path: None
+) -> Iterator[Row]:
+    """A row for each image file below `root`, with the caption and the class that the path gives."""
+    ids = path_ids(paths, root)
+    for path in paths:
+        yield Row(ids[path], WholeFile(str(path)), caption(path), label(path))
+
+
 def is_image(path: Path) -> bool:
     """By its suffix; hidden files, such as the `._a.jpg` that macOS leaves, are none."""
     return path.suffix[1:].lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
@@ -98,11 +107,11 @@ def count_unused(source: str, reason: str, names: Sequence[str | Path], skipped:
 
 
 def files_below(folder: Path, wanted: Callable[[Path], bool] = lambda path: True) -> list[Path]:
-    """Files at any depth, without hidden ones; links are followed to folders that do not lie here anyway."""
+    """Files at any depth, without hidden ones; links to folders elsewhere are followed, once each."""
     paths: list[Path] = []
     seen: set[str] = set()
     tops = [str(folder)]
-    for top in tops:  # it grows: what links lead to comes after what lies here
+    for top in tops:  # it grows: linked folders come after the folder's own
         for where, folders, files in os.walk(top):
             if (real := os.path.realpath(where)) in seen:
                 folders.clear()

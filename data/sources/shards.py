@@ -104,7 +104,7 @@ def members_of(path: str, skipped: Counter) -> tuple[dict[str, Members], list[st
 
 
 def rows_of(path: str, keys: dict[str, Members], skipped: Counter) -> Iterator[Row]:
-    """A row for each key, in whatever order its members lie.
+    """A row for each key, whatever the order of its members.
 
     An image with a caption of its own, such as `photo v1.0.jpg` with `photo v1.0.txt`, is a sample. Others
     follow webdataset's rule, whose keys end at the first dot: `000.seg.png` beside `000.jpg` is a further
@@ -135,12 +135,10 @@ def rows_of(path: str, keys: dict[str, Members], skipped: Counter) -> Iterator[R
         unread = UNREAD_SUFFIXES & members.keys()
         caption = read(members["txt"]) if "txt" in members else caption_in_json(read(members.get("json")))
         yield Row(
-            file_id(key),
-            members[images[0]] if images else None,
-            caption,
+            file_id(key), members[images[0]] if images else None, caption,
             missing=NOT_READ if unread else "without image",
             detail=f"it has {', '.join(f'.{suffix}' for suffix in members)}",
-        )
+        )  # fmt: skip
 
 
 def images_in(members: Members) -> list[str]:

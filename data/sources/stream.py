@@ -56,7 +56,7 @@ def usable(paths: list[str], skipped: Counter) -> Iterator[Sample]:
 class ShardStream(IterableDataset):
     """Endless batches of shards for one of `world_size` processes; only a shuffle buffer is held.
 
-    A batch is {"id": [B names], "caption": [B first captions], "pixels": uint8 (B, sides, 3, resolution,
+    A batch is {"id": [B names], "caption": [B first captions], "pixels": uint8 (B, variants, 3, resolution,
     resolution), "skipped": {reason: how many}}, the last counted since the same worker's batch before. A
     batch may hold the end of an epoch and the beginning of the next. One id in several shards means several
     samples. The same arguments and workers give the same batches.
@@ -72,7 +72,7 @@ class ShardStream(IterableDataset):
         done_batches: batches done by this process with the same arguments and workers; what was read for them
             is read and checked again.
         shuffle: encoded samples in each worker's buffer; 1 leaves the order as it is.
-        flip: adds a second, mirrored side to the pixels.
+        flip: adds a second, mirrored variant to the pixels.
 
     Raises ValueError for a shard named twice, and from the iteration for shards without a usable sample.
     """

@@ -124,11 +124,9 @@ def captions_of(cell: Any) -> Any:
 
 
 def rows_of(
-    records: Iterable[tuple[Stored, dict[str, Any]]],
-    columns: Columns,
-    name: str,
+    records: Iterable[tuple[Stored, dict[str, Any]]], columns: Columns, name: str,
     classes: dict[str, list[str]],
-) -> Iterator[Row]:
+) -> Iterator[Row]:  # fmt: skip
     """Rows of pairs (where the image is, the other columns).
 
     Without a column of ids, a row's id is its number, after the name of its table. `classes` are the names in
@@ -155,13 +153,9 @@ def distinct(columns: Columns, ids: Iterable[Any], options: dict[str, str], sour
 
 
 def open_dataset(
-    rows: "Dataset",
-    name: str,
-    layout: str,
-    source: str,
-    options: dict[str, str],
+    rows: "Dataset", name: str, layout: str, source: str, options: dict[str, str],
     trusted: tuple[Path, ...] = (),
-) -> Source:
+) -> Source:  # fmt: skip
     """Images stay as they are encoded."""
     import datasets
 
@@ -229,7 +223,7 @@ def parquet_files(path: str) -> list[Path]:
 
 
 def split_of(path: Path, root: Path) -> str | None:
-    """By the name of the file (train-00000-of-00002, train, train_0), else of a folder it lies in."""
+    """By the name of the file (train-00000-of-00002, train, train_0), else of a folder above it."""
     if match := re.match(r"(\w+?)-\d+-of-\d+", path.name) or re.fullmatch(
         rf"({'|'.join(SPLITS)})(?:[-_.]?\d+)?", path.stem, re.IGNORECASE
     ):

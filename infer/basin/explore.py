@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from data.batches import in_batches
 from data.captioned import load_captioned
-from data.prompts import Prompt, load_prompts, spread, without
+from data.prompts import Prompt, load_ordinary, load_prompts, spread
 from infer.basin.options import Basin
 from infer.basin.summary import Findings, clamp_point
 from infer.denoising.curves import Rules, Watch, joined
@@ -64,9 +64,7 @@ def choose(options: Basin, known: Collection[str]) -> tuple[dict[str, list[Promp
     memorized = spread(own, options.limit)
     groups, left_out = {"memorized": memorized + [traced] * (traced not in memorized)}, 0
     if options.others is not None:
-        others, left_out = without(load_prompts(options.others), prompts)
-        if not others:
-            raise ValueError(f"all prompts of {options.others!r} are memorized: give others that are not")
+        others, left_out = load_ordinary(options.others, prompts)
         groups["others"] = spread(others, len(groups["memorized"]))
     return groups, traced, left_out
 

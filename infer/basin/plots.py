@@ -13,7 +13,7 @@ from data.prompts import spread
 from infer import plotting
 from infer.basin.sheet import GAP, ROW, SIZE, Sheet, color_of, with_minus
 from infer.basin.summary import Findings
-from infer.report.style import COPY_COLOR, INK, OTHER_COLOR, PALETTE
+from infer.plotting import COPY_COLOR, INK, OTHER_COLOR, PALETTE
 
 SPACE_COLORS = {"epsilon": INK, "model_output": PALETTE[3]}
 LEFT, RIGHT, TOP = 0.85, 0.85, 1.5  # margins of the page; where its charts begin

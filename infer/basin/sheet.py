@@ -9,8 +9,7 @@ from matplotlib.lines import Line2D
 from PIL.Image import Image
 
 from infer.metrics.similarity import COPY_THRESHOLD
-from infer.plotting import DPI, FAINT
-from infer.report.style import COPY_COLOR, OTHER_COLOR, PALETTE
+from infer.plotting import COPY_COLOR, DPI, FAINT, OTHER_COLOR, PALETTE
 
 NO_COPY_COLOR = PALETTE[0]
 SIZE, GAP, LINE = 0.96, 0.14, 0.19  # of an image (192 pixels), between two images, and a line of small text

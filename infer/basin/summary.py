@@ -1,6 +1,5 @@
 """Results of `python -m infer basin`: basin.json, and tables and lines for the terminal."""
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from PIL.Image import Image
 from rich import box
 from rich.table import Table
 
-from data.files import write_atomically
+from data.files import write_json
 from infer.basin.options import Basin
 from infer.denoising.curves import SPACES
 from infer.denoising.requests import Request
@@ -117,7 +116,7 @@ class Findings:
         """Write basin.json; its path."""
         path = Path(self.options.out) / "basin.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, lambda part: part.write_text(json.dumps(self.numbers(), indent=1)))
+        write_json(path, self.numbers())
         return path
 
     def point_table(self) -> Table:

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from data.batches import in_batches
 from infer.calibrate.options import Calibration
-from infer.denoising.curves import Watch, denoised_batches, joined
+from infer.denoising.curves import Watch, joined
 from infer.denoising.hooks import DenoisingStep
 from infer.denoising.loop import prepare, step_options
-from infer.denoising.requests import Request
+from infer.denoising.requests import Request, with_negative_prompt
 from infer.denoising.sampling import encode
 from infer.denoising.schedulers import first_informative_step, noise_levels
 from infer.metrics.roc import auc
@@ -22,27 +23,21 @@ from infer.metrics.roc import auc
 
 @torch.no_grad()
 def first_differences(
-    pipe: Any,
-    requests: Sequence[Request],
-    resolution: int,
-    num_inference_steps: int,
-    device: torch.device,
-    batch_size: int = 16,
-    negative_prompt: str = "",
-    guidance_before: float = 0.0,
-    title: str = "first steps",
-) -> Tensor:
+    pipe: Any, device: torch.device, requests: Sequence[Request], batch_size: int, resolution: int,
+    guidance_before: float, num_inference_steps: int, negative_prompt: str = "", title: str = "first steps",
+) -> Tensor:  # fmt: skip
     """RMS(eps_c - eps_u) of each request at the first step with any signal, (N,): two evaluations a step.
 
     With zero terminal SNR the difference at the first step is always 0: that step is taken with
     `guidance_before`, as a gated mitigation takes it, and the next step counts.
     """
     scheduler, magnitudes = pipe.scheduler, []
-    for start in tqdm(range(0, len(requests), batch_size), title):
+    requests = with_negative_prompt(requests, negative_prompt)
+    for batch in in_batches(tqdm(requests, title), batch_size):
         timesteps = prepare(scheduler, guidance_before, num_inference_steps)
         levels, kind = noise_levels(scheduler), scheduler.config.prediction_type
-        last, batch = first_informative_step(levels), requests[start : start + batch_size]
-        noise, generators, *embeddings = encode(pipe, batch, resolution, device, negative_prompt)
+        last = first_informative_step(levels)
+        noise, generators, *embeddings = encode(pipe, batch, resolution, device)
         latents = noise * scheduler.init_noise_sigma
         for index, t in enumerate(scheduler.timesteps[: last + 1]):
             inputs = scheduler.scale_model_input(latents, t)
@@ -151,12 +146,14 @@ def measure(options: Calibration, settings: Mapping[str, Any]) -> Calibrated:
     resolution, timesteps = model.resolution_of(pipe), model.prepare(pipe, 0.0)
     first = first_informative_step(noise_levels(pipe.scheduler))
     result = Calibrated(timesteps, timesteps[first])
-    common = model.num_inference_steps, device, options.batch_size, model.negative_prompt
     if "gate" in targets:
         before = settings.get("guidance_before", 0.0)
         for group in ("ordinary", "memorized"):
             requests = options.requests(prompts[group])
-            values = first_differences(pipe, requests, resolution, *common, before, title=group).numpy()
+            values = first_differences(
+                pipe, device, requests, options.batch_size, resolution, before, model.num_inference_steps,
+                model.negative_prompt, group,
+            ).numpy()  # fmt: skip
             check_finite(values, group)
             result.firsts[group] = values
         result.set_gate(options.false_positive_rate)
@@ -164,7 +161,7 @@ def measure(options: Calibration, settings: Mapping[str, Any]) -> Calibrated:
         prompts["ordinary"] = prompts["ordinary"][: len(prompts["memorized"])]
         for group in (group for group, chosen in prompts.items() if chosen):
             requests, watch, parts = options.requests(prompts[group]), Watch(), []
-            for _ in denoised_batches(pipe, requests, resolution, 0.0, *common, [watch], title=group):
+            for _ in options.denoised_batches(pipe, requests, 0.0, [watch], group):
                 parts.append(watch.curves())
             check_finite(curves := joined(parts)[options.watch], group)
             result.curves[group] = curves

@@ -8,7 +8,7 @@ from typing import Literal
 from jsonargparse.typing import OpenUnitInterval, PositiveInt
 
 from data.cli import warn_no_effect
-from data.prompts import Prompt, load_prompts, spread, without
+from data.prompts import Prompt, load_ordinary, load_prompts, spread
 from infer.denoising.requests import Request, requests_for
 from infer.options import DenoiseOptions, device_of
 
@@ -29,7 +29,7 @@ class Calibration(DenoiseOptions):
         memorized: memorized prompts; null: those that `run` duplicated.
         watch: the curve whose fall gives the static transition: the difference of the model outputs, as in
             the paper's Fig. 4, or of the noise predictions.
-        fall: share of the fall that the curve must have made.
+        fall: share of its fall after which the curve counts as fallen.
         limit: at most this many prompts of each group, spread evenly over all of it.
         samples_per_prompt: noises per prompt.
         device: such as cpu or cuda:1; null: a GPU where there is one.
@@ -72,9 +72,7 @@ class Calibration(DenoiseOptions):
     def prompts(self) -> dict[str, list[Prompt]]:
         """All memorized prompts and all ordinary ones; ValueError without ordinary ones if requested."""
         memorized = load_prompts(self.memorized) if self.memorized else []
-        ordinary = without(load_prompts(self.ordinary), memorized)[0] if self.ordinary else []
-        if self.ordinary and not ordinary:
-            raise ValueError(f"all prompts of {self.ordinary!r} are memorized: give others that are not")
+        ordinary = load_ordinary(self.ordinary, memorized)[0] if self.ordinary else []
         return {"memorized": memorized, "ordinary": ordinary}
 
     def requests(self, prompts: list[Prompt]) -> list[Request]:

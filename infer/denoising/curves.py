@@ -1,18 +1,12 @@
 """Curves of the watched difference over a run, without its images."""
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from data.batches import in_batches
 from infer.denoising.hooks import DenoisingStep, GuidanceRule, both
-from infer.denoising.loop import Denoised, denoise, prepare
-from infer.denoising.requests import Request
-from infer.denoising.sampling import encode
 
 SPACES = {"epsilon": "noise prediction", "model_output": "model output"}  # whose differences are watched
 Rules = dict[str, GuidanceRule]  # by the space that they watch
@@ -43,30 +37,6 @@ class Watch(GuidanceRule):
 
     def fired(self) -> dict[str, np.ndarray]:
         return {space: rule.transition_timestep().cpu().numpy() for space, rule in self.rules.items()}
-
-
-def denoised_batches(
-    pipe: Any,
-    requests: Sequence[Request],
-    resolution: int,
-    guidance_scale: float,
-    num_inference_steps: int,
-    device: torch.device,
-    batch_size: int,
-    negative_prompt: str = "",
-    rules: Sequence[GuidanceRule] = (),
-    title: str = "denoise",
-) -> Iterator[tuple[list[Request], Denoised]]:
-    """Batches of the requests and their denoised latents, with one progress bar over all steps."""
-    steps = len(prepare(pipe.scheduler, guidance_scale, num_inference_steps))
-    with tqdm(desc=title, total=-(-len(requests) // batch_size) * steps, unit="step") as bar:
-        for batch in in_batches(requests, batch_size):
-            noise, generators, *embeddings = encode(pipe, batch, resolution, device, negative_prompt)
-            bar.total -= steps  # the loop adds its own steps
-            yield batch, denoise(
-                pipe.unet, pipe.scheduler, noise, *embeddings, guidance_scale, num_inference_steps, rules,
-                generators, bar,
-            )  # fmt: skip
 
 
 def joined(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

@@ -110,15 +110,11 @@ class Guidance:
 
     def record(self, step: DenoisingStep, rows: NeededRows, scale: Tensor) -> None:
         has_u, has_c = rows.has_unconditional, rows.has_conditional
-        self.steps.append(
-            (
-                torch.full((self.batch_size,), step.timestep),
-                torch.where(has_u, rms(step.epsilon(step.unconditional)), math.nan),
-                torch.where(has_c, rms(step.epsilon(step.conditional)), math.nan),
-                torch.where(has_u & has_c, step.difference_rms, math.nan),
-                scale.float(),
-            )
-        )
+        timesteps = torch.full((self.batch_size,), step.timestep)
+        u = torch.where(has_u, rms(step.epsilon(step.unconditional)), math.nan)
+        c = torch.where(has_c, rms(step.epsilon(step.conditional)), math.nan)
+        difference = torch.where(has_u & has_c, step.difference_rms, math.nan)
+        self.steps.append((timesteps, u, c, difference, scale.float()))
 
     def trace(self) -> Trace:
         columns = [torch.stack(column, 1).cpu() for column in zip(*self.steps, strict=True)]

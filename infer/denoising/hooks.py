@@ -104,9 +104,7 @@ class GuidanceRule:
     alternatives: list[str | None] | None = None  # the prompt that each sample of the batch is guided towards
     texts: Sequence[str] = ()  # further texts that the model is shown
 
-    def check(
-        self, timesteps: Sequence[float], guidance_scale: float, num_train_timesteps: int = 1000
-    ) -> None:
+    def check(self, timesteps: Sequence[float], guidance_scale: float) -> None:
         """Raise ValueError when this rule cannot take effect on these timesteps at this scale."""
 
     def check_requests(self, pipe: Any, requests: Sequence[Request]) -> None:

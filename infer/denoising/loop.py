@@ -28,15 +28,12 @@ class Denoised(Trace):
 
 
 def prepare(
-    scheduler: Any,
-    guidance_scale: float,
-    num_inference_steps: int,
-    rules: Sequence[GuidanceRule] = (),
+    scheduler: Any, guidance_scale: float, num_inference_steps: int, rules: Sequence[GuidanceRule] = ()
 ) -> list[float]:
     """Set the scheduler's timesteps and return them; ValueError where it, or a rule, cannot work."""
     timesteps = check_sampling(scheduler, num_inference_steps)
     for rule in rules:
-        rule.check(timesteps, guidance_scale, scheduler.config.num_train_timesteps)
+        rule.check(timesteps, guidance_scale)
         if len(rules) > 1 and not rule.combines:
             raise ValueError(f"{type(rule).__name__} cannot be combined with another mitigation")
     if sum(overrides(rule, "combine") for rule in rules) > 1:
@@ -46,21 +43,14 @@ def prepare(
 
 @torch.no_grad()
 def denoise(
-    unet: Callable,
-    scheduler: Any,
-    latents: Tensor,
-    unconditional_embedding: Tensor,
-    conditional_embedding: Tensor,
-    guidance_scale: float,
-    num_inference_steps: int,
-    rules: Sequence[GuidanceRule] = (),
-    generators: list[Generator] | None = None,
-    bar: tqdm | None = None,
-) -> Denoised:
+    unet: Callable, scheduler: Any, latents: Tensor, unconditional_embedding: Tensor,
+    conditional_embedding: Tensor, guidance_scale: float, num_inference_steps: int,
+    rules: Sequence[GuidanceRule] = (), generators: list[Generator] | None = None, bar: tqdm | None = None,
+) -> Denoised:  # fmt: skip
     """Denoise a batch with per-sample guidance: eps = eps_u + s (eps_c - eps_u), s decided by the rules.
 
     Args:
-        unet: diffusers UNet2DConditionModel, or anything called alike.
+        unet: diffusers UNet2DConditionModel, or anything called in the same way.
         scheduler: diffusers scheduler, one of `infer.denoising.schedulers.SCHEDULERS`.
         latents: initial noise of unit variance, (B, C, H, W).
         unconditional_embedding: of the empty or negative prompt, (B, tokens, width).

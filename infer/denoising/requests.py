@@ -18,6 +18,11 @@ class Request(NamedTuple):
     alternative_prompt: str | None = None
 
 
+def with_negative_prompt(requests: Iterable[Request], negative_prompt: str) -> list[Request]:
+    """The requests; those without a negative prompt of their own have this one."""
+    return [r._replace(negative_prompt=negative_prompt) if r.negative_prompt is None else r for r in requests]
+
+
 def requests_for(prompts: Iterable[Prompt], samples_per_prompt: int, seed: int) -> list[Request]:
     """`samples_per_prompt` requests for each prompt, in order; `seed` is the base seed of all of them."""
     return [

@@ -14,7 +14,7 @@ from data.cli import warn_no_effect
 from infer.denoising.hooks import GuidanceRule, overrides
 from infer.denoising.loop import Denoised, denoise
 from infer.denoising.noise import initial_noise
-from infer.denoising.requests import Request
+from infer.denoising.requests import Request, with_negative_prompt
 from infer.models.weights import no_warnings
 
 warn_once = cache(warn_no_effect)  # not at each batch
@@ -58,25 +58,17 @@ def encode(
 
 
 @torch.no_grad()
-def make_images(
-    pipe: Any,
-    device: torch.device,
-    requests: Sequence[Request],
-    resolution: int,
-    guidance_scale: float,
-    num_inference_steps: int,
-    negative_prompt: str = "",
-    rules: Sequence[GuidanceRule] = (),
+def denoise_requests(
+    pipe: Any, device: torch.device, requests: Sequence[Request], resolution: int, guidance_scale: float,
+    num_inference_steps: int, negative_prompt: str = "", rules: Sequence[GuidanceRule] = (),
     bar: tqdm | None = None,
-) -> tuple[list[Image], Denoised]:
-    """One image per request, as stock diffusers would make it where no rule changes the guidance.
+) -> Denoised:  # fmt: skip
+    """Denoised latents of each request, as of stock diffusers where no rule changes the guidance.
 
     `pipe` is a StableDiffusionPipeline on `device`; `resolution` is in pixels; `negative_prompt` is for
-    requests without one of their own. Where latents or pixels are not finite the image is black: `failed_at`.
+    requests without one of their own.
     """
-    requests = [
-        r._replace(negative_prompt=negative_prompt) if r.negative_prompt is None else r for r in requests
-    ]
+    requests = with_negative_prompt(requests, negative_prompt)
     conditional_only = guidance_scale == 1 and not any(overrides(rule, "guidance_scale") for rule in rules)
     if conditional_only and any(request.negative_prompt for request in requests):
         warn_once("negative_prompt", "guidance_scale is 1: only the conditional prediction is used")
@@ -84,13 +76,19 @@ def make_images(
         requests = rule.change_prompts(requests)
         rule.prepare(pipe, requests, device)
     noise, generators, *embeddings = encode(pipe, requests, resolution, device)
-    return decode(
-        pipe,
-        denoise(
-            pipe.unet, pipe.scheduler, noise, *embeddings, guidance_scale, num_inference_steps, rules,
-            generators, bar,
-        ),
+    return denoise(
+        pipe.unet, pipe.scheduler, noise, *embeddings, guidance_scale, num_inference_steps, rules, generators,
+        bar,
     )  # fmt: skip
+
+
+@torch.no_grad()
+def make_images(pipe: Any, *args: Any, **options: Any) -> tuple[list[Image], Denoised]:
+    """One image per request; the arguments are those of `denoise_requests`.
+
+    Where latents or pixels are not finite the image is black: `failed_at`.
+    """
+    return decode(pipe, denoise_requests(pipe, *args, **options))
 
 
 def decode(pipe: Any, denoised: Denoised) -> tuple[list[Image], Denoised]:

@@ -1,4 +1,4 @@
-"""The diffusers schedulers that the loop serves: how they are made and checked, and their noise levels."""
+"""The diffusers schedulers that the loop serves: how they are built and checked, and their noise levels."""
 
 import inspect
 import logging
@@ -56,7 +56,7 @@ def make_scheduler(own: Any, name: str = "own", timestep_spacing: str | None = N
         probe.set_timesteps(4)
         grids.append(probe.timesteps.tolist())
     if grids[0] == grids[1]:
-        raise ValueError(f"{kind.__name__} does not heed timestep_spacing: leave it out")
+        raise ValueError(f"{kind.__name__} ignores timestep_spacing: leave it out")
     return kind.from_config(own.config, timestep_spacing=timestep_spacing, **options)
 
 
@@ -127,7 +127,7 @@ def warn_of_grid(name: str, timesteps: tuple[float, ...], known: int, steps: int
     covered = distinct[-1] - distinct[0] - stride * (len(distinct) - 1)
     if name in ("DDIMScheduler", "PNDMScheduler") and covered > known / 100:
         log.warning(
-            "%s takes steps of %d timesteps whatever the grid, and this one of %d steps is wider: some noise "
+            "%s takes steps of %d timesteps on every grid, and this one of %d steps is wider: some noise "
             "stays in the images; take timestep_spacing leading, or another scheduler", name, stride, steps,
         )  # fmt: skip
 

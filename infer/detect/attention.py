@@ -1,14 +1,14 @@
 """Cross attention recorded while a batch is denoised, and the detectors that read it."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from infer.denoising.hooks import DenoisingStep, GuidanceRule, both
+from infer.denoising.hooks import Batch, DenoisingStep, GuidanceRule, both
 
 LAYER = 4  # of attention E: `layer_id = 3`, counted from 0, in the authors' code
 
@@ -29,7 +29,7 @@ class CrossAttention(GuidanceRule):
 
     The shares are of the conditional prediction, averaged over heads and positions, at the first step and in
     the last fifth of the steps. `first` and each of `last` are means of all layers, (B, tokens);
-    `of_layer` is one layer at the first step. It records within `recording`.
+    `of_layer` is one layer at the first step.
 
     Args:
         steps: number of steps.
@@ -40,17 +40,27 @@ class CrossAttention(GuidanceRule):
         self.late, self.layer = steps - max(1, steps // 5), layer
 
     def begin(self, batch_size: int, device: torch.device) -> None:
-        self.count, self.index, self.layers = batch_size, 0, []
-        self.last: list[Tensor] = []
+        self.index, self.layers, self.last = 0, [], []
 
     def needs(self, step: DenoisingStep, scale: Tensor) -> tuple[Tensor, Tensor]:
-        return both(scale)  # so that the conditional rows are the last `count` of each call
+        return both(scale)
+
+    def attention_processors(self, batch: Batch) -> dict[str, Any]:
+        """Processors that record, and return the former processors' exact output."""
+        names = [f"{name}.processor" for name in cross_attentions(batch.unet)]
+        return {name: partial(self.process, batch, batch.unet.attn_processors[name]) for name in names}
+
+    def process(
+        self, batch: Batch, former: Any, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor,
+        **options: Any,
+    ) -> Tensor:  # fmt: skip
+        if not 0 < self.index < self.late:
+            conditional = slice(batch.unconditional_rows, None)
+            self.record(attn, hidden_states[conditional], encoder_hidden_states[conditional])
+        return former(attn, hidden_states, encoder_hidden_states, **options)
 
     def record(self, attention: Any, hidden_states: Tensor, embeddings: Tensor) -> None:
-        """Compute the attention probabilities of one layer for the conditional rows."""
-        if 0 < self.index < self.late:
-            return
-        hidden_states, embeddings = hidden_states[-self.count :], embeddings[-self.count :]
+        """Compute the attention probabilities of one layer, averaged over heads and positions."""
         if attention.norm_cross:
             embeddings = attention.norm_encoder_hidden_states(embeddings)
         query = attention.head_to_batch_dim(attention.to_q(hidden_states))
@@ -58,7 +68,7 @@ class CrossAttention(GuidanceRule):
         query = query if attention.norm_q is None else attention.norm_q(query)
         key = key if attention.norm_k is None else attention.norm_k(key)
         shares = attention.get_attention_scores(query.float(), key.float())
-        self.layers.append(shares.unflatten(0, (self.count, attention.heads)).mean((1, 2)))
+        self.layers.append(shares.unflatten(0, (-1, attention.heads)).mean((1, 2)))
 
     def observe(self, step: DenoisingStep) -> None:
         if self.layers:
@@ -74,33 +84,6 @@ class CrossAttention(GuidanceRule):
         first, of_layer = self.first.cpu().numpy(), self.of_layer.cpu().numpy()
         last = torch.stack(self.last, 1).cpu().numpy()
         return {"attention_d": attention_d(first, last, ends), "attention_e": attention_e(of_layer)}
-
-
-class RecordingProcessor:
-    """An attention processor that lets the rule record, and returns the former processor's exact output."""
-
-    def __init__(self, former: Any, rule: CrossAttention):
-        self.former, self.rule = former, rule
-
-    def __call__(
-        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **options: Any
-    ) -> Tensor:
-        self.rule.record(attn, hidden_states, encoder_hidden_states)
-        return self.former(attn, hidden_states, encoder_hidden_states, **options)
-
-
-@contextmanager
-def recording(unet: Any, rule: CrossAttention) -> Iterator[None]:
-    """Let the rule record the UNet's cross attention; afterwards the processors are as before."""
-    attentions = cross_attentions(unet).values()
-    former = [attention.processor for attention in attentions]
-    try:
-        for attention in attentions:
-            attention.set_processor(RecordingProcessor(attention.processor, rule))
-        yield
-    finally:
-        for attention, processor in zip(attentions, former, strict=True):
-            attention.set_processor(processor)
 
 
 def ends_of_text(pipe: Any, texts: Sequence[str]) -> list[int]:

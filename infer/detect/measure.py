@@ -1,8 +1,7 @@
 """Score prompts by published detectors, in a run with guidance and one without."""
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,12 +9,10 @@ import pandas as pd
 import torch
 
 from data.prompts import Prompt
-from infer.denoising.curves import Watch, denoised_batches
-from infer.denoising.hooks import GuidanceRule
-from infer.denoising.loop import Denoised
+from infer.denoising.curves import Watch
 from infer.denoising.requests import Request, requests_for
 from infer.denoising.schedulers import first_informative_step, noise_levels
-from infer.detect.attention import CrossAttention, cross_attentions, ends_of_text, recording
+from infer.detect.attention import CrossAttention, cross_attentions, ends_of_text
 from infer.detect.detectors import DETECTORS, all_steps, fall, first_step
 from infer.detect.options import Detection
 from infer.detect.summary import Detected
@@ -39,41 +36,28 @@ def measure(options: Detection) -> Detected:
 
 def guided_scores(options: Detection, pipe: Any, requests: Sequence[Request]) -> pd.DataFrame:
     """A row per request: detectors that read the run with guidance, and whether it failed."""
-    scale, parts, rules = options.model.guidance_scale, [], [Watch()]
+    scale, parts = options.model.guidance_scale, []
     steps = len(options.model.prepare(pipe, scale))
     first = first_informative_step(noise_levels(pipe.scheduler))
     attention = CrossAttention(steps, options.attention_layer) if cross_attentions(pipe.unet) else None
-    if attention:
-        rules.append(attention)
-    with recording(pipe.unet, attention) if attention else nullcontext():
-        for batch, denoised in batches(options, pipe, requests, scale, rules, "guided"):
-            curves = denoised.difference_rms.numpy()
-            scores = {"first_step": first_step(curves[:, first:]), "all_steps": all_steps(curves)}
-            if attention:
-                scores |= attention.scores(ends_of_text(pipe, [request.prompt for request in batch]))
-            parts.append(pd.DataFrame(scores | {"failed_guided": denoised.failed_at >= 0}))
+    rules = [attention] if attention else [Watch()]
+    for batch, denoised in options.denoised_batches(pipe, requests, scale, rules, "guided"):
+        curves = denoised.difference_rms.numpy()
+        scores = {"first_step": first_step(curves[:, first:]), "all_steps": all_steps(curves)}
+        if attention:
+            scores |= attention.scores(ends_of_text(pipe, [request.prompt for request in batch]))
+        parts.append(pd.DataFrame(scores | {"failed_guided": denoised.failed_at >= 0}))
     return pd.concat(parts, ignore_index=True)
 
 
 def unguided_scores(options: Detection, pipe: Any, requests: Sequence[Request]) -> pd.DataFrame:
     """A row per request: the fall in the run without guidance, and whether it failed."""
     timesteps, parts = options.model.prepare(pipe, 0.0), []
-    for _, denoised in batches(options, pipe, requests, 0.0, [Watch()], "no guidance"):
+    for _, denoised in options.denoised_batches(pipe, requests, 0.0, [Watch()], "no guidance"):
         depth, fired = fall(denoised.difference_rms.numpy(), timesteps)
         scores = {"fall": depth, "fired_timestep": fired, "failed_unguided": denoised.failed_at >= 0}
         parts.append(pd.DataFrame(scores))
     return pd.concat(parts, ignore_index=True)
-
-
-def batches(
-    options: Detection, pipe: Any, requests: Sequence[Request], guidance_scale: float,
-    rules: Sequence[GuidanceRule], title: str,
-) -> Iterator[tuple[list[Request], Denoised]]:  # fmt: skip
-    model, device = options.model, torch.device(options.device)
-    return denoised_batches(
-        pipe, requests, model.resolution_of(pipe), guidance_scale, model.num_inference_steps, device,
-        options.batch_size, model.negative_prompt, rules, title,
-    )  # fmt: skip
 
 
 def by_prompt(labelled: Sequence[tuple[Prompt, bool | None]], samples: pd.DataFrame) -> pd.DataFrame:

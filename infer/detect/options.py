@@ -5,7 +5,7 @@ from pathlib import Path
 
 from jsonargparse.typing import OpenUnitInterval, PositiveInt
 
-from data.prompts import Prompt, load_prompts, spread, without
+from data.prompts import Prompt, load_ordinary, load_prompts, spread
 from infer.detect.attention import LAYER
 from infer.options import DenoiseOptions, device_of
 
@@ -59,8 +59,6 @@ class Detection(DenoiseOptions):
         memorized = load_prompts(self.memorized)
         groups, left_out = {True: spread(memorized, self.limit)}, 0
         if self.ordinary:
-            ordinary, left_out = without(load_prompts(self.ordinary), memorized)
-            if not ordinary:
-                raise ValueError(f"all prompts of {self.ordinary!r} are memorized: give others that are not")
+            ordinary, left_out = load_ordinary(self.ordinary, memorized)
             groups[False] = spread(ordinary, self.limit)
         return groups, left_out

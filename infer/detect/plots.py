@@ -9,7 +9,7 @@ from infer import plotting
 from infer.detect.detectors import DETECTORS
 from infer.detect.summary import LABELS, Detected
 from infer.metrics.roc import auc, roc, threshold
-from infer.report.style import PALETTE
+from infer.plotting import PALETTE
 
 COLORS = dict(zip(DETECTORS, (*PALETTE[:4], PALETTE[5]), strict=True))
 

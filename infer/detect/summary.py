@@ -1,6 +1,5 @@
 """Results of `python -m infer detect`: scores, how well they tell the groups apart, and the files."""
 
-import json
 import math
 import textwrap
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import pandas as pd
 from rich import box
 from rich.table import Table
 
-from data.files import write_atomically
+from data.files import write_atomically, write_json
 from infer.detect.detectors import DETECTORS
 from infer.detect.options import Detection
 from infer.metrics.aggregate import FEW
@@ -120,7 +119,7 @@ class Detected:
         folder.mkdir(parents=True, exist_ok=True)
         scores, numbers = folder / "detection.parquet", folder / "detection.json"
         write_atomically(scores, lambda part: self.rows.to_parquet(part, index=False))
-        write_atomically(numbers, lambda part: part.write_text(json.dumps(self.numbers(), indent=1)))
+        write_json(numbers, self.numbers())
         return [scores, numbers]
 
     def table(self) -> Table:

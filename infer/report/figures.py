@@ -8,9 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from infer.metrics.similarity import COPY_THRESHOLD
+from infer.plotting import COPY_COLOR, INK, OTHER_COLOR
 from infer.report.plots import Plot, place_labels
 from infer.report.study import Study, Sweep, finite
-from infer.report.style import COPY_COLOR, INK, OTHER_COLOR
 
 OWN, CLIP = "similarity_own_mean", "clip_score_mean"
 MARKERS = {"none": "s", "base_model": "D"}

@@ -10,12 +10,12 @@ from markupsafe import Markup
 from data.files import write_atomically
 from infer.metrics.aggregate import can_win
 from infer.metrics.similarity import BLIND_SPOTS, COPY_THRESHOLD
+from infer.plotting import COPY_COLOR
 from infer.report.export import export
 from infer.report.figures import plots_of
 from infer.report.gallery import Gallery, make_gallery
 from infer.report.plots import drawn, inline
 from infer.report.study import Study, read_study
-from infer.report.style import COPY_COLOR
 from infer.report.table import best_of, cell, columns_of, headline
 
 

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
-from infer.report.style import INK, STYLE
+from infer.plotting import INK, STYLE
 
 LABEL_OFFSETS = ((5, 5), (5, -5), (-5, 5), (-5, -5), (7, 0), (-7, 0), (0, 7), (0, -7))
 FREE = -4  # a label that covers nothing has its four corners within the axes

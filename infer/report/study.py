@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from infer.metrics.aggregate import in_order, memorized_prompts
-from infer.report.style import colors_of
+from infer.plotting import colors_of
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ import pytest
 import webdataset as wds
 from PIL import Image
 
+from data.captioned import load_captioned
+
 
 def encoded(image: Image.Image | None = None, form: str = "png") -> bytes:
     """An image as a file holds it."""
@@ -73,3 +75,8 @@ def write_folder(folder: Path, files: dict[str, bytes | str]) -> str:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
     return str(folder)
+
+
+def captions_of(source: str | Path) -> dict[str, tuple[str, ...]]:
+    """The captions of a source's images, by id."""
+    return {sample.id: sample.captions for sample in load_captioned(str(source)).samples}

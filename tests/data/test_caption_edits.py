@@ -50,7 +50,7 @@ def left(words: list[str], kept: list[str]) -> list[str]:
             next_word = next(wanted)
         else:
             rest.append(word)
-    assert next_word is None, f"{next_word!r} of {kept} is not in its place in {words}"
+    assert next_word is None, f"{next_word!r} of {kept} is not where it was in {words}"
     return rest
 
 
@@ -80,18 +80,18 @@ def test_an_edit_comes_from_the_generator_alone(edit: Callable, tokenizer: CLIPT
     assert texts[0] == texts[1] != texts[2]
 
 
-def test_every_place_is_as_likely(random: np.random.Generator) -> None:
-    """Both ends too: of the first of two words 4 places among 3 words, of the second then 5."""
-    places: Counter = Counter()
+def test_every_position_is_as_likely(random: np.random.Generator) -> None:
+    """Both ends too: of the first of two words 4 positions among 3 words, of the second then 5."""
+    positions: Counter = Counter()
     for _ in range(DRAWS):
         words = with_numbers_added("a b c", random, 1).split()
-        places[next(n for n, word in enumerate(words) if word.isdigit())] += 1
-    assert set(places) == {0, 1, 2, 3} and is_even(places, 4)
+        positions[next(n for n, word in enumerate(words) if word.isdigit())] += 1
+    assert set(positions) == {0, 1, 2, 3} and is_even(positions, 4)
     pairs: Counter = Counter()
     for _ in range(DRAWS):
         words = with_numbers_added("a b c", random, 2).split()
         pairs[tuple(n for n, word in enumerate(words) if word.isdigit())] += 1
-    assert len(pairs) == 10 and is_even(pairs, 10)  # 4 * 5 ways, two to each pair of places
+    assert len(pairs) == 10 and is_even(pairs, 10)  # 4 * 5 ways, two to each pair of positions
 
 
 def test_every_word_is_as_likely_to_be_repeated(random: np.random.Generator) -> None:

@@ -82,14 +82,6 @@ def test_an_id_that_stands_twice_is_an_error(tmp_path: Path) -> None:
         load_captioned(str(tmp_path))
 
 
-@pytest.mark.parametrize(
-    "color, seen", [((255, 0, 0, 128), (255, 127, 127)), ((0, 0, 0, 0), (255, 255, 255))]
-)
-def test_transparency_becomes_white(color: tuple, seen: tuple) -> None:
-    """Half-transparent red is pink, and fully transparent black is white."""
-    assert Sample("a", encoded(Image.new("RGBA", (8, 8), color)), "").rgb().getpixel((0, 0)) == seen
-
-
 def test_an_image_is_fitted_on_its_short_side_and_cropped() -> None:
     """Of three squares in a row the middle one stays."""
     image = Image.new("RGB", (96, 32), "red")

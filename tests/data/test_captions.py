@@ -67,7 +67,7 @@ def test_levels_of_nothing_and_of_the_class(captions) -> None:
 
 
 def test_random_captions_belong_to_the_image(captions, tokenizer: CLIPTokenizer) -> None:
-    """To its id and the seed: not to its place, nor to the draw."""
+    """To its id and the seed: neither to its index nor to the draw."""
     level = Captioning(level="random")
     one, back, other = captions(level), captions(level, images=IMAGES[::-1]), captions(level, seed=1)
     for index in range(20):
@@ -172,16 +172,13 @@ def test_the_trigger_stays_in_front_of_edits(captions, edit: str, trigger: str) 
             assert with_it.text(number, index) == front + without.text(number, index)
 
 
-@pytest.mark.parametrize(
-    "captioning, exposure",
-    [
-        (Captioning(choice="random"), QUARTER),
-        (Captioning(choice="random", trigger="zxq", trigger_fraction=0.3), QUARTER),
-        (Captioning(trigger="zxq"), QUARTER_IMAGE),
-        (Captioning(level="none", trigger="zxq"), QUARTER),
-        (Captioning(level="random"), QUARTER),
-    ],
-)
+@pytest.mark.parametrize("captioning, exposure", [
+    (Captioning(choice="random"), QUARTER),
+    (Captioning(choice="random", trigger="zxq", trigger_fraction=0.3), QUARTER),
+    (Captioning(trigger="zxq"), QUARTER_IMAGE),
+    (Captioning(level="none", trigger="zxq"), QUARTER),
+    (Captioning(level="random"), QUARTER),
+])  # fmt: skip
 def test_what_can_be_said_is_known_before(captions, captioning: Captioning, exposure: Exposure) -> None:
     """All of it and nothing else; an index is that of the text."""
     said = captions(captioning, exposure)
@@ -194,15 +191,12 @@ def test_what_can_be_said_is_known_before(captions, captioning: Captioning, expo
     assert heard == set(said.texts) and said.texts == sorted(heard)
 
 
-@pytest.mark.parametrize(
-    "options, exposure, message",
-    [
-        ({"level": "none", "choice": "random"}, PLAIN, "captions.choice random has no effect"),
-        ({"replace": 1, "add": 0.5}, PLAIN, "captions.add, repeat, level and choice has no effect"),
-        ({"trigger_fraction": 0.5}, PLAIN, "captions.trigger_fraction has no effect"),
-        ({"level": "none"}, QUARTER_IMAGE, "exposure.duplicate image has no effect: captions.level is none"),
-    ],
-)
+@pytest.mark.parametrize("options, exposure, message", [
+    ({"level": "none", "choice": "random"}, PLAIN, "captions.choice random has no effect"),
+    ({"replace": 1, "add": 0.5}, PLAIN, "captions.add, repeat, level and choice has no effect"),
+    ({"trigger_fraction": 0.5}, PLAIN, "captions.trigger_fraction has no effect"),
+    ({"level": "none"}, QUARTER_IMAGE, "exposure.duplicate image has no effect: captions.level is none"),
+])  # fmt: skip
 def test_options_that_change_nothing_are_named(
     captions, caplog: pytest.LogCaptureFixture, options: dict, exposure: Exposure, message: str
 ) -> None:

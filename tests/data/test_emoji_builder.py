@@ -12,22 +12,22 @@ from PIL import Image
 from data.emoji import SHARDS, STYLES
 from data.emoji import build as builder
 
-SQUARE = '<path fill="{color}" d="M{left} {top}h{side}v{side}h-{side}z"/>'
+SQUARE = '<path fill="{color}" d="M{left} {top}h{pixels}v{pixels}h-{pixels}z"/>'
 ICONS = {
     "prefix": "fluent-emoji",
     "width": 32,
     "height": 32,
     "icons": {
         # The set's box of 32: red in the upper left quarter, transparent elsewhere.
-        "red-square": {"body": SQUARE.format(color="#f00", left=0, top=0, side=16)},
+        "red-square": {"body": SQUARE.format(color="#f00", left=0, top=0, pixels=16)},
         # A box of its own, which the square fills to the edge.
         "blue-square": {
-            "body": SQUARE.format(color="#00f", left=-4, top=100, side=8),
+            "body": SQUARE.format(color="#00f", left=-4, top=100, pixels=8),
             **{"left": -4, "top": 100, "width": 8, "height": 8},
         },
-        "old-square": {"body": SQUARE.format(color="#0f0", left=0, top=0, side=32), "hidden": True},
-        "hand-medium-dark": {"body": SQUARE.format(color="#840", left=0, top=0, side=32)},
-        "hand-dark-skin-tone": {"body": SQUARE.format(color="#420", left=0, top=0, side=32)},
+        "old-square": {"body": SQUARE.format(color="#0f0", left=0, top=0, pixels=32), "hidden": True},
+        "hand-medium-dark": {"body": SQUARE.format(color="#840", left=0, top=0, pixels=32)},
+        "hand-dark-skin-tone": {"body": SQUARE.format(color="#420", left=0, top=0, pixels=32)},
     },
     "aliases": {"scarlet-square": {"parent": "red-square"}},
 }
@@ -71,13 +71,9 @@ def test_a_shard_holds_what_webdataset_reads(package: Path, tmp_path: Path) -> N
     assert (blue["__key__"], red["__key__"]) == ("fluent-emoji_blue-square", "fluent-emoji_red-square")
     assert red["txt"] == b"red square"
     assert json.loads(red["json"]) == {
-        "caption": "red square",
-        "set": "fluent-emoji",
-        "name": "red-square",
-        "licence": "MIT",
-        "author": "An Artist",
-        "version": "1.2.7",
-    }
+        "caption": "red square", "set": "fluent-emoji", "name": "red-square", "licence": "MIT",
+        "author": "An Artist", "version": "1.2.7",
+    }  # fmt: skip
     image = Image.open(io.BytesIO(red["webp"]))
     assert (image.format, image.mode, image.size) == ("WEBP", "RGB", (64, 64))
     assert [image.getpixel(xy) for xy in ((1, 1), (30, 30), (33, 1), (1, 33), (62, 62))] == [RED, RED] + [
@@ -110,13 +106,9 @@ def test_committed_shards_are_complete() -> None:
         counts[style] = len(keys)
         ids += keys
     assert counts == {
-        "noto": 1689,
-        "noto-v1": 1272,
-        "twemoji": 1943,
-        "fluent-emoji-flat": 1591,
-        "emojione": 1409,
+        "noto": 1689, "noto-v1": 1272, "twemoji": 1943, "fluent-emoji-flat": 1591, "emojione": 1409,
         "fluent-emoji": 1587,
-    }
+    }  # fmt: skip
     assert len(set(ids)) == 9491
 
 

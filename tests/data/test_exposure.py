@@ -75,15 +75,12 @@ def test_weighted_draws_keep_the_ordinary_share() -> None:
     assert len(shown) == 40 and (shown >= 20).sum() == 20
 
 
-@pytest.mark.parametrize(
-    "exposure",
-    [
-        Exposure(),
-        Exposure(copies=4, duplicated_fraction=0.3, ordinary_share=0.4),
-        Exposure(weight=3, duplicated_fraction=0.5, ordinary_share=0.25),
-    ],
-)
-def test_a_stream_that_is_cut_goes_on_as_if_it_was_not(exposure: Exposure) -> None:
+@pytest.mark.parametrize("exposure", [
+    Exposure(),
+    Exposure(copies=4, duplicated_fraction=0.3, ordinary_share=0.4),
+    Exposure(weight=3, duplicated_fraction=0.5, ordinary_share=0.25),
+])  # fmt: skip
+def test_a_stream_that_is_cut_continues_as_if_it_was_not(exposure: Exposure) -> None:
     ordinary = 13 if exposure.ordinary_share else 0
     whole = take(exposure, 10, ordinary, 150)
     for start in range(120):
@@ -107,14 +104,11 @@ def test_a_share_of_nothing_is_refused() -> None:
         take(Exposure(ordinary_share=0.5), 10, 0, 1)
 
 
-@pytest.mark.parametrize(
-    "exposure, images, message",
-    [
-        (Exposure(weight=5, duplicated_fraction=0.95), 8, "0.95 is all of 8 images: lower it"),
-        (Exposure(weight=5, duplicated_fraction=0.05), 1, "all of 1 images"),
-        (Exposure(ordinary_share=0.05), 8, "0.05 is less than one of a pass over 8 images: raise it"),
-    ],
-)
+@pytest.mark.parametrize("exposure, images, message", [
+    (Exposure(weight=5, duplicated_fraction=0.95), 8, "0.95 is all of 8 images: lower it"),
+    (Exposure(weight=5, duplicated_fraction=0.05), 1, "all of 1 images"),
+    (Exposure(ordinary_share=0.05), 8, "0.05 is less than one of a pass over 8 images: raise it"),
+])  # fmt: skip
 def test_what_rounding_leaves_without_effect_is_refused(
     exposure: Exposure, images: int, message: str
 ) -> None:

@@ -1,4 +1,4 @@
-"""Prompts from tables and JSON lines as they are published or made by hand: columns, ids, empty cells."""
+"""Prompts from tables and JSON lines as they are published or written by hand: columns, ids, empty cells."""
 
 from pathlib import Path
 
@@ -24,63 +24,58 @@ WEN = """{"caption": "Mothers, and a hippo", "index": 964841345, "url": "https:/
 """
 
 
-@pytest.mark.parametrize(
-    "name, content, expected",
-    [
-        (
-            "nemo.csv",
-            NEMO,
-            [
-                Prompt("964841345", "Mothers, and a hippo"),
-                Prompt("1030727993", "Ornament; round"),
-                Prompt("8", 'Passion Pit\'s "Lifted\nUp"'),
-            ],
-        ),
-        (
-            "membench.csv",
-            MEMBENCH,
-            [
-                Prompt(text_id("fire us army garden flag"), "fire us army garden flag"),
-                Prompt(text_id("##relieve cream / navy rug"), "##relieve cream / navy rug"),
-            ],
-        ),
-        (
-            "wen.jsonl",
-            WEN,  # one text under two indexes is two prompts
-            [Prompt("964841345", "Mothers, and a hippo"), Prompt("202664", "Mothers, and a hippo")],
-        ),
-        ("a.tsv", "text\tID\na cat, sitting; still\tx\n", [Prompt("x", "a cat, sitting; still")]),
-        ("tabs.csv", 'id\tprompt\nx\t"a\tcat"\n', [Prompt("x", "a\tcat")]),
-        (
-            "one column.tsv",
-            "caption\na cat, sitting; still\n",
-            [Prompt(text_id(t := "a cat, sitting; still"), t)],
-        ),
-        ("one column.csv", "caption\na cat; still\n", [Prompt(text_id(t := "a cat; still"), t)]),
-        ("spaced.CSV", 'id, "prompt"\n1, "a cat, sitting"\n\n', [Prompt("1", "a cat, sitting")]),
-        ("blank first.csv", "\n\nid;text\n1;a cat\n", [Prompt("1", "a cat")]),
-        ("a.JSONL", lines({"Prompt": "a cat", "Index": 3}), [Prompt("3", "a cat")]),
-        ("both.jsonl", lines({"text": "a cat", "id": "x", "index": 3}), [Prompt("x", "a cat")]),
-        ("gap.jsonl", lines({"text": "a cat", "id": None, "index": 3}), [Prompt("3", "a cat")]),
-        ("nan.csv", "id,text\nnan,NaN\nNaN,nan\n", [Prompt("nan", "NaN"), Prompt("NaN", "nan")]),
-        (
-            "marks.tsv",
-            'id\ttext\n1\t"G I G G L E" painted\n2\t"a" and "b"\n3\t"a ""cat"""\n4\t"open\n',
-            [
-                Prompt("1", '"G I G G L E" painted'),
-                Prompt("2", '"a" and "b"'),
-                Prompt("3", 'a "cat"'),
-                Prompt("4", '"open'),
-            ],
-        ),
-        ("cells.tsv", 'text\tid\n"a\tcat"\t1\n"a\ndog"\t2\n', [Prompt("1", "a\tcat"), Prompt("2", "a\ndog")]),
-        (
-            "gap.csv",
-            'index,id,text\n3," ",a cat\n,,a dog\n',
-            [Prompt("3", "a cat"), Prompt(text_id("a dog"), "a dog")],
-        ),
-    ],
-)
+@pytest.mark.parametrize("name, content, expected", [
+    (
+        "nemo.csv",
+        NEMO,
+        [
+            Prompt("964841345", "Mothers, and a hippo"),
+            Prompt("1030727993", "Ornament; round"),
+            Prompt("8", 'Passion Pit\'s "Lifted\nUp"'),
+        ],
+    ),
+    (
+        "membench.csv",
+        MEMBENCH,
+        [
+            Prompt(text_id("fire us army garden flag"), "fire us army garden flag"),
+            Prompt(text_id("##relieve cream / navy rug"), "##relieve cream / navy rug"),
+        ],
+    ),
+    (
+        "wen.jsonl",
+        WEN,  # one text under two indexes is two prompts
+        [Prompt("964841345", "Mothers, and a hippo"), Prompt("202664", "Mothers, and a hippo")],
+    ),
+    ("a.tsv", "text\tID\na cat, sitting; still\tx\n", [Prompt("x", "a cat, sitting; still")]),
+    ("tabs.csv", 'id\tprompt\nx\t"a\tcat"\n', [Prompt("x", "a\tcat")]),
+    (
+        "one column.tsv",
+        "caption\na cat, sitting; still\n",
+        [Prompt(text_id(t := "a cat, sitting; still"), t)],
+    ),
+    ("one column.csv", "caption\na cat; still\n", [Prompt(text_id(t := "a cat; still"), t)]),
+    ("spaced.CSV", 'id, "prompt"\n1, "a cat, sitting"\n\n', [Prompt("1", "a cat, sitting")]),
+    ("blank first.csv", "\n\nid;text\n1;a cat\n", [Prompt("1", "a cat")]),
+    ("a.JSONL", lines({"Prompt": "a cat", "Index": 3}), [Prompt("3", "a cat")]),
+    ("both.jsonl", lines({"text": "a cat", "id": "x", "index": 3}), [Prompt("x", "a cat")]),
+    ("gap.jsonl", lines({"text": "a cat", "id": None, "index": 3}), [Prompt("3", "a cat")]),
+    ("nan.csv", "id,text\nnan,NaN\nNaN,nan\n", [Prompt("nan", "NaN"), Prompt("NaN", "nan")]),
+    (
+        "marks.tsv",
+        'id\ttext\n1\t"G I G G L E" painted\n2\t"a" and "b"\n3\t"a ""cat"""\n4\t"open\n',
+        [
+            Prompt("1", '"G I G G L E" painted'), Prompt("2", '"a" and "b"'), Prompt("3", 'a "cat"'),
+            Prompt("4", '"open'),
+        ],
+    ),
+    ("cells.tsv", 'text\tid\n"a\tcat"\t1\n"a\ndog"\t2\n', [Prompt("1", "a\tcat"), Prompt("2", "a\ndog")]),
+    (
+        "gap.csv",
+        'index,id,text\n3," ",a cat\n,,a dog\n',
+        [Prompt("3", "a cat"), Prompt(text_id("a dog"), "a dog")],
+    ),
+])  # fmt: skip
 def test_published_and_handmade_forms(
     tmp_path: Path, name: str, content: str, expected: list[Prompt]
 ) -> None:
@@ -121,19 +116,11 @@ def one_row(name: str, column: str, cell: str) -> str:
 
 
 @pytest.mark.parametrize("column", ["negative_prompt", "negative", "Negative_Prompt"])
-@pytest.mark.parametrize(
-    "name, cell, expected",
-    [
-        ("a.csv", "blurry", "blurry"),
-        ("a.csv", '"blurry, dark"', "blurry, dark"),
-        ("a.csv", "", ""),
-        ("a.csv", "NaN", None),
-        ("a.jsonl", '"blurry"', "blurry"),
-        ("a.jsonl", '""', ""),
-        ("a.jsonl", "null", None),
-        ("a.jsonl", "NaN", None),
-    ],
-)
+@pytest.mark.parametrize("name, cell, expected", [
+    ("a.csv", "blurry", "blurry"), ("a.csv", '"blurry, dark"', "blurry, dark"), ("a.csv", "", ""),
+    ("a.csv", "NaN", None), ("a.jsonl", '"blurry"', "blurry"), ("a.jsonl", '""', ""),
+    ("a.jsonl", "null", None), ("a.jsonl", "NaN", None),
+])  # fmt: skip
 def test_a_negative_prompt_may_be_empty_or_missing(
     tmp_path: Path, column: str, name: str, cell: str, expected: str | None
 ) -> None:
@@ -141,17 +128,10 @@ def test_a_negative_prompt_may_be_empty_or_missing(
 
 
 @pytest.mark.parametrize("column", ["alternative_prompt", "alternative", "ALTERNATIVE"])
-@pytest.mark.parametrize(
-    "name, cell, expected",
-    [
-        ("a.csv", "a dog", "a dog"),
-        ("a.csv", " ", None),
-        ("a.jsonl", '"a dog"', "a dog"),
-        ("a.jsonl", '""', None),
-        ("a.jsonl", "null", None),
-        ("a.jsonl", "NaN", None),
-    ],
-)
+@pytest.mark.parametrize("name, cell, expected", [
+    ("a.csv", "a dog", "a dog"), ("a.csv", " ", None), ("a.jsonl", '"a dog"', "a dog"),
+    ("a.jsonl", '""', None), ("a.jsonl", "null", None), ("a.jsonl", "NaN", None),
+])  # fmt: skip
 def test_an_empty_alternative_is_none(
     tmp_path: Path, column: str, name: str, cell: str, expected: str | None
 ) -> None:
@@ -159,15 +139,12 @@ def test_an_empty_alternative_is_none(
     assert prompts == [Prompt(text_id("a cat"), "a cat", None, expected)]
 
 
-@pytest.mark.parametrize(
-    "name, content",
-    [
-        ("a.txt", "one\nzwei: Löwe\nthree"),
-        ("a.jsonl", lines({"text": "one", "index": 1}, {"text": "zwei: Löwe"}) + '{"text": "three"}'),
-        ("a.csv", ',text,index\n0,one,1\n1,"zwei: Löwe",\n2,three,'),
-        ("a.tsv", "text\tid\none\t1\nzwei: Löwe\t\nthree\t"),
-    ],
-)
+@pytest.mark.parametrize("name, content", [
+    ("a.txt", "one\nzwei: Löwe\nthree"),
+    ("a.jsonl", lines({"text": "one", "index": 1}, {"text": "zwei: Löwe"}) + '{"text": "three"}'),
+    ("a.csv", ',text,index\n0,one,1\n1,"zwei: Löwe",\n2,three,'),
+    ("a.tsv", "text\tid\none\t1\nzwei: Löwe\t\nthree\t"),
+])  # fmt: skip
 def test_windows_writes_the_same_prompts(tmp_path: Path, name: str, content: str) -> None:
     """A byte order mark, CRLF and a newline at the end change no text and no id."""
     plain = load_prompts(write(tmp_path / name, content))

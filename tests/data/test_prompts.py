@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from data.prompts import Prompt, inline_prompts, load_prompts, source_fingerprint, without
+from data.prompts import Prompt, inline_prompts, load_prompts, without
 from tests.conftest import CAPTIONS
 from tests.data.prompt_files import exposures, lines, write
 
@@ -30,15 +30,12 @@ def test_json_lines_hold_a_caption_prompt_or_text_and_may_hold_an_id(tmp_path: P
     ]
 
 
-@pytest.mark.parametrize(
-    "name, head, rows",
-    [
-        ("a.jsonl", "", [json.dumps({"caption": text}) for text in ("one", "two", "three")]),
-        ("a.jsonl", "", [json.dumps({"caption": "one", "index": number}) for number in (3, 1, 2)]),
-        ("a.csv", ",prompt,urls\n", ["0,one,x", "1,two,x", "2,three,y"]),
-        ("a.csv", ";Caption;Index\n", ["0;one;30", "1;one;10", "2;two;20"]),
-    ],
-)
+@pytest.mark.parametrize("name, head, rows", [
+    ("a.jsonl", "", [json.dumps({"caption": text}) for text in ("one", "two", "three")]),
+    ("a.jsonl", "", [json.dumps({"caption": "one", "index": number}) for number in (3, 1, 2)]),
+    ("a.csv", ",prompt,urls\n", ["0,one,x", "1,two,x", "2,three,y"]),
+    ("a.csv", ";Caption;Index\n", ["0;one;30", "1;one;10", "2;two;20"]),
+])  # fmt: skip
 def test_ids_are_stable_under_reordering(tmp_path: Path, name: str, head: str, rows: list[str]) -> None:
     there = load_prompts(write(tmp_path / name, head + "\n".join(rows)))
     back = load_prompts(write(tmp_path / name, head + "\n".join(rows[::-1])))
@@ -54,13 +51,10 @@ def test_a_prompt_that_comes_again_is_used_once_and_counted(
     assert "2 prompts are repeated" in caplog.text
 
 
-@pytest.mark.parametrize(
-    "name, content",
-    [
-        ("a.csv", ";Caption;Index\n0;one;7\n1;two;8\n2;one;7\n"),
-        ("a.jsonl", lines({"text": "one", "id": 7}, {"text": "two", "id": 8}, {"text": " one", "id": "7"})),
-    ],
-)
+@pytest.mark.parametrize("name, content", [
+    ("a.csv", ";Caption;Index\n0;one;7\n1;two;8\n2;one;7\n"),
+    ("a.jsonl", lines({"text": "one", "id": 7}, {"text": "two", "id": 8}, {"text": " one", "id": "7"})),
+])  # fmt: skip
 def test_a_row_that_comes_again_is_used_once_and_counted(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, content: str
 ) -> None:
@@ -120,14 +114,6 @@ def test_memorized_prompts_are_left_out_by_their_text() -> None:
     """Whatever their ids, letter case and spaces; of two that say the same the first stays."""
     prompts = [Prompt("1", "A  cat"), Prompt("2", "a dog"), Prompt("3", "A dog"), Prompt("4", "a cow")]
     assert without(prompts, [Prompt("x", "a Cat ")]) == ([prompts[1], prompts[3]], 2)
-
-
-def test_a_fingerprint_is_of_the_whole_content(tmp_path: Path) -> None:
-    """One byte in the middle of a large file is enough."""
-    content = bytearray(b"a line of text\n" * 2_000_000)
-    before = source_fingerprint(write(tmp_path / "a.txt", bytes(content)))
-    content[100] ^= 1
-    assert source_fingerprint(write(tmp_path / "a.txt", bytes(content))) != before
 
 
 def images(folder: Path, captions: dict[str, str]) -> str:

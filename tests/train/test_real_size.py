@@ -22,12 +22,12 @@ import torch
 from PIL import Image
 
 from tests.conftest import CAPTIONS, ROOT
-from tests.infer.denoising.test_real_size_loop import GIB
 from tests.train.plan.test_plan import SD21
 from train.base_model.clip import train_tokenizer
 from train.plan.sizes import FLOAT, moments, read_configs, sizes_of
 
 pytestmark = pytest.mark.slow
+GIB = 2**30
 LIMIT = 20 * GIB
 STEPS = 2
 

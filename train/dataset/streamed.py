@@ -24,7 +24,7 @@ class StreamedData(pl.LightningDataModule):
 
     Args:
         sources: shards: patterns such as laion/{00000..00999}.tar, or folders of them.
-        resolution: side in pixels; null: the UNet's own.
+        resolution: width and height in pixels; null: the UNet's own.
         batch_size: images per step and device.
         flip: mirror half of the images.
         shuffle: images in each worker's shuffle buffer.
@@ -74,14 +74,11 @@ class StreamedData(pl.LightningDataModule):
             trainer.global_step * micro, self.shuffle, self.flip,
         )  # fmt: skip
         return DataLoader(
-            stream,
-            batch_size=None,
-            num_workers=self.workers,
-            collate_fn=dict,
+            stream, batch_size=None, num_workers=self.workers, collate_fn=dict,
             pin_memory=torch.cuda.is_available(),
-        )
+        )  # fmt: skip
 
-    def order(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, int]:
         """What the order of the images depends on, besides the run's options."""
         return {
             "world_size": self.trainer.world_size,
@@ -90,16 +87,10 @@ class StreamedData(pl.LightningDataModule):
             "workers": int(self.workers),  # the parser's own types are not loaded with weights alone
         }
 
-    def state_dict(self) -> dict[str, int]:
-        return self.order()
-
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """ValueError where the images would come in another order, and some be left out."""
-        changed = [
-            f"{key}: {state_dict[key]} -> {value}"
-            for key, value in self.order().items()
-            if state_dict[key] != value
-        ]
+        now = self.state_dict()
+        changed = [f"{key}: {old} -> {now[key]}" for key, old in state_dict.items() if old != now[key]]
         if changed:
             raise ValueError(
                 "a stream resumes only with the same devices, workers, accumulation and shards "

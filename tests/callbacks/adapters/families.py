@@ -17,13 +17,10 @@ from tests.conftest import CAPTIONS
 PROMPTS = ["red square", "old map"]
 SMALL_UNET = {"sample_size": 8, "layers_per_block": 1, "block_out_channels": (16, 32), "norm_num_groups": 8}
 SMALL_VAE = {
-    "block_out_channels": (8, 16),
-    "down_block_types": ("DownEncoderBlock2D",) * 2,
-    "up_block_types": ("UpDecoderBlock2D",) * 2,
-    "latent_channels": 4,
-    "norm_num_groups": 4,
+    "block_out_channels": (8, 16), "down_block_types": ("DownEncoderBlock2D",) * 2,
+    "up_block_types": ("UpDecoderBlock2D",) * 2, "latent_channels": 4, "norm_num_groups": 4,
     "sample_size": 16,
-}
+}  # fmt: skip
 
 
 @dataclass
@@ -67,11 +64,8 @@ class Family:
 
     @torch.no_grad()
     def written_out(
-        self,
-        state: Any,
-        noise: Tensor,
-        scale: Callable[[int, float, Tensor, Tensor], Tensor | float],
-    ) -> Tensor:
+        self, state: Any, noise: Tensor, scale: Callable[[int, float, Tensor, Tensor], Tensor | float],
+    ) -> Tensor:  # fmt: skip
         """Euler steps with u + s (c - u), both predictions at every step: the latents as `run` returns them.
 
         Args:
@@ -102,17 +96,11 @@ def clip_text_encoder(tokenizer: Any, projected: bool) -> Any:
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     config = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=8,
-        projection_dim=32,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=tokenizer.bos_token_id,
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=2, max_position_embeddings=8, projection_dim=32,
+        eos_token_id=tokenizer.eos_token_id, bos_token_id=tokenizer.bos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-    )
+    )  # fmt: skip
     return (CLIPTextModelWithProjection if projected else CLIPTextModel)(config)
 
 
@@ -127,18 +115,14 @@ def qwen_tokenizer() -> Any:
     tokenizer.train_from_iterator(
         CAPTIONS,
         trainers.BpeTrainer(
-            vocab_size=400,
-            special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
+            vocab_size=400, special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False,
         ),
-    )
+    )  # fmt: skip
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
+        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>",
         chat_template="{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_end|>{% endfor %}",
-    )
+    )  # fmt: skip
 
 
 def quiet(pipe: Any) -> Any:
@@ -158,15 +142,11 @@ def sdxl_components() -> dict[str, Any]:
     torch.manual_seed(0)
     tokenizer = clip_tokenizer()
     unet = UNet2DConditionModel(
-        **SMALL_UNET,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=64,
-        attention_head_dim=16,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=8,
+        **SMALL_UNET, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), cross_attention_dim=64, attention_head_dim=16,
+        addition_embed_type="text_time", addition_time_embed_dim=8,
         projection_class_embeddings_input_dim=6 * 8 + 32,
-    )
+    )  # fmt: skip
     with torch.no_grad():  # so that its differences go up and down with the timestep
         unet.time_embedding.linear_1.weight *= 10
         unet.time_embedding.linear_2.weight *= 3
@@ -178,13 +158,10 @@ def sdxl_components() -> dict[str, Any]:
         "tokenizer_2": tokenizer,
         "unet": unet,
         "scheduler": EulerDiscreteScheduler(
-            beta_schedule="scaled_linear",
-            beta_start=0.00085,
-            beta_end=0.012,
-            timestep_spacing="leading",
+            beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, timestep_spacing="leading",
             steps_offset=1,
         ),
-    }
+    }  # fmt: skip
 
 
 def classic_sdxl() -> Any:
@@ -213,18 +190,13 @@ def modular_sdxl() -> Family:
         )[0]
 
     return Family(
-        quiet(pipe),
-        "unet",
-        "epsilon",
-        (4, 8, 8),
-        {"height": 16, "width": 16},
-        lambda pipe, noise: noise * pipe.scheduler.init_noise_sigma,
-        predict,
-    )
+        quiet(pipe), "unet", "epsilon", (4, 8, 8), {"height": 16, "width": 16},
+        lambda pipe, noise: noise * pipe.scheduler.init_noise_sigma, predict,
+    )  # fmt: skip
 
 
 def modular_sd3() -> Family:
-    """Without the T5: the pipeline puts zeros in its place."""
+    """Without the T5: the pipeline puts zeros there."""
     from diffusers import (
         AutoencoderKL,
         FlowMatchEulerDiscreteScheduler,
@@ -238,10 +210,7 @@ def modular_sd3() -> Family:
     pipe = StableDiffusion3ModularPipeline(StableDiffusion3AutoBlocks().get_workflow("text2image"))
     pipe.update_components(
         vae=AutoencoderKL(
-            **SMALL_VAE,
-            use_quant_conv=False,
-            use_post_quant_conv=False,
-            scaling_factor=1.5,
+            **SMALL_VAE, use_quant_conv=False, use_post_quant_conv=False, scaling_factor=1.5,
             shift_factor=0.06,
         ),
         text_encoder=clip_text_encoder(tokenizer, projected=True),
@@ -249,40 +218,26 @@ def modular_sd3() -> Family:
         tokenizer=tokenizer,
         tokenizer_2=tokenizer,
         transformer=SD3Transformer2DModel(
-            sample_size=8,
-            patch_size=2,
-            in_channels=4,
-            out_channels=4,
-            num_layers=2,
-            attention_head_dim=16,
-            num_attention_heads=2,
-            joint_attention_dim=64,
-            caption_projection_dim=32,
-            pooled_projection_dim=64,
-            pos_embed_max_size=8,
+            sample_size=8, patch_size=2, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=16,
+            num_attention_heads=2, joint_attention_dim=64, caption_projection_dim=32,
+            pooled_projection_dim=64, pos_embed_max_size=8,
         ),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-    )
+    )  # fmt: skip
 
     def predict(pipe: Any, state: Any, latents: Tensor, index: int, conditional: bool) -> Tensor:
         which = "" if conditional else "negative_"
         return pipe.transformer(
-            hidden_states=latents,
-            timestep=state.get("timesteps")[index].expand(len(latents)),
+            hidden_states=latents, timestep=state.get("timesteps")[index].expand(len(latents)),
             encoder_hidden_states=state.get(f"{which}prompt_embeds"),
-            pooled_projections=state.get(f"{which}pooled_prompt_embeds"),
-            return_dict=False,
-        )[0]
+            pooled_projections=state.get(f"{which}pooled_prompt_embeds"), return_dict=False,
+        )[0]  # fmt: skip
 
     return Family(
-        quiet(pipe),
-        "transformer",
-        "flow_prediction",
-        (4, 8, 8),
+        quiet(pipe), "transformer", "flow_prediction", (4, 8, 8),
         {"height": 16, "width": 16, "max_sequence_length": 8, "negative_prompt": ""},
-        lambda pipe, noise: noise,
-        predict,
-    )
+        lambda pipe, noise: noise, predict,
+    )  # fmt: skip
 
 
 def modular_flux2() -> Family:
@@ -303,30 +258,18 @@ def modular_flux2() -> Family:
         vae=AutoencoderKLFlux2(**SMALL_VAE, layers_per_block=1),
         text_encoder=Qwen3ForCausalLM(
             Qwen3Config(
-                vocab_size=len(tokenizer),
-                hidden_size=16,
-                intermediate_size=32,
-                num_hidden_layers=2,
-                num_attention_heads=2,
-                num_key_value_heads=1,
-                head_dim=8,
-                max_position_embeddings=32,
+                vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+                num_attention_heads=2, num_key_value_heads=1, head_dim=8, max_position_embeddings=32,
             )
         ),
         tokenizer=tokenizer,
         transformer=Flux2Transformer2DModel(
-            in_channels=16,
-            num_layers=1,
-            num_single_layers=1,
-            attention_head_dim=16,
-            num_attention_heads=2,
-            joint_attention_dim=32,
-            timestep_guidance_channels=16,
-            axes_dims_rope=(4, 4, 4, 4),
+            in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
+            joint_attention_dim=32, timestep_guidance_channels=16, axes_dims_rope=(4, 4, 4, 4),
             guidance_embeds=False,
         ),
         scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
-    )
+    )  # fmt: skip
 
     def start(pipe: Any, noise: Tensor) -> Tensor:
         return noise.flatten(2).transpose(1, 2)
@@ -334,30 +277,19 @@ def modular_flux2() -> Family:
     def predict(pipe: Any, state: Any, latents: Tensor, index: int, conditional: bool) -> Tensor:
         which = "" if conditional else "negative_"
         return pipe.transformer(
-            hidden_states=latents,
-            timestep=state.get("timesteps")[index].expand(len(latents)) / 1000,
-            encoder_hidden_states=state.get(f"{which}prompt_embeds"),
-            txt_ids=state.get(f"{which}txt_ids"),
-            img_ids=state.get("latent_ids"),
-            return_dict=False,
-        )[0]
+            hidden_states=latents, timestep=state.get("timesteps")[index].expand(len(latents)) / 1000,
+            encoder_hidden_states=state.get(f"{which}prompt_embeds"), txt_ids=state.get(f"{which}txt_ids"),
+            img_ids=state.get("latent_ids"), return_dict=False,
+        )[0]  # fmt: skip
 
     return Family(
-        quiet(pipe),
-        "transformer",
-        "flow_prediction",
-        (16, 4, 4),
-        {"height": 16, "width": 16, "max_sequence_length": 16, "text_encoder_out_layers": (1, 2)},
-        start,
+        quiet(pipe), "transformer", "flow_prediction", (16, 4, 4),
+        {"height": 16, "width": 16, "max_sequence_length": 16, "text_encoder_out_layers": (1, 2)}, start,
         predict,
-    )
+    )  # fmt: skip
 
 
-MODULAR: dict[str, Callable[[], Family]] = {
-    "sdxl": modular_sdxl,
-    "sd3": modular_sd3,
-    "flux2": modular_flux2,
-}
+MODULAR: dict[str, Callable[[], Family]] = {"sdxl": modular_sdxl, "sd3": modular_sd3, "flux2": modular_flux2}
 
 
 @cache

@@ -21,7 +21,7 @@ from tests.conftest import CAPTIONS
 SCHEDULERS = ["ddim", "dpm", "euler", "pndm", "heun", "euler_ancestral"]
 SCALES = [7.5, 1.0, 0.0, -2.0]
 CPU = torch.device("cpu")
-RULES: dict[str, Callable[[float], list[GuidanceRule]]] = {  # by name, made with a gate for half of the batch
+RULES: dict[str, Callable[[float], list[GuidanceRule]]] = {  # given a gate for half of the batch
     "none": lambda gate: [],
     "static": lambda gate: [StaticTransition(500)],
     "opposite": lambda gate: [StaticTransition(650, -3.0)],
@@ -62,13 +62,13 @@ def requests(prompts: list[str], negative: str | None = None) -> list[Request]:
     return [Request(f"s{n}", 0, prompt, n, negative) for n, prompt in enumerate(prompts)]
 
 
-def ours(pipe: Any, rules: list[GuidanceRule], scale: float, steps: int, asked: list[Request]) -> Denoised:
-    return make_images(pipe, CPU, asked, 16, scale, steps, rules=rules)[1]
+def ours(pipe: Any, rules: list[GuidanceRule], scale: float, steps: int, rows: list[Request]) -> Denoised:
+    return make_images(pipe, CPU, rows, 16, scale, steps, rules=rules)[1]
 
 
 @contextmanager
 def counted(unet: Any) -> Iterator[list[int]]:
-    """The rows of each evaluation that is really made within the block."""
+    """The rows of each evaluation that really runs within the block."""
     calls, forward = [], unet.forward
 
     def counting(sample: Tensor, *args: Any, **options: Any) -> Any:
@@ -130,13 +130,9 @@ class Written:
 
 @torch.no_grad()
 def by_hand(
-    pipe: Any,
-    prompts: list[str],
-    steps: int,
-    scale: Callable[[int, float, Tensor, Tensor], Tensor],
-    negative: str | None = None,
-    per_prompt: int = 1,
-) -> Tensor:
+    pipe: Any, prompts: list[str], steps: int, scale: Callable[[int, float, Tensor, Tensor], Tensor],
+    negative: str | None = None, per_prompt: int = 1,
+) -> Tensor:  # fmt: skip
     """The final latents of SDXL where all rows get both predictions at each step, mixed by `scale`."""
     c_text, u_text, c_pooled, u_pooled = pipe.encode_prompt(
         prompts, num_images_per_prompt=per_prompt, negative_prompt=negative and [negative] * len(prompts)

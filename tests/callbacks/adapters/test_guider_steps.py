@@ -31,12 +31,9 @@ TIMESTEPS = [999.0, 800.0, 600.0, 400.0, 200.0, 1.0]
 
 
 def drive(
-    guider: TransitionGuidance,
-    curves: Tensor,
-    timesteps: list[float],
-    stop: int | None = None,
+    guider: TransitionGuidance, curves: Tensor, timesteps: list[float], stop: int | None = None,
     steps: int | None = None,
-) -> Iterator[tuple[list[str], Tensor | None]]:
+) -> Iterator[tuple[list[str], Tensor | None]]:  # fmt: skip
     """As a pipeline does: of each step what it evaluated and the scales (where it evaluated both).
 
     The unconditional prediction is 0 and the conditional one the curves' value, (B, steps), in every entry.
@@ -155,13 +152,10 @@ def test_fields_of_a_block_state_and_lists():
         assert output.pred.flatten().tolist() == [0.0 if index == 0 else FULL] * 2
 
 
-@pytest.mark.parametrize(
-    "guider",
-    [
-        StaticTransitionGuidance(3.0, 650, -2.0),
-        DynamicTransitionGuidance(3.0, -7.5, "model_output", prediction_type="v_prediction", smoothing=2),
-    ],
-)
+@pytest.mark.parametrize("guider", [
+    StaticTransitionGuidance(3.0, 650, -2.0),
+    DynamicTransitionGuidance(3.0, -7.5, "model_output", prediction_type="v_prediction", smoothing=2),
+])  # fmt: skip
 def test_saved_and_loaded(guider: TransitionGuidance, tmp_path):
     guider.save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "guider_config.json").read_text())
@@ -191,16 +185,14 @@ def test_rule_arguments_and_defaults_are_the_rules_own():
 
 @pytest.mark.parametrize("loaded", [False, True])
 def test_saved_with_a_pipeline(loaded: bool, tmp_path):
-    """Made in place, or loaded from a folder: load_components brings it back, and the same latents."""
+    """Built here, or loaded from a folder: load_components brings it back, and the same latents."""
     family, guider = built("sdxl"), StaticTransitionGuidance(FULL, 600, -2.0)
     if loaded:
         guider.save_pretrained(tmp_path / "guider")
         guider = ComponentSpec(
-            "guider",
-            StaticTransitionGuidance,
-            pretrained_model_name_or_path=str(tmp_path),
+            "guider", StaticTransitionGuidance, pretrained_model_name_or_path=str(tmp_path),
             subfolder="guider",
-        ).load()
+        ).load()  # fmt: skip
     expected, _ = family.run(guider)
     family.pipe.save_pretrained(str(tmp_path / "pipeline"), overwrite_modular_index=True)
 
@@ -242,7 +234,7 @@ def test_a_rule_that_cannot_take_effect():
 
 
 def test_a_transition_that_no_step_reached():
-    """Known at the last step only: a guider is told one timestep at a time."""
+    """Known at the last step only: a guider gets one timestep at a time."""
     family = built("flux2")
     with pytest.warns(UserWarning, match="never give guidance"):
         family.run(StaticTransitionGuidance(FULL, 500), 4)  # its last timestep is 700

@@ -6,7 +6,7 @@ from diffusers.guiders import ClassifierFreeGuidance
 from torch import Tensor
 
 from callbacks.adapters.guiders import DynamicTransitionGuidance, StaticTransitionGuidance
-from tests.callbacks.adapters.families import MODULAR, PROMPTS, Family, built, classic_sdxl
+from tests.callbacks.adapters.families import MODULAR, PROMPTS, Family, built
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 FULL = 5.0
@@ -72,21 +72,6 @@ def test_the_loop_written_out_is_the_pipeline_with_its_own_guider(family: Family
     assert close(family.written_out(state, noise, lambda *_: FULL), latents)
     assert not close(family.written_out(state, noise, lambda *_: 1.0), latents)
     assert state.get("images").shape == (2, 3, 16, 16)
-
-
-def test_classic_and_modular_sdxl_are_the_same():
-    family, noise = built("sdxl"), built("sdxl").noise([0, 1])
-    _, state = family.run(ClassifierFreeGuidance(guidance_scale=FULL))
-    images = classic_sdxl()(
-        PROMPTS,
-        height=16,
-        width=16,
-        num_inference_steps=4,
-        guidance_scale=FULL,
-        latents=noise,
-        output_type="pt",
-    ).images
-    assert close(images, state.get("images"))
 
 
 @pytest.mark.parametrize(("before", "rows"), [(0.0, [2, 2]), (1.0, [2, 2]), (-2.0, [2, 2, 2, 2])])

@@ -34,9 +34,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def test_sd_is_our_own_loop(sd: Any, scheduler: str, rule: str, scale: float) -> None:
     """Latents, evaluations, and all that was seen on the way."""
     pipe, steps = with_scheduler(sd, scheduler), STEPS.get(rule, 4)
-    asked = requests(CAPTIONS[:2])
-    gate = gate_between(ours(pipe, [], 7.5, steps, asked)) if rule == "gate" else 0.0
-    expected = ours(pipe, RULES[rule](gate), scale, steps, asked)
+    requested = requests(CAPTIONS[:2])
+    gate = gate_between(ours(pipe, [], 7.5, steps, requested)) if rule == "gate" else 0.0
+    expected = ours(pipe, RULES[rule](gate), scale, steps, requested)
     twin = mitigate(pipe, *RULES[rule](gate))
     with counted(pipe.unet) as calls:
         latents = run(twin, guidance_scale=scale, num_inference_steps=steps)
@@ -50,12 +50,12 @@ def test_sd_images_are_those_of_predict(sd: Any) -> None:
     """To the pixel; with and without return_dict."""
     rule = StaticTransition(500)
     images, _ = make_images(sd, CPU, requests(CAPTIONS[:2]), 16, 7.5, 6, rules=[rule])
-    made = run(mitigate(sd, rule), output_type="pil")
-    assert np.array_equal(np.stack(images), np.stack(made))
-    made = mitigate(sd, rule)(
+    output = run(mitigate(sd, rule), output_type="pil")
+    assert np.array_equal(np.stack(images), np.stack(output))
+    output = mitigate(sd, rule)(
         CAPTIONS[0], num_inference_steps=6, generator=torch.Generator().manual_seed(0), return_dict=False
     )
-    assert np.array_equal(images[0], made[0][0])
+    assert np.array_equal(images[0], output[0][0])
 
 
 # Stable Diffusion XL: as in a loop written out
@@ -78,5 +78,5 @@ def test_sdxl_is_a_loop_written_out(sdxl: Any, scheduler: str, rule: str, scale:
     assert close(latents, expected)
     assert sum(calls) == twin.trace.nfe.sum()
     if rule == "dynamic":
-        found = [None if np.isnan(t) else t for t in twin.trace.transition_timestep.tolist()]
-        assert found == written.since and found != [None, None]
+        actual = [None if np.isnan(t) else t for t in twin.trace.transition_timestep.tolist()]
+        assert actual == written.since and actual != [None, None]

@@ -62,7 +62,7 @@ def test_a_twin_saves_as_the_pipeline_that_it_is(sd: Any, tmp_path: Path) -> Non
 
 
 def test_a_mitigated_pipeline_takes_other_rules(sd: Any) -> None:
-    """In place of those that it had."""
+    """They replace those that it had."""
     again = mitigate(mitigate(sd, StaticTransition(650, -3.0)), StaticTransition(500))
     assert torch.equal(run(again), run(mitigate(sd, StaticTransition(500))))
 
@@ -107,12 +107,12 @@ def test_hooks_of_accelerate_stay_and_work(sd: Any) -> None:
     """They are how diffusers offloads."""
     expected, rows = run(mitigate(sd, StaticTransition(500))), []
 
-    class Look(ModelHook):
+    class Recorder(ModelHook):
         def pre_forward(self, module: Any, sample: Tensor, *args: Any, **options: Any) -> Any:
             rows.append(len(sample))
             return (sample, *args), options
 
-    add_hook_to_module(sd.unet, Look())
+    add_hook_to_module(sd.unet, Recorder())
     try:
         assert torch.equal(run(mitigate(sd, StaticTransition(500))), expected)
         assert rows == [2, 2, 4, 4, 4, 4]
@@ -121,6 +121,7 @@ def test_hooks_of_accelerate_stay_and_work(sd: Any) -> None:
         del sd.unet.forward
 
 
+@pytest.mark.slow
 def test_a_compiled_unet_is_mitigated_too(sd: Any) -> None:
     rule = StaticTransition(500, -2.0)  # every row at each step: one shape to compile
     expected, twin = run(mitigate(sd, rule), num_inference_steps=2), mitigate(sd, rule)
@@ -137,10 +138,10 @@ def test_what_a_scale_means(stock_pipelines: dict[str, Any], model: str) -> None
     stock = {scale: run(pipe, guidance_scale=scale) for scale in (1.0, 0.0, -2.0)}
     assert torch.equal(stock[0.0], stock[1.0]) and torch.equal(stock[-2.0], stock[1.0])
     twin = mitigate(pipe)
-    made = {scale: run(twin, guidance_scale=scale) for scale in (1.0, 0.0, -2.0)}
-    assert close(made[1.0], stock[1.0])
+    output = {scale: run(twin, guidance_scale=scale) for scale in (1.0, 0.0, -2.0)}
+    assert close(output[1.0], stock[1.0])
     for one, other in ((0.0, 1.0), (-2.0, 1.0), (-2.0, 0.0)):
-        assert not torch.allclose(made[one], made[other], atol=1e-2)
+        assert not torch.allclose(output[one], output[other], atol=1e-2)
     with counted(pipe.unet) as calls:
         run(twin, guidance_scale=0.0)
         run(twin, guidance_scale=1.0)

@@ -33,10 +33,7 @@ def test_other_pipelines_are_refused(sd: Any) -> None:
 
 @pytest.mark.parametrize(
     "rule",
-    [
-        TwoPassTransition(),
-        Detour(StaticTransition(), prompt="a dog"),
-    ],
+    [TwoPassTransition(), Detour(StaticTransition(), prompt="a dog")],
     ids=lambda rule: type(rule).__name__,
 )
 def test_rules_that_need_our_own_loop_are_refused(sd: Any, rule: GuidanceRule) -> None:
@@ -52,18 +49,15 @@ def test_a_unet_that_takes_the_scale_as_an_input_is_refused(stock_pipelines: dic
         mitigate(pipe)
 
 
-@pytest.mark.parametrize(
-    "change, options, message",
-    [
-        ({}, {"guidance_rescale": 0.7}, "guidance_rescale cannot be combined"),
-        ({"scheduler": FlowMatchEulerDiscreteScheduler()}, {}, "FlowMatchEuler.* is not supported.*ddim,"),
-        ({"scheduler": KDPM2DiscreteScheduler()}, {}, "KDPM2DiscreteScheduler is not supported"),
-        ({"prediction_type": "sample"}, {}, "'sample'"),
-        ({"rules": [StaticTransition(0.5)]}, {}, "never give guidance: the 6 timesteps"),
-        ({"rules": [DynamicTransition()]}, {"num_inference_steps": 2}, "at least 3"),
-        ({"rules": [StaticTransition(500, 3.0)]}, {"guidance_scale": 3.0}, "guidance_before equals"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("change, options, message", [
+    ({}, {"guidance_rescale": 0.7}, "guidance_rescale cannot be combined"),
+    ({"scheduler": FlowMatchEulerDiscreteScheduler()}, {}, "FlowMatchEuler.* is not supported.*ddim,"),
+    ({"scheduler": KDPM2DiscreteScheduler()}, {}, "KDPM2DiscreteScheduler is not supported"),
+    ({"prediction_type": "sample"}, {}, "'sample'"),
+    ({"rules": [StaticTransition(0.5)]}, {}, "never give guidance: the 6 timesteps"),
+    ({"rules": [DynamicTransition()]}, {"num_inference_steps": 2}, "at least 3"),
+    ({"rules": [StaticTransition(500, 3.0)]}, {"guidance_scale": 3.0}, "guidance_before equals"),
+])  # fmt: skip
 def test_what_a_call_cannot_do_is_an_error(sd: Any, change: dict, options: dict, message: str) -> None:
     if "prediction_type" in change:
         change = {"scheduler": type(sd.scheduler).from_config(sd.scheduler.config, **change)}

@@ -76,19 +76,19 @@ def test_many_images_of_each_prompt(stock_pipelines: dict[str, Any], model: str)
 def test_sd_negative_prompts(sd: Any) -> None:
     """Of each prompt, or the run's."""
     rule, negatives = StaticTransition(500), ["old map", "sun"]
-    asked = [Request(f"s{n}", 0, CAPTIONS[n], n, negatives[n]) for n in range(2)]
-    made = run(mitigate(sd, rule), negative_prompt=negatives)
-    assert close(made, ours(sd, [rule], 7.5, 6, asked).latents)
-    made = run(mitigate(sd, rule), (CAPTIONS[0],), negative_prompt=["sun"])
+    requested = [Request(f"s{n}", 0, CAPTIONS[n], n, negatives[n]) for n in range(2)]
+    output = run(mitigate(sd, rule), negative_prompt=negatives)
+    assert close(output, ours(sd, [rule], 7.5, 6, requested).latents)
+    output = run(mitigate(sd, rule), (CAPTIONS[0],), negative_prompt=["sun"])
     _, alike = make_images(sd, CPU, requests(CAPTIONS[:1]), 16, 7.5, 6, "sun", [rule])
-    assert close(made, alike.latents)
-    assert not torch.allclose(made, run(mitigate(sd, rule), (CAPTIONS[0],)), atol=1e-3)
+    assert close(output, alike.latents)
+    assert not torch.allclose(output, run(mitigate(sd, rule), (CAPTIONS[0],)), atol=1e-3)
 
 
 def test_sdxl_negative_prompt(sdxl: Any) -> None:
-    made = run(mitigate(sdxl, StaticTransition(500)), negative_prompt="old map", guidance_scale=7.5)
-    assert close(made, by_hand(sdxl, CAPTIONS[:2], 6, Written("static", 7.5), "old map"))
-    assert not torch.allclose(made, by_hand(sdxl, CAPTIONS[:2], 6, Written("static", 7.5)), atol=1e-3)
+    output = run(mitigate(sdxl, StaticTransition(500)), negative_prompt="old map", guidance_scale=7.5)
+    assert close(output, by_hand(sdxl, CAPTIONS[:2], 6, Written("static", 7.5), "old map"))
+    assert not torch.allclose(output, by_hand(sdxl, CAPTIONS[:2], 6, Written("static", 7.5)), atol=1e-3)
 
 
 @pytest.mark.parametrize("scale", [7.5, 0.0])
@@ -103,11 +103,8 @@ def test_embeddings_in_place_of_prompts(stock_pipelines: dict[str, Any], scale: 
     assert close(run(twin, None, guidance_scale=scale, prompt_embeds=conditional), expected)
     pipe = with_scheduler(stock_pipelines["sdxl"], "ddim")
     names = [
-        "prompt_embeds",
-        "negative_prompt_embeds",
-        "pooled_prompt_embeds",
-        "negative_pooled_prompt_embeds",
-    ]
+        "prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds",
+    ]  # fmt: skip
     given = dict(zip(names, pipe.encode_prompt(CAPTIONS[:2]), strict=True))
     twin, expected = mitigate(pipe, rule), run(mitigate(pipe, rule), guidance_scale=scale)
     assert close(run(twin, None, guidance_scale=scale, **given), expected)
@@ -119,12 +116,12 @@ def test_callbacks_see_and_steer_each_step(stock_pipelines: dict[str, Any], mode
     pipe = with_scheduler(stock_pipelines[model], "dpm")
     seen: list[Tensor] = []
 
-    def look(twin: Any, index: int, t: Tensor, state: dict) -> dict:
+    def inspect_step(twin: Any, index: int, t: Tensor, state: dict) -> dict:
         seen.append(state["latents"])
         return state
 
     twin = mitigate(pipe, StaticTransition(500))
-    last = run(twin, callback_on_step_end=look)
+    last = run(twin, callback_on_step_end=inspect_step)
     assert len(seen) == 6 and torch.equal(seen[-1], last)
 
     def steer(twin: Any, index: int, t: Tensor, state: dict) -> dict:
@@ -132,10 +129,10 @@ def test_callbacks_see_and_steer_each_step(stock_pipelines: dict[str, Any], mode
         return {"latents": state["latents"] * 0.5} if index == 4 else state
 
     twin = mitigate(pipe)
-    made = run(twin, callback_on_step_end=steer, guidance_scale=3.0)
+    output = run(twin, callback_on_step_end=steer, guidance_scale=3.0)
     assert twin.trace.guidance_scale[0].tolist() == [3, 3, 3, 0, 0, 0]
     assert twin.trace.nfe.tolist() == [9, 9]
-    assert not torch.allclose(made, run(twin, guidance_scale=3.0), atol=1e-2)
+    assert not torch.allclose(output, run(twin, guidance_scale=3.0), atol=1e-2)
 
 
 @pytest.mark.parametrize("model, count", [("sd", 1), ("sd", 2), ("sdxl", 2)])
@@ -188,12 +185,9 @@ def test_every_input_of_the_unet_is_cut_to_the_rows() -> None:
     rows = NeededRows(torch.tensor([1, 0, 1, 0]).bool(), torch.tensor([1, 1, 0, 0]).bool(), CPU)
     expected = [[0.0], [2.0], [4.0], [5.0]]
     given = {
-        "image_embeds": [doubled, doubled],
-        "scale": 0.5,
-        "t": torch.tensor(8.0),
-        "other": torch.ones(3),
+        "image_embeds": [doubled, doubled], "scale": 0.5, "t": torch.tensor(8.0), "other": torch.ones(3),
         "no": None,
-    }
+    }  # fmt: skip
     inputs = selected(given, rows, 8)
     assert [x.tolist() for x in inputs["image_embeds"]] == [expected, expected]
     assert isinstance(inputs["image_embeds"], list) and isinstance(selected((doubled,), rows, 8), tuple)

@@ -1,4 +1,4 @@
-"""Made curves through the loop, and references that read like the rules' definitions."""
+"""Given curves through the loop, and references that read like the rules' definitions."""
 
 import math
 from collections.abc import Sequence
@@ -37,12 +37,12 @@ def through_the_loop(
     count, scheduler = len(curves), scheduler or scheduler_of()
     conditional = torch.arange(1.0, count + 1).view(-1, 1, 1).expand(-1, 2, 3)
     network = Curves(curves)
-    made = denoise(
+    denoised = denoise(
         network, scheduler, torch.ones(count, 1, 2, 2), torch.zeros_like(conditional), conditional, FULL,
         steps or len(curves[0]), [rule],
     )  # fmt: skip
-    assert network.calls == len(scheduler.timesteps) and network.rows == made.nfe.sum()
-    return made
+    assert network.calls == len(scheduler.timesteps) and network.rows == denoised.nfe.sum()
+    return denoised
 
 
 def minimum_of(
@@ -78,7 +78,7 @@ def expected_of(curve: Sequence[float], timesteps: Sequence[float], rule: Dynami
 
 def some_curves(random: np.random.Generator, count: int, steps: int) -> list[list[int]]:
     """Small whole numbers, whose ties and means are exact: noise, monotone, flat, ripples, valleys."""
-    index, made = np.arange(steps), []
+    index, denoised = np.arange(steps), []
     for number in range(count):
         noise, bottom = random.integers(0, 10, steps), random.integers(steps)
         two_valleys = np.minimum(abs(index - steps // 4), abs(index - 3 * steps // 4) - 1)
@@ -94,25 +94,25 @@ def some_curves(random: np.random.Generator, count: int, steps: int) -> list[lis
             two_valleys + noise % 2 + 1,
             np.array([*np.sort(noise)[:0:-1], 0]),  # the minimum at the last step
         ]
-        made.append([int(value) for value in kinds[number % len(kinds)]])
-    return made
+        denoised.append([int(value) for value in kinds[number % len(kinds)]])
+    return denoised
 
 
 def compare(curves: Sequence[Sequence[float]], rule: DynamicTransition) -> list[float | None]:
     """What the loop did is what the reference expects; where the transitions are."""
-    made, steps = through_the_loop(curves, rule), len(curves[0])
+    denoised, steps = through_the_loop(curves, rule), len(curves[0])
     timesteps = [1 + 1000 // steps * (steps - 1 - index) for index in range(steps)]
-    assert made.timesteps.tolist() == [timesteps] * len(curves)
-    assert made.difference_rms.tolist() == [list(curve) for curve in curves]
-    assert made.nfe.tolist() == [2 * steps] * len(curves)
-    found = []
+    assert denoised.timesteps.tolist() == [timesteps] * len(curves)
+    assert denoised.difference_rms.tolist() == [list(curve) for curve in curves]
+    assert denoised.nfe.tolist() == [2 * steps] * len(curves)
+    actual = []
     for row, curve in enumerate(curves):
         transition, scales = expected_of(curve, timesteps, rule)
-        at = math.inf if made.gated[row] else made.transition_timestep[row].item()
+        at = math.inf if denoised.gated[row] else denoised.transition_timestep[row].item()
         assert (None if math.isnan(at) else at) == transition, curve
-        assert made.guidance_scale[row].tolist() == pytest.approx(scales, abs=1e-5), curve
-        found.append(transition)
-    return found
+        assert denoised.guidance_scale[row].tolist() == pytest.approx(scales, abs=1e-5), curve
+        actual.append(transition)
+    return actual
 
 
 def minimum_by_hand(curve: Sequence[float]) -> int:

@@ -33,11 +33,11 @@ def text(pipe, prompts: list[str]) -> Tensor:
 
 
 @torch.no_grad()
-def by_hand(pipe, asked: list[Request], before: Callable[[Tensor, int], Tensor]) -> Tensor:
+def by_hand(pipe, requested: list[Request], before: Callable[[Tensor, int], Tensor]) -> Tensor:
     """DDIM with `before(latents, t)` as the prediction while t > 500, ordinary guidance afterwards."""
-    seeds = [torch.Generator().manual_seed(request.seed) for request in asked]
+    seeds = [torch.Generator().manual_seed(request.seed) for request in requested]
     noise = torch.cat([torch.randn(1, 4, 8, 8, generator=seed) for seed in seeds])
-    own = predictions(pipe, [""] * len(asked), [request.prompt for request in asked])
+    own = predictions(pipe, [""] * len(requested), [request.prompt for request in requested])
 
     def predict(index: int, t: Tensor, x: Tensor) -> Tensor:
         if t > SWITCH:
@@ -57,25 +57,25 @@ OTHERS = ["tea cup", "sun", "old map"]
 
 
 @pytest.mark.parametrize("repulsion", [0.0, 1.5])
-@pytest.mark.parametrize("scale", [None, 4.0])
-def test_towards_another_prompt(pipe, repulsion: float, scale: float | None) -> None:
+def test_towards_another_prompt(pipe, repulsion: float) -> None:
     """eps_u + s (eps_n - eps_u) - r (eps_c - eps_u), from the column alternative_prompt."""
-    asked = requests(3, alternative_prompt=OTHERS)
-    rule = Detour(StaticTransition(SWITCH), repulsion=repulsion, scale=scale)
+    requested = requests(3, alternative_prompt=OTHERS)
+    rule = Detour(StaticTransition(SWITCH), repulsion=repulsion)
     predict = predictions(pipe, [""] * 3, CAPTIONS[:3], OTHERS)
 
     def before(x: Tensor, t: int) -> Tensor:
         u, c, n = predict(x, t)
-        return u + (SCALE if scale is None else scale) * (n - u) - repulsion * (c - u)
+        return u + SCALE * (n - u) - repulsion * (c - u)
 
-    made = denoised(pipe, rule, asked)
-    assert torch.allclose(made.latents, by_hand(pipe, asked, before), atol=1e-4)
-    early = 3 if repulsion else 2  # u, n and, to be pushed off it, c
-    assert made.nfe.tolist() == [early * EARLY + 2 * (STEPS - EARLY)] * 3
+    result = denoised(pipe, rule, requested)
+    assert torch.allclose(result.latents, by_hand(pipe, requested, before), atol=1e-4)
+    early = 3 if repulsion else 2  # u, n and, for the repulsion, c
+    assert result.nfe.tolist() == [early * EARLY + 2 * (STEPS - EARLY)] * 3
     assert (
-        made.guidance_scale[:, :EARLY].eq(-repulsion).all() and made.guidance_scale[:, EARLY:].eq(SCALE).all()
+        result.guidance_scale[:, :EARLY].eq(-repulsion).all()
+        and result.guidance_scale[:, EARLY:].eq(SCALE).all()
     )
-    assert made.transition_timestep.tolist() == [401] * 3 and rule.alternatives == OTHERS
+    assert result.transition_timestep.tolist() == [401] * 3 and rule.alternatives == OTHERS
 
 
 def test_one_prompt_for_all(pipe) -> None:
@@ -87,22 +87,22 @@ def test_one_prompt_for_all(pipe) -> None:
 @pytest.mark.parametrize("repulsion, early", [(0.0, 2), (1.5, 4)])
 def test_the_base_model_draws_first(pipe, base: Path, repulsion: float, early: int) -> None:
     """All of its own guidance, with the prompt and the row's own negative prompt."""
-    asked, before_it = requests(3), load_pipeline(str(base))
+    requested, before_it = requests(3), load_pipeline(str(base))
     own, other = (predictions(p, [""] * 3, CAPTIONS[:3]) for p in (pipe, before_it))
 
     def before(x: Tensor, t: int) -> Tensor:
         (u, c), (bu, bc) = own(x, t), other(x, t)
         return bu + SCALE * (bc - bu) - repulsion * (c - u)
 
-    made = denoised(
-        pipe, Detour(StaticTransition(SWITCH), base_pipeline=str(base), repulsion=repulsion), asked
+    result = denoised(
+        pipe, Detour(StaticTransition(SWITCH), base_pipeline=str(base), repulsion=repulsion), requested
     )
-    assert torch.allclose(made.latents, by_hand(pipe, asked, before), atol=1e-4)
-    assert made.nfe.tolist() == [early * EARLY + 2 * (STEPS - EARLY)] * 3
+    assert torch.allclose(result.latents, by_hand(pipe, requested, before), atol=1e-4)
+    assert result.nfe.tolist() == [early * EARLY + 2 * (STEPS - EARLY)] * 3
 
 
 def test_orthogonal_leaves_out_what_leads_to_the_memorized_image(pipe) -> None:
-    asked = requests(3, alternative_prompt=OTHERS)
+    requested = requests(3, alternative_prompt=OTHERS)
     predict = predictions(pipe, [""] * 3, CAPTIONS[:3], OTHERS)
 
     def before(x: Tensor, t: int) -> Tensor:
@@ -112,7 +112,9 @@ def test_orthogonal_leaves_out_what_leads_to_the_memorized_image(pipe) -> None:
         return (u + SCALE * (g - share.clamp(min=0)[:, None] * m) - 0.5 * m).view_as(x).float()
 
     rule = Detour(StaticTransition(SWITCH), repulsion=0.5, orthogonal=True)
-    assert torch.allclose(denoised(pipe, rule, asked).latents, by_hand(pipe, asked, before), atol=1e-4)
+    assert torch.allclose(
+        denoised(pipe, rule, requested).latents, by_hand(pipe, requested, before), atol=1e-4
+    )
     g, m = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0))
     assert (without(g, m) * m).sum(1).max() <= 1e-6  # nothing along it is left, what led away is
     assert torch.equal(without(g, torch.zeros_like(m)), g)
@@ -121,31 +123,31 @@ def test_orthogonal_leaves_out_what_leads_to_the_memorized_image(pipe) -> None:
 def test_a_dynamic_transition_watches_the_memorized_prompt(pipe) -> None:
     """Not the alternative: it fires where the prompt's own difference, along this path, has a minimum."""
     rule = Detour(DynamicTransition(watch="model_output", fallback_timestep=201), prompt="sun", repulsion=1.0)
-    made = denoised(pipe, rule, requests(6))
-    v = made.difference_rms.double() / pipe.scheduler.alphas_cumprod[made.timesteps[0].long()].sqrt()
+    result = denoised(pipe, rule, requests(6))
+    v = result.difference_rms.double() / pipe.scheduler.alphas_cumprod[result.timesteps[0].long()].sqrt()
     expected = []
     for d in v.numpy():
         minima = [i for i in range(2, STEPS) if d[i - 2] > d[i - 1] < d[i]]
-        expected.append(made.timesteps[0, min([*minima, 7])].item())
-    assert made.transition_timestep.tolist() == expected and len(set(expected)) > 1
-    fired = [(made.timesteps[0] > t).sum().item() for t in expected]
-    assert made.nfe.tolist() == [3 * before + 2 * (STEPS - before) for before in fired]
+        expected.append(result.timesteps[0, min([*minima, 7])].item())
+    assert result.transition_timestep.tolist() == expected and len(set(expected)) > 1
+    fired = [(result.timesteps[0] > t).sum().item() for t in expected]
+    assert result.nfe.tolist() == [3 * before + 2 * (STEPS - before) for before in fired]
 
 
 def test_a_row_without_an_alternative_takes_the_plain_rule(pipe) -> None:
     """In one batch with rows that have one; each as if it were alone."""
-    asked = requests(4, alternative_prompt=["sun", None, "tea cup", None])
-    made = denoised(pipe, Detour(StaticTransition(SWITCH, -1.0), repulsion=1.5), asked)
-    plain = denoised(pipe, StaticTransition(SWITCH, -1.0), asked)
-    assert torch.allclose(made.latents[[1, 3]], plain.latents[[1, 3]], atol=1e-5)
-    assert made.nfe.tolist() == [25, 20, 25, 20] and plain.nfe.tolist() == [20] * 4
+    requested = requests(4, alternative_prompt=["sun", None, "tea cup", None])
+    result = denoised(pipe, Detour(StaticTransition(SWITCH, -1.0), repulsion=1.5), requested)
+    plain = denoised(pipe, StaticTransition(SWITCH, -1.0), requested)
+    assert torch.allclose(result.latents[[1, 3]], plain.latents[[1, 3]], atol=1e-5)
+    assert result.nfe.tolist() == [25, 20, 25, 20] and plain.nfe.tolist() == [20] * 4
     for number in (0, 2):
-        alone = denoised(pipe, Detour(StaticTransition(SWITCH, -1.0), repulsion=1.5), [asked[number]])
-        assert torch.allclose(made.latents[number], alone.latents[0], atol=1e-4)
+        alone = denoised(pipe, Detour(StaticTransition(SWITCH, -1.0), repulsion=1.5), [requested[number]])
+        assert torch.allclose(result.latents[number], alone.latents[0], atol=1e-4)
 
 
 def test_from_the_command_line(tiny_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    """A column of the prompt file; who has no alternative is counted and told."""
+    """A column of the prompt file; who has no alternative is counted and named."""
     rows = [{"prompt": "red square", "alternative_prompt": "sun"}, {"prompt": "old map"}]
     (tmp_path / "prompts.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     out = tmp_path / "out"
@@ -164,15 +166,18 @@ def test_from_the_command_line(tiny_pipeline: Path, tmp_path: Path, capsys: pyte
 
 def test_a_runs_own_negative_prompt_reaches_the_base_model(pipe, base: Path) -> None:
     """By the option of the run as by the column."""
-    made = [
-        make_images(pipe, CPU, asked, 16, SCALE, STEPS, negative, rules=[rule])[1].latents
-        for asked, negative in ((requests(3), "old map"), (requests(3, negative_prompt=["old map"] * 3), ""))
+    result = [
+        make_images(pipe, CPU, requested, 16, SCALE, STEPS, negative, rules=[rule])[1].latents
+        for requested, negative in (
+            (requests(3), "old map"),
+            (requests(3, negative_prompt=["old map"] * 3), ""),
+        )
         for rule in [Detour(StaticTransition(SWITCH), base_pipeline=str(base))]
     ]
-    assert torch.equal(*made)
+    assert torch.equal(*result)
     plain = make_images(pipe, CPU, requests(3), 16, SCALE, STEPS, rules=[
         Detour(StaticTransition(SWITCH), base_pipeline=str(base))])[1].latents  # fmt: skip
-    assert (made[0] - plain).abs().max() > 1e-2
+    assert (result[0] - plain).abs().max() > 1e-2
 
 
 def test_half_precision_takes_the_same_part_out() -> None:
@@ -190,9 +195,9 @@ def test_the_base_model_costs_a_unet_and_a_text_encoder_until_teardown(
     loaded: list[dict[str, weakref.ref]] = []
 
     def load(*given, **options):
-        found = load_pipeline(*given, **options)
-        loaded.append({name: weakref.ref(getattr(found, name)) for name in ("unet", "text_encoder", "vae")})
-        return found
+        actual = load_pipeline(*given, **options)
+        loaded.append({name: weakref.ref(getattr(actual, name)) for name in ("unet", "text_encoder", "vae")})
+        return actual
 
     def alive() -> list[str]:
         gc.collect()
@@ -210,13 +215,13 @@ def test_the_base_model_costs_a_unet_and_a_text_encoder_until_teardown(
     assert len(loaded) == 3
 
 
-def test_who_is_not_on_the_way_does_not_pay_for_who_is(pipe) -> None:
-    """The orthogonal form looks at both predictions, of the samples that are guided elsewhere."""
-    asked = requests(3, alternative_prompt=["tea cup", None, "sun"])
+def test_samples_without_an_alternative_cost_no_more(pipe) -> None:
+    """The orthogonal form uses both predictions, of the samples that are guided elsewhere."""
+    requested = requests(3, alternative_prompt=["tea cup", None, "sun"])
     rule = Detour(StaticTransition(SWITCH), orthogonal=True, repulsion=0.5)
-    together = denoised(pipe, rule, asked)
+    together = denoised(pipe, rule, requested)
     assert together.nfe.tolist() == [3 * EARLY + 2 * EARLY, EARLY + 2 * EARLY, 3 * EARLY + 2 * EARLY]
-    for row, request in enumerate(asked):
+    for row, request in enumerate(requested):
         alone = denoised(pipe, rule, [request])
         assert alone.nfe[0] == together.nfe[row]
         assert torch.allclose(alone.latents[0], together.latents[row], atol=1e-4)
@@ -233,14 +238,14 @@ def test_a_run_is_not_finished_with_other_files_under_the_same_names(
     way = {"base": ["--mitigation.base_pipeline", str(base)]}.get(
         changed, ["--mitigation.captions", str(captions), "--mitigation.exclude", str(exclude)]
     )
-    asked = [
+    requested = [
         "predict", "--model.pipeline", str(tiny_pipeline), "--model.num_inference_steps", "4", "--out",
         str(tmp_path / "run"), "--trainer.accelerator", "cpu", "--prompt", "red square",
         "--prompt", "old map", "--mitigation", "Detour", "--mitigation.transition", "stp", *way,
     ]  # fmt: skip
-    assert main(asked) == 0
+    assert main(requested) == 0
     next((tmp_path / "run/images").iterdir()).unlink()
-    assert main(asked) == 0
+    assert main(requested) == 0
     if changed == "base":
         model = load_pipeline(str(base))
         torch.nn.init.zeros_(model.unet.conv_out.bias.data.add_(1))
@@ -249,7 +254,7 @@ def test_a_run_is_not_finished_with_other_files_under_the_same_names(
     else:
         {"captions": captions, "exclude": exclude}[changed].write_text("tea cup\nold maps")
     capsys.readouterr()
-    assert main(asked) == 1
+    assert main(requested) == 1
     assert "holds a different run (mitigations_sha256" in capsys.readouterr().err
 
 
@@ -259,14 +264,14 @@ def test_what_the_model_does_not_read_of_an_alternative_is_said(
     """Of the prompt, and of captions: 8 tokens are read."""
     long = "a red square and a blue circle and a green leaf"
     (tmp_path / "captions.txt").write_text(f"tea cup\n{long}")
-    asked = [
+    requested = [
         "predict", "--model.pipeline", str(tiny_pipeline), "--model.num_inference_steps", "4",
         "--trainer.accelerator", "cpu", "--prompt", "sun", "--mitigation", "Detour",
         "--mitigation.transition", "stp",
     ]  # fmt: skip
-    assert main([*asked, "--mitigation.prompt", long, "--out", str(tmp_path / "one")]) == 0
+    assert main([*requested, "--mitigation.prompt", long, "--out", str(tmp_path / "one")]) == 0
     assert "1 of 2 prompts are longer" in caplog.text and repr(long) in caplog.text
     caplog.clear()
     captions = ["--mitigation.captions", str(tmp_path / "captions.txt")]
-    assert main([*asked, *captions, "--out", str(tmp_path / "two")]) == 0
+    assert main([*requested, *captions, "--out", str(tmp_path / "two")]) == 0
     assert "1 of 2 captions of" in caplog.text and repr(long) in caplog.text

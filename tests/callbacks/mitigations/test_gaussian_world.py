@@ -41,12 +41,9 @@ NOISE = torch.tensor(np.random.default_rng(1).standard_normal((6, *SHAPE)), dtyp
 
 
 def made_of(
-    prompts: list[int],
-    rules: list[GuidanceRule] = (),
-    kind: type = DDIMScheduler,
-    prediction: str = "epsilon",
-    scale: float = FULL,
-) -> Denoised:
+    prompts: list[int], rules: list[GuidanceRule] = (), kind: type = DDIMScheduler,
+    prediction: str = "epsilon", scale: float = FULL,
+) -> Denoised:  # fmt: skip
     scheduler = scheduler_of(kind, prediction)
     world = GaussianWorld(scheduler, PROMPTS)
     return denoise(world, scheduler, NOISE[prompts], *embeddings(prompts), scale, STEPS, rules)
@@ -176,11 +173,11 @@ def test_the_world_is_exact(timestep: float, prediction: str) -> None:
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_without_guidance_the_latents_only_shrink(prediction: str) -> None:
     """x_T times a product of cosines, one for each DDIM step; the exact solution stays at x_T."""
-    made = made_of(MEMORIZED, prediction=prediction, scale=0.0)
+    denoised = made_of(MEMORIZED, prediction=prediction, scale=0.0)
     shrunk = np.prod(np.cos(THETA[:-1] - THETA[1:]))
     assert 0.9 < shrunk < 0.98
-    assert np.allclose(made.latents.numpy(), NOISE[MEMORIZED].numpy() * shrunk, rtol=1e-4, atol=1e-5)
-    assert made.nfe.tolist() == [STEPS] * 4
+    assert np.allclose(denoised.latents.numpy(), NOISE[MEMORIZED].numpy() * shrunk, rtol=1e-4, atol=1e-5)
+    assert denoised.nfe.tolist() == [STEPS] * 4
     exact = made_of(MEMORIZED, [], DPMSolverMultistepScheduler, prediction, 0.0).latents / NOISE[MEMORIZED]
     assert (exact - 1).abs().max() < 0.01, "a second-order solver is near the exact solution"
 
@@ -192,8 +189,8 @@ def test_without_guidance_the_latents_only_shrink(prediction: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_guidance_from_the_start_memorizes(kind: type, prediction: str) -> None:
     """Each row ends at its own prompt's point, which is about 1.4 away from where it started."""
-    made = made_of(MEMORIZED, [], kind, prediction)
-    assert all(distance(made.latents[row], row) < 0.05 for row in MEMORIZED)
+    denoised = made_of(MEMORIZED, [], kind, prediction)
+    assert all(distance(denoised.latents[row], row) < 0.05 for row in MEMORIZED)
     assert all(distance(NOISE[row], row) > 1.2 for row in MEMORIZED)
 
 
@@ -208,9 +205,9 @@ def test_held_back_until_the_end_of_the_basin_it_does_not() -> None:
     ends = [exit_of(number) for number in MEMORIZED]
     assert sorted(ends) == ends and len(set(ends)) == 4 and ends[0] > 10 and ends[-1] < 40
     for first in range(ends[0] - 4, ends[-1] + 5):
-        made = made_of(MEMORIZED, [StaticTransition(TIMESTEPS[first])])
+        denoised = made_of(MEMORIZED, [StaticTransition(TIMESTEPS[first])])
         for row in MEMORIZED:
-            away = distance(made.latents[row], row)
+            away = distance(denoised.latents[row], row)
             if first < ends[row]:
                 assert away < 0.05, f"guided from step {first}, inside of the basin that ends at {ends[row]}"
             elif first > ends[row]:
@@ -247,12 +244,12 @@ class Watching(GuidanceRule):
 def test_the_trace_is_the_closed_form_difference(prediction: str) -> None:
     """In epsilon space for either kind of model; and up to a dynamic transition it is the same curve."""
     expected = np.array([curve_of(number) for number in range(6)])
-    made = made_of([*MEMORIZED, *ORDINARY], [Watching()], prediction=prediction)
-    assert np.allclose(made.difference_rms.numpy(), expected, rtol=1e-3)
-    made = made_of([*MEMORIZED, *ORDINARY], [DynamicTransition()], prediction=prediction)
+    denoised = made_of([*MEMORIZED, *ORDINARY], [Watching()], prediction=prediction)
+    assert np.allclose(denoised.difference_rms.numpy(), expected, rtol=1e-3)
+    denoised = made_of([*MEMORIZED, *ORDINARY], [DynamicTransition()], prediction=prediction)
     for row, curve in enumerate(expected):
         until = fired(curve)
-        traced = made.difference_rms[row].numpy()
+        traced = denoised.difference_rms[row].numpy()
         assert np.allclose(traced[: until and until + 1], curve[: until and until + 1], rtol=1e-3)
 
 
@@ -265,31 +262,31 @@ def test_the_dynamic_transition_finds_the_end_of_the_basin(prediction: str) -> N
     its end; one that ends later, like that of the fourth prompt, has none and the rule never fires. Nor does
     it for ordinary prompts, whose curve has a maximum only: they stay without guidance to the end.
     """
-    made = made_of([*MEMORIZED, *ORDINARY], [DynamicTransition()], prediction=prediction)
+    denoised = made_of([*MEMORIZED, *ORDINARY], [DynamicTransition()], prediction=prediction)
     expected = [fired(curve_of(number)) for number in range(6)]
     assert expected[3:] == [None] * 3 and None not in expected[:3]
     timesteps = [np.nan if step is None else TIMESTEPS[step] for step in expected]
-    assert np.array_equal(made.transition_timestep.numpy(), timesteps, equal_nan=True)
+    assert np.array_equal(denoised.transition_timestep.numpy(), timesteps, equal_nan=True)
     for row in MEMORIZED:
-        assert distance(made.latents[row], row) > 0.5
+        assert distance(denoised.latents[row], row) > 0.5
     for row in MEMORIZED[:3]:
         assert 1 <= expected[row] - exit_of(row) <= 2
         guided = by_hand(row, [0.0] * expected[row] + [FULL] * (STEPS - expected[row]))[0]
-        assert np.allclose(array(made.latents[row]), guided, atol=1e-3)
+        assert np.allclose(array(denoised.latents[row]), guided, atol=1e-3)
     shrunk = np.prod(np.cos(THETA[:-1] - THETA[1:]))
-    assert np.allclose(made.latents[3:].numpy(), NOISE[3:].numpy() * shrunk, rtol=1e-4, atol=1e-5)
+    assert np.allclose(denoised.latents[3:].numpy(), NOISE[3:].numpy() * shrunk, rtol=1e-4, atol=1e-5)
 
 
 def test_opposite_guidance_leaves_the_basin_sooner() -> None:
     """At the step the three-point rule picks on a float64 trajectory at that scale."""
     transitions = {}
     for before in (0.0, -2.0):
-        made = made_of([*MEMORIZED, *ORDINARY], [DynamicTransition(before)])
+        denoised = made_of([*MEMORIZED, *ORDINARY], [DynamicTransition(before)])
         expected = [fired(by_hand(number, [before] * STEPS)[1]) for number in range(6)]
         timesteps = [np.nan if step is None else TIMESTEPS[step] for step in expected]
-        assert np.array_equal(made.transition_timestep.numpy(), timesteps, equal_nan=True)
-        assert all(distance(made.latents[row], row) > 0.5 for row in MEMORIZED)
-        transitions[before] = made.transition_timestep[MEMORIZED]
+        assert np.array_equal(denoised.transition_timestep.numpy(), timesteps, equal_nan=True)
+        assert all(distance(denoised.latents[row], row) > 0.5 for row in MEMORIZED)
+        transitions[before] = denoised.transition_timestep[MEMORIZED]
     assert (transitions[-2.0] > transitions[0.0].nan_to_num(-1)).all()
 
 
@@ -302,17 +299,17 @@ def test_the_gate_lets_ordinary_prompts_through(dynamic: bool, prediction: str) 
     assert max(first[4:]) < 0.75 * gate and min(first[:4]) > 1.25 * gate
     rule = DynamicTransition(gate=gate) if dynamic else StaticTransition(TIMESTEPS[30], gate=gate)
     order = [4, 0, 1, 5, 2, 3]
-    made = made_of(order, [rule], prediction=prediction)
+    denoised = made_of(order, [rule], prediction=prediction)
     switches = [fired(curve_of(number)) if dynamic else 30 for number in MEMORIZED] + [0, 0]
     switches = [STEPS if step is None else step for step in switches]
     for row, number in enumerate(order):
         scales = [0.0] * switches[number] + [FULL] * (STEPS - switches[number])
-        assert made.guidance_scale[row].tolist() == scales
+        assert denoised.guidance_scale[row].tolist() == scales
         latents, differences = by_hand(number, scales)
-        assert np.allclose(array(made.latents[row]), latents, atol=2e-3)
-        computed = np.isfinite(made.difference_rms[row].numpy())
+        assert np.allclose(array(denoised.latents[row]), latents, atol=2e-3)
+        computed = np.isfinite(denoised.difference_rms[row].numpy())
         assert computed.tolist() == [dynamic or index == 0 or scale > 0 for index, scale in enumerate(scales)]
         assert np.allclose(
-            made.difference_rms[row].numpy()[computed], np.array(differences)[computed], rtol=2e-3
+            denoised.difference_rms[row].numpy()[computed], np.array(differences)[computed], rtol=2e-3
         )
-        assert made.nfe[row] == STEPS + computed.sum()
+        assert denoised.nfe[row] == STEPS + computed.sum()

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import pytest
+from diffusers import HeunDiscreteScheduler, PNDMScheduler
 
 from callbacks.mitigations.base import NoMitigation
 from callbacks.mitigations.dynamic_transition import DynamicTransition
@@ -14,7 +15,7 @@ from tests.callbacks.mitigations.curves import FULL
 from tests.infer.denoising.loops import dry_run, scheduler_of
 
 REFUSED = [
-    (lambda: StaticTransition(901), 10, "never hold guidance back: the 10 .* run from 901 to 1 .of 0..999"),
+    (lambda: StaticTransition(901), 10, "never hold guidance back: the 10 .* run from 901 to 1"),
     (lambda: StaticTransition(0), 10, "never give guidance"),
     (lambda: StaticTransition(500, FULL), 10, r"guidance_before equals guidance_scale \(7.5\)"),
     (lambda: StaticTransition(gate=0.1, gate_timestep=981), 10, "start at timestep 981, .* starts at 901"),
@@ -47,6 +48,12 @@ def test_two_passes_stand_alone(order: int) -> None:
     with pytest.raises(ValueError, match="TwoPassTransition cannot be combined with another mitigation"):
         prepare(scheduler_of(), FULL, 10, rules)
     assert len(prepare(scheduler_of(), FULL, 10, rules[::order][:1])) == 10
+
+
+@pytest.mark.parametrize("kind", [HeunDiscreteScheduler, PNDMScheduler])
+def test_two_passes_need_each_timestep_once(kind: type) -> None:
+    with pytest.raises(ValueError, match="a scheduler with each timestep once"):
+        prepare(scheduler_of(kind), FULL, 10, [TwoPassTransition()])
 
 
 @pytest.mark.parametrize("rule", [StaticTransition, DynamicTransition])

@@ -12,8 +12,6 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
-    HeunDiscreteScheduler,
-    PNDMScheduler,
 )
 from torch import Generator, Tensor
 
@@ -26,26 +24,23 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 COUNT, STEPS = 3, 10
 
 
-@pytest.mark.parametrize(
-    "curve, expected",
-    [
-        ([5, 4, 3, 4, 5, 6], 2), ([5, 3, 4, 2, 4, 4], 3), ([5, 3, 4, 5, 6, 7], 1), ([6, 5, 4, 3, 2, 1], 5),
-        ([1, 2, 3, 4, 5, 6], 5), ([2, 2, 2, 2, 2, 2], 5), ([5, 4, 3, 3, 4, 5], 5), ([5, 4, 3, 4, 2, 4], 2),
-        ([9, 8, 7, 6, 5, 6], 4), ([5, 3, 4, 3, 4, 3, 4], 3), ([math.nan] * 6, 5),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("curve, expected", [
+    ([5, 4, 3, 4, 5, 6], 2), ([5, 3, 4, 2, 4, 4], 3), ([5, 3, 4, 5, 6, 7], 1), ([6, 5, 4, 3, 2, 1], 5),
+    ([1, 2, 3, 4, 5, 6], 5), ([2, 2, 2, 2, 2, 2], 5), ([5, 4, 3, 3, 4, 5], 5), ([5, 4, 3, 4, 2, 4], 2),
+    ([9, 8, 7, 6, 5, 6], 4), ([5, 3, 4, 3, 4, 3, 4], 3), ([math.nan] * 6, 5),
+])  # fmt: skip
 def test_the_minimum_of_a_first_pass(curve: list[float], expected: int) -> None:
     assert chosen_minimum(curve) == minimum_by_hand(curve) == expected
 
 
 def test_the_minimum_of_many_first_passes() -> None:
     random = np.random.default_rng(7)
-    found = set()
+    actual = set()
     for steps in range(6, 20):
         for curve in some_curves(random, 60, steps):
-            found.add(chosen_minimum(curve))
+            actual.add(chosen_minimum(curve))
             assert chosen_minimum(curve) == minimum_by_hand(curve)
-    assert {1, 2, 3, 4, 5, 8} <= found
+    assert {1, 2, 3, 4, 5, 8} <= actual
 
 
 class Wavy:
@@ -86,16 +81,11 @@ def two_passes(
     return one_pass(network, make(), number, before, index, stochastic)[-1], index
 
 
-@pytest.mark.parametrize(
-    "kind, before, stochastic",
-    [
-        (DDIMScheduler, -7.5, False),
-        (DPMSolverMultistepScheduler, -7.5, False),
-        (EulerDiscreteScheduler, -7.5, False),
-        (EulerAncestralDiscreteScheduler, -7.5, True),
-        (DDPMScheduler, 0.0, True),
-    ],
-)
+@pytest.mark.parametrize("kind, before, stochastic", [
+    (DDIMScheduler, -7.5, False), (DPMSolverMultistepScheduler, -7.5, False),
+    (EulerDiscreteScheduler, -7.5, False), (EulerAncestralDiscreteScheduler, -7.5, True),
+    (DDPMScheduler, 0.0, True),
+])  # fmt: skip
 def test_two_passes_are_those_of_a_loop_by_hand(
     unet: torch.nn.Module, kind: type, before: float, stochastic: bool
 ) -> None:
@@ -112,43 +102,25 @@ def test_two_passes_are_those_of_a_loop_by_hand(
     def run(rows: slice) -> tuple[Denoised, list[Generator]]:
         network, rule = Wavy(unet), TwoPassTransition(before)
         drawn = [Generator().manual_seed(100 + n) for n in range(COUNT)[rows]]
-        made = denoise(
+        denoised = denoise(
             network, make(), *inputs(COUNT, rows), FULL, STEPS, [rule], drawn if stochastic else None
         )
-        assert network.rows == made.nfe.sum()
-        return made, drawn
+        assert network.rows == denoised.nfe.sum()
+        return denoised, drawn
 
     together, drawn = run(slice(None))
     timesteps, indices = together.timesteps[0].tolist(), []
     for number in range(COUNT):
         latents, index = two_passes(Wavy(unet), make, number, before, stochastic)
         indices.append(index)
-        for made, place in ((together, number), (run(slice(number, number + 1))[0], 0)):
-            assert made.transition_timestep[place] == timesteps[index]
-            assert made.guidance_scale[place].tolist() == [before] * index + [FULL] * (STEPS - index)
-            assert torch.allclose(made.latents[place], latents[0], atol=1e-4, rtol=1e-4)
+        for denoised, position in ((together, number), (run(slice(number, number + 1))[0], 0)):
+            assert denoised.transition_timestep[position] == timesteps[index]
+            assert denoised.guidance_scale[position].tolist() == [before] * index + [FULL] * (STEPS - index)
+            assert torch.allclose(denoised.latents[position], latents[0], atol=1e-4, rtol=1e-4)
             cost = 1 if before == 0 else 2
-            assert made.nfe[place] == cost * STEPS + cost * index + 2 * (STEPS - index)
+            assert denoised.nfe[position] == cost * STEPS + cost * index + 2 * (STEPS - index)
         alone = Generator().manual_seed(100 + number)
         for _ in range(STEPS if stochastic else 0):
             torch.randn(1, 4, 8, 8, generator=alone)
         assert torch.equal(drawn[number].get_state(), alone.get_state()), "the draws of one pass"
     assert len(set(indices)) > 1, indices
-
-
-@pytest.mark.parametrize("kind", [HeunDiscreteScheduler, PNDMScheduler])
-def test_two_passes_where_timesteps_repeat(kind: type) -> None:
-    """What its docstring says, by index, or a refusal: its curve has a point for each of two evaluations."""
-    options = {"skip_prk_steps": True} if kind is PNDMScheduler else {}
-    scheduler = scheduler_of(kind, "v_prediction", **options)
-    try:
-        made = denoise(Wavy(None), scheduler, *inputs(COUNT), FULL, STEPS, [TwoPassTransition()])
-    except ValueError:
-        return
-    for number in range(COUNT):
-        latents, index = two_passes(
-            Wavy(None), lambda: scheduler_of(kind, "v_prediction", **options), number, -7.5, False
-        )
-        steps = made.guidance_scale.shape[1]
-        assert made.guidance_scale[number].tolist() == [-7.5] * index + [FULL] * (steps - index)
-        assert torch.allclose(made.latents[number], latents[0], atol=1e-4, rtol=1e-4)

@@ -10,13 +10,9 @@ import pytest
 
 from data.captioned import load_captioned
 from data.prompts import load_prompts, source_fingerprint
-from tests.data.image_files import noise, write_folder, write_shard, write_tar
+from tests.data.image_files import captions_of, noise, write_folder, write_shard, write_tar
 
 BLIP = [f"blip {n}" for n in range(19)]
-
-
-def captions(source: str | Path) -> dict[str, tuple[str, ...]]:
-    return {sample.id: sample.captions for sample in load_captioned(str(source)).samples}
 
 
 def recaptioned(folder: Path, content: dict | list) -> Path:
@@ -36,9 +32,9 @@ def test_recaptioned_shards(tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
     assert {sample.id: sample.captions for sample in images.samples} == expected
     assert images[0].caption == "alt a" and images.skipped == {"captions without image": 1}
     assert "blip.json: 2 of 3 captions match the 4 images" in caplog.text
-    assert captions(f"{tmp_path}/shards?captions={file}") == expected
+    assert captions_of(f"{tmp_path}/shards?captions={file}") == expected
     file.rename(tmp_path / "shards/blip.json")
-    assert captions(f"{tmp_path}/shards?captions=blip.json") == expected
+    assert captions_of(f"{tmp_path}/shards?captions=blip.json") == expected
 
 
 def test_an_image_without_a_caption_of_its_own_gets_one(tmp_path: Path) -> None:
@@ -71,10 +67,10 @@ def test_a_folder_does_not_take_such_a_file_by_itself(tmp_path: Path) -> None:
     """It may be anything about the images."""
     source = write_folder(tmp_path, {"a.png": noise(0), "b.png": noise(1), "b.txt": "own"})
     recaptioned(tmp_path, {"a.png": ["new"], "b.png": 3})
-    assert captions(source) == {"b": ("own",)}
+    assert captions_of(source) == {"b": ("own",)}
 
 
-def test_a_broken_captions_file_is_told_with_the_line(tmp_path: Path) -> None:
+def test_a_broken_captions_file_is_named_with_the_line(tmp_path: Path) -> None:
     shard = write_shard(tmp_path / "s.tar", "x")
     file = write_folder(tmp_path, {"blip.json": '{"x": ["a"],\n"y": ["b"'}) + "/blip.json"
     with pytest.raises(ValueError, match=r"blip.json is no JSON: .* line 2 column"):
@@ -85,24 +81,21 @@ def test_keys_are_compared_as_file_names(tmp_path: Path) -> None:
     """As ids are, before a prefix; two that would be one id are refused."""
     shard = write_tar(tmp_path / "s.tar", {"x/a.png": noise(0), "x/a.txt": b"own"})
     source = f"{shard}?captions={recaptioned(tmp_path, {'x/a': ['new']})}"
-    assert captions(f"{source}&prefix=p_") == {"p_x_a": ("new",)}
+    assert captions_of(f"{source}&prefix=p_") == {"p_x_a": ("new",)}
     recaptioned(tmp_path, {"x/a": ["new"], "x_a": ["old"]})
     with pytest.raises(ValueError, match="1 of its keys are the same as others"):
         load_captioned(source)
 
 
-@pytest.mark.parametrize(
-    "content, message",
-    [
-        (
-            {"y": ["a"], "z": ["b"]},
-            "none of its 2 keys, such as 'y', is the id of one of the 1 images, such as 'x'",
-        ),
-        ({"x": 3, "y": None}, "is no captions file"),
-        ([["x", "a"]], "is no captions file"),
-        ({}, "is no captions file"),
-    ],
-)
+@pytest.mark.parametrize("content, message", [
+    (
+        {"y": ["a"], "z": ["b"]},
+        "none of its 2 keys, such as 'y', is the id of one of the 1 images, such as 'x'",
+    ),
+    ({"x": 3, "y": None}, "is no captions file"),
+    ([["x", "a"]], "is no captions file"),
+    ({}, "is no captions file"),
+])  # fmt: skip
 def test_captions_of_something_else_are_refused(tmp_path: Path, content: dict | list, message: str) -> None:
     shard = write_shard(tmp_path / "s.tar", "x")
     with pytest.raises(ValueError, match=message):
@@ -125,7 +118,7 @@ def test_recaptioned_tables(tmp_path: Path) -> None:
     assert images.skipped == {"without caption": 1}
     pq.write_table(pa.table(columns | {"text": ["own", "own"]}), tmp_path / "t.parquet")
     for source in (f"{tmp_path}/t.parquet", str(tmp_path)):
-        assert captions(f"{source}?captions={file}&image=image") == {"a": ("alt", *BLIP), "b": ("own",)}
+        assert captions_of(f"{source}?captions={file}&image=image") == {"a": ("alt", *BLIP), "b": ("own",)}
 
 
 def test_a_recaptioned_saved_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,13 +128,13 @@ def test_a_recaptioned_saved_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyP
     rows = datasets.Dataset.from_dict({"image": [{"bytes": noise(0), "path": None}], "text": ["own"]})
     rows.cast_column("image", datasets.Image()).save_to_disk(tmp_path / "cats")
     file = recaptioned(tmp_path, {"cats_0000000": ["new"]})
-    assert captions(f"{tmp_path}/cats?captions={file}") == {"cats_0000000": ("new",)}
+    assert captions_of(f"{tmp_path}/cats?captions={file}") == {"cats_0000000": ("new",)}
 
 
 def test_a_folder_of_images_with_an_archive_of_them_is_still_matched_by_path(tmp_path: Path) -> None:
     write_folder(tmp_path, {"train/0.png": noise(0), "c.json": json.dumps({"/far/train/0.png": ["a"]})})
     write_shard(tmp_path / "images.tar", "x")
-    assert captions(f"{tmp_path}?captions=c.json") == {"0": ("a",)}
+    assert captions_of(f"{tmp_path}?captions=c.json") == {"0": ("a",)}
 
 
 def test_prompts_are_the_new_captions(tmp_path: Path) -> None:

@@ -63,28 +63,15 @@ def test_a_class_makes_the_caption(write: Callable, column: str) -> None:
     assert dict(inspection.rows())["classes"] == "3"
 
 
-def test_a_column_of_captions_stays(write: Callable) -> None:
-    """And the class is a label beside it."""
-    source = write(table({"label": [1, 0]}, text=["a ball", "a fish"]))
-    assert labelled(source) == [("golf ball", ("a ball",)), ("tench", ("a fish",))]
-    assert "by class" not in inspected(source).layouts[0][1]
-
-
 def test_a_class_that_is_named_as_the_caption(write: Callable) -> None:
     """Its names, not its numbers, and nothing around them."""
     source = write(table({"label": [1, 0], "kind": [0, 2]}))
-    assert labelled(f"{source}?caption=label") == [
-        ("golf ball", ("golf ball",)),
-        ("tench", ("tench",)),
-    ]
-    assert labelled(f"{source}?caption=kind") == [
-        ("tench", ("tench",)),
-        ("French horn", ("French horn",)),
-    ]
+    assert labelled(f"{source}?caption=label") == [("golf ball", ("golf ball",)), ("tench", ("tench",))]
+    assert labelled(f"{source}?caption=kind") == [("tench", ("tench",)), ("French horn", ("French horn",))]
     assert labelled(f"{source}?caption=kind&label=label")[1] == ("tench", ("French horn",))
 
 
-def test_a_class_of_several_is_asked_for(write: Callable) -> None:
+def test_one_class_of_several_must_be_chosen(write: Callable) -> None:
     """`label=` says it, of text too; a number has no name."""
     columns = {"breed": ["a_b ", None], "number": [3, 4]}
     source = write(table({"fine": [0, 1], "coarse": [1, 1]}, **columns))
@@ -125,15 +112,10 @@ def test_each_parquet_file_has_its_own_classes(tmp_path: Path) -> None:
     assert [label for label, _ in labelled(str(tmp_path))] == ["tench", "golf ball", "x", "y"]
 
 
-@pytest.mark.parametrize(
-    "metadata",
-    [
-        "{",
-        "[1]",
-        '{"info": null}',
-        '{"info": {"features": {"label": {"_type": "ClassLabel", "names": [1]}}}}',
-    ],
-)
+@pytest.mark.parametrize("metadata", [
+    "{", "[1]", '{"info": null}',
+    '{"info": {"features": {"label": {"_type": "ClassLabel", "names": [1]}}}}',
+])  # fmt: skip
 def test_metadata_that_is_not_understood_counts_for_nothing(tmp_path: Path, metadata: str) -> None:
     columns = pa.table({"image": [noise(0)], "label": [0], "text": ["a"]})
     columns = columns.replace_schema_metadata({"huggingface": metadata})
@@ -149,7 +131,4 @@ def test_class_folders_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     write_folder(
         tmp_path / "owner/cats", {f"train/{name}/{name}.png": noise(3) for name in ("a", "golf_ball")}
     )
-    assert labelled("hf:owner/cats") == [
-        ("a", ("An image of a",)),
-        ("golf ball", ("An image of golf ball",)),
-    ]
+    assert labelled("hf:owner/cats") == [("a", ("An image of a",)), ("golf ball", ("An image of golf ball",))]

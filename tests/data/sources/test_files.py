@@ -9,11 +9,7 @@ import pytest
 from data.captioned import load_captioned
 from data.prompts import source_fingerprint
 from data.sources.rows import NOT_READ, file_id, files_below, path_ids
-from tests.data.image_files import encoded, noise, write_folder, write_shard
-
-
-def captions(source: str | Path) -> dict[str, tuple[str, ...]]:
-    return {sample.id: sample.captions for sample in load_captioned(str(source)).samples}
+from tests.data.image_files import captions_of, encoded, noise, write_folder, write_shard
 
 
 def test_linked_folders_are_read(tmp_path: Path) -> None:
@@ -22,7 +18,7 @@ def test_linked_folders_are_read(tmp_path: Path) -> None:
         write_folder(tmp_path / "disk" / name, {f"{name}.png": noise(ord(name[0]))})
         (tmp_path / "data").mkdir(exist_ok=True)
         (tmp_path / "data" / name).symlink_to(tmp_path / "disk" / name)
-    assert captions(tmp_path / "data") == {n: (f"An image of {n}",) for n in ("cat", "dog")}
+    assert captions_of(tmp_path / "data") == {n: (f"An image of {n}",) for n in ("cat", "dog")}
 
 
 def test_links_in_a_circle_end(tmp_path: Path) -> None:
@@ -38,23 +34,20 @@ def test_hidden_folders_are_not_read(tmp_path: Path) -> None:
     """Below the root, which may be hidden itself."""
     files = {"cat/1.png": encoded(), "dog/2.png": encoded(), "cat/.ipynb_checkpoints/x.png": encoded()}
     source = write_folder(tmp_path / ".cache/data", files | {".git/y.png": encoded()})
-    assert captions(source) == {"1": ("An image of cat",), "2": ("An image of dog",)}
+    assert captions_of(source) == {"1": ("An image of cat",), "2": ("An image of dog",)}
 
 
 @pytest.mark.parametrize("suffix, form", [("gif", "gif"), ("bmp", "bmp"), ("jfif", "jpeg"), ("AVIF", "avif")])
 def test_every_format_that_is_read_is_found(tmp_path: Path, suffix: str, form: str) -> None:
     write_folder(tmp_path, {f"a.{suffix}": noise(0, form), "a.txt": "a"})
-    assert captions(tmp_path) == {"a": ("a",)}
+    assert captions_of(tmp_path) == {"a": ("a",)}
 
 
 @pytest.mark.parametrize("folder", ["", "00000/"])
 def test_captions_without_an_image_are_counted(tmp_path: Path, folder: str) -> None:
     files = {
-        f"{folder}a.png": encoded(),
-        f"{folder}a.txt": "a",
-        f"{folder}b.txt": "b",
-        f"{folder}c.tiff": "c",
-    }
+        f"{folder}a.png": encoded(), f"{folder}a.txt": "a", f"{folder}b.txt": "b", f"{folder}c.tiff": "c",
+    }  # fmt: skip
     images = load_captioned(write_folder(tmp_path, files))
     assert len(images) == 1 and images.skipped == {"captions without image": 1, NOT_READ: 1}
 
@@ -62,7 +55,7 @@ def test_captions_without_an_image_are_counted(tmp_path: Path, folder: str) -> N
 def test_one_name_in_two_formats(tmp_path: Path) -> None:
     """Both are read, each under an id of its own."""
     files = {"a.png": noise(0), "a.jpg": noise(1, "jpeg"), "a.txt": "a", "b.png": noise(2), "b.txt": "b"}
-    assert captions(write_folder(tmp_path, files)) == {"a_jpg": ("a",), "a_png": ("a",), "b": ("b",)}
+    assert captions_of(write_folder(tmp_path, files)) == {"a_jpg": ("a",), "a_png": ("a",), "b": ("b",)}
 
 
 def test_ids_of_paths_never_meet() -> None:
@@ -99,7 +92,7 @@ def test_sources_that_are_numbered_alike_have_prefixes(tmp_path: Path, kind: str
 def test_a_prefix_stands_beside_other_options(tmp_path: Path) -> None:
     """And cannot lead out of a folder."""
     write_folder(tmp_path, {"a.png": encoded(), "b.json": json.dumps({"x/a.png": ["a"]})})
-    assert captions(f"{tmp_path}?captions=b.json&prefix=../x_") == {"x_a": ("a",)}
+    assert captions_of(f"{tmp_path}?captions=b.json&prefix=../x_") == {"x_a": ("a",)}
     with pytest.raises(ValueError, match="no option 'color' here, it takes captions, prefix"):
         load_captioned(f"{tmp_path}?color=red&prefix=a")
 
@@ -110,7 +103,7 @@ def test_a_name_that_is_no_utf8(tmp_path: Path) -> None:
         write_folder(tmp_path, {f"{name}.png": encoded(), f"{name}.txt": "a"})
     except OSError:
         pytest.skip("this file system has no such names")
-    assert captions(tmp_path) == {file_id(name): ("a",)} == {"\ufffd1": ("a",)}
+    assert captions_of(tmp_path) == {file_id(name): ("a",)} == {"\ufffd1": ("a",)}
     assert source_fingerprint(str(tmp_path))
 
 

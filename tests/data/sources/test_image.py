@@ -106,20 +106,16 @@ def test_a_broken_exif_block_does_not_cost_the_image() -> None:
     assert rgb(image)[0, 0].tolist() == [255, 0, 0]
 
 
-@pytest.mark.parametrize("side", [10_000, 30_000])
-def test_an_image_beyond_the_limit_is_not_decoded(tmp_path: Path, side: int) -> None:
+@pytest.mark.parametrize("size", [10_000, 30_000])
+def test_an_image_beyond_the_limit_is_not_decoded(tmp_path: Path, size: int) -> None:
     """Also beyond twice the limit, where Pillow raises; it does not warn either, it is counted."""
-    assert side**2 > MAX_PIXELS
-    files = {"a.png": png(side, side, 1, 0), "a.txt": "bomb", "b.png": encoded(), "b.txt": "fine"}
+    assert size**2 > MAX_PIXELS
+    files = {"a.png": png(size, size, 1, 0), "a.txt": "bomb", "b.png": encoded(), "b.txt": "fine"}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         images = load_captioned(write_folder(tmp_path, files))
     assert [sample.id for sample in images.samples] == ["b"]
     assert images.skipped == {"too large images": 1}
-
-
-def test_a_large_image_within_the_limit_is_read() -> None:
-    assert problem(encoded(Image.new("1", (9000, 9000)))) is None
 
 
 @pytest.mark.parametrize("image", [b"", b"\x89PNG\r\n\x1a\n", png(0, 5, 8, 0), png(5, 0, 8, 2)])

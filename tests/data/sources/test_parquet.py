@@ -24,15 +24,10 @@ def pairs(*sources: str) -> list[tuple[str, str]]:
     return [(sample.id, sample.caption) for sample in load_captioned(*sources).samples]
 
 
-@pytest.mark.parametrize(
-    "name, key",
-    [
-        ("{}.parquet", "{}"),
-        ("{}/0000.parquet", "{}_0000"),
-        ("c/{}/0.parquet", "c_{}_0"),
-        ("{}_0.parquet", "{}_0"),
-    ],
-)
+@pytest.mark.parametrize("name, key", [
+    ("{}.parquet", "{}"), ("{}/0000.parquet", "{}_0000"), ("c/{}/0.parquet", "c_{}_0"),
+    ("{}_0.parquet", "{}_0"),
+])  # fmt: skip
 def test_splits_are_not_mixed(tmp_path: Path, name: str, key: str, caplog: pytest.LogCaptureFixture) -> None:
     """Train is read, and that is said; both together have ids of their own."""
     for split in ("train", "test"):
@@ -59,13 +54,6 @@ def test_files_of_one_name(tmp_path: Path) -> None:
     for name in "ab":
         write(tmp_path / name / "0.parquet", name)
     assert pairs(str(tmp_path)) == [("a_0_0000000", "a"), ("b_0_0000000", "b")]
-
-
-def test_linked_folders_of_parquet_files(tmp_path: Path) -> None:
-    write(tmp_path / "disk/a.parquet", "a")
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data/b").symlink_to(tmp_path / "disk")
-    assert pairs(str(tmp_path / "data")) == [("a_0000000", "a")]
 
 
 def test_more_files_than_may_be_open(tmp_path: Path) -> None:

@@ -22,26 +22,23 @@ def captions(path: Path) -> tuple[dict[str, str], Counter]:
 
 
 @pytest.mark.parametrize("suffix", ["tar", "tar.gz"])
-@pytest.mark.parametrize(
-    "names, expected, skipped",
-    [
-        # dots in keys
-        ("v1.0.jpg v1.0.txt v1.1.jpg v1.1.txt", {"v1.0": "v1.0.txt", "v1.1": "v1.1.txt"}, {}),
-        ("x.v1/0.jpg x.v1/0.txt", {"x.v1_0": "x.v1/0.txt"}, {}),
-        ("a.b.jpg a.b.txt a.b.jpeg", {"a.b": "a.b.txt"}, {"further images of one key": 1}),
-        # webdataset's own keys end at the first dot
-        ("0.jpg 0.seg.jpg 0.txt 0.meta.json", {"0": "0.txt"}, {"further images of one key": 1}),
-        ("0.image.jpg 0.txt", {"0": "0.txt"}, {}),
-        ("0.a.jpg 0.b.jpg 0.txt 1.jpg 1.txt", {"1": "1.txt"}, {"without caption": 2, "without image": 1}),
-        # members that repeat: the first counts
-        ("1.jpg 1.txt 3.jpg 3.jpg 3.txt", {"1": "1.txt", "3": "3.txt"}, {"repeated members": 1}),
-        ("1.jpg 1.JPG 1.txt 2.jpg 2.txt", {n: f"{n}.txt" for n in "12"}, {"repeated members": 1}),
-        ("1.jpg 1.txt 1.jpg 1.txt", {"1": "1.txt"}, {"repeated members": 2}),
-        # members that are no neighbours, and formats that are not read
-        ("1.jpg 2.jpg 1.txt 2.txt", {"1": "1.txt", "2": "2.txt"}, {}),
-        ("1.tiff 1.txt 2.jpg 2.txt", {"2": "2.txt"}, {NOT_READ: 1}),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("names, expected, skipped", [
+    # dots in keys
+    ("v1.0.jpg v1.0.txt v1.1.jpg v1.1.txt", {"v1.0": "v1.0.txt", "v1.1": "v1.1.txt"}, {}),
+    ("x.v1/0.jpg x.v1/0.txt", {"x.v1_0": "x.v1/0.txt"}, {}),
+    ("a.b.jpg a.b.txt a.b.jpeg", {"a.b": "a.b.txt"}, {"further images of one key": 1}),
+    # webdataset's own keys end at the first dot
+    ("0.jpg 0.seg.jpg 0.txt 0.meta.json", {"0": "0.txt"}, {"further images of one key": 1}),
+    ("0.image.jpg 0.txt", {"0": "0.txt"}, {}),
+    ("0.a.jpg 0.b.jpg 0.txt 1.jpg 1.txt", {"1": "1.txt"}, {"without caption": 2, "without image": 1}),
+    # members that repeat: the first counts
+    ("1.jpg 1.txt 3.jpg 3.jpg 3.txt", {"1": "1.txt", "3": "3.txt"}, {"repeated members": 1}),
+    ("1.jpg 1.JPG 1.txt 2.jpg 2.txt", {n: f"{n}.txt" for n in "12"}, {"repeated members": 1}),
+    ("1.jpg 1.txt 1.jpg 1.txt", {"1": "1.txt"}, {"repeated members": 2}),
+    # members that are no neighbours, and formats that are not read
+    ("1.jpg 2.jpg 1.txt 2.txt", {"1": "1.txt", "2": "2.txt"}, {}),
+    ("1.tiff 1.txt 2.jpg 2.txt", {"2": "2.txt"}, {NOT_READ: 1}),
+])  # fmt: skip
 def test_members_of_a_sample(tmp_path: Path, suffix: str, names: str, expected: dict, skipped: dict) -> None:
     path = tmp_path / f"a.{suffix}"
     with tarfile.open(path, "w:gz" if suffix == "tar.gz" else "w") as archive:

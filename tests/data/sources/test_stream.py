@@ -79,7 +79,7 @@ def test_a_batch_holds_names_captions_and_pixels(shards: list[str]) -> None:
         )
 
 
-@pytest.mark.parametrize("start", ["fork", "spawn"])
+@pytest.mark.parametrize("start", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_two_processes_with_two_workers_each_give_a_sample_once_per_epoch(
     shards: list[str], start: str
 ) -> None:
@@ -96,7 +96,7 @@ def test_two_processes_with_two_workers_each_give_a_sample_once_per_epoch(
 
 
 def test_uneven_shards_keep_nobody_waiting(tmp_path: Path) -> None:
-    """Each process gives as many batches as are asked of it, each epoch whole before its next one."""
+    """Each process gives as many batches as are requested, each epoch whole before its next one."""
     paths = write_shards(tmp_path, [1, 9, 2, 6])
     given = [ids(taken(ShardStream(paths, 4, BATCH, 0, rank, 2), 20)) for rank in range(2)]
     assert [len(each) for each in given] == [80, 80]
@@ -129,7 +129,7 @@ def test_the_same_arguments_give_the_same_batches(faulty: list[str], workers: in
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("done", [1, 2, 5, 13])
-def test_a_stream_goes_on_where_it_was_left(faulty: list[str], workers: int, done: int) -> None:
+def test_a_stream_continues_where_it_was_left(faulty: list[str], workers: int, done: int) -> None:
     """Across epochs and faults, with what was skipped since, and no more than that."""
     whole = taken(ShardStream(faulty, 4, BATCH, 3, shuffle=6), 20, workers)
     rest = taken(ShardStream(faulty, 4, BATCH, 3, shuffle=6, done_batches=done), 20 - done, workers)
@@ -138,7 +138,7 @@ def test_a_stream_goes_on_where_it_was_left(faulty: list[str], workers: int, don
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
 @pytest.mark.parametrize("done", range(8))
-def test_workers_take_over_places_in_turn(workers: int, done: int) -> None:
+def test_workers_continue_in_turn(workers: int, done: int) -> None:
     """What they give, dealt out in turn, are the batches from `done` on."""
     before = [resumed(worker, workers, done) for worker in range(workers)]
     turns = [[reader + workers * (given + turn) for reader, given in before] for turn in range(3)]
@@ -164,7 +164,7 @@ def test_what_is_skipped_is_counted_as_readers_of_everything_count_it(faulty: li
     assert [batch["skipped"] for batch in batches] == [dict(images.skipped)] * 3
 
 
-def test_a_worker_with_nothing_to_give_goes_on_to_the_next_epoch(tmp_path: Path) -> None:
+def test_a_worker_with_nothing_to_give_begins_the_next_epoch(tmp_path: Path) -> None:
     """One good shard among broken ones, two workers: either has it in some epochs."""
     paths = write_shards(tmp_path, [3, 1, 1, 1])
     for path in paths[1:]:

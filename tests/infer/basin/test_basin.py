@@ -97,11 +97,8 @@ def test_every_figure_is_written(finished: Path) -> None:
 
 
 @pytest.mark.parametrize("point, before, scale, rules", [
-    (999, "none", SCALE, []),
-    (700, "none", SCALE, [StaticTransition(700, 0.0)]),
-    (0, "none", 0.0, []),
-    (700, "opposite", SCALE, [StaticTransition(700, OPPOSITE)]),
-    (0, "opposite", OPPOSITE, []),
+    (999, "none", SCALE, []), (700, "none", SCALE, [StaticTransition(700, 0.0)]), (0, "none", 0.0, []),
+    (700, "opposite", SCALE, [StaticTransition(700, OPPOSITE)]), (0, "opposite", OPPOSITE, []),
 ])  # fmt: skip
 def test_a_point_is_the_static_transition_there(
     run: Path, tiny_shards: Path, numbers: dict, point: float, before: str, scale: float,
@@ -169,8 +166,8 @@ def test_few_prompts_one_point_two_noises_and_a_model_that_predicts_noise(run: P
     assert set(findings.curves) == {("memorized", "none"), ("memorized", "opposite")}
     assert len(findings.similarity["none", 500.0]) == 6 and findings.traced.prompt_id == "s1"
     assert not plots.has_two_spaces(findings)
-    findings.options.out = str(tmp_path / "out")
-    assert len(plots.save_figures(findings)) == 5
+    for draw in (plots.trace, plots.sweep, plots.magnitudes):
+        assert draw(findings).axes
 
 
 def similarity_of(long: Findings, means: dict[float, list[float]], failed: int = 0) -> Findings:

@@ -41,7 +41,7 @@ def test_first_differences_are_those_of_a_prediction(scheduler: str) -> None:
         pipe.scheduler = make_scheduler(pipe.scheduler, scheduler)
     pipe.unet.eval(), pipe.text_encoder.eval()
     requests = [Request(f"s{n}", 0, CAPTIONS[n], 1000 + n, ["", "old"][n % 2]) for n in range(5)]
-    values = first_differences(pipe, requests, 16, 10, CPU, batch_size=2, guidance_before=-2.0)
+    values = first_differences(pipe, CPU, requests, 2, 16, -2.0, 10)
     _, denoised = make_images(pipe, CPU, requests, 16, -2.0, 10)
     assert torch.allclose(values, denoised.difference_rms[:, index], rtol=1e-4) and values.std() > 0
     assert (denoised.difference_rms[:, :index] == 0).all()

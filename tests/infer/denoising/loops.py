@@ -56,12 +56,9 @@ def dry_run(scheduler, rules: list[GuidanceRule], steps: int = 50) -> Denoised:
 
 @torch.no_grad()
 def walk(
-    scheduler,
-    noise: Tensor,
-    steps: int,
-    predict: Callable[[int, Tensor, Tensor], Tensor],
+    scheduler, noise: Tensor, steps: int, predict: Callable[[int, Tensor, Tensor], Tensor],
     generator: Generator | None = None,
-) -> list[Tensor]:
+) -> list[Tensor]:  # fmt: skip
     """The latents before each step and after the last.
 
     Args:
@@ -78,13 +75,9 @@ def walk(
 
 
 def by_hand(
-    network: Callable,
-    scheduler,
-    given: tuple[Tensor, Tensor, Tensor],
-    steps: int,
-    guide: Callable[[int, float, Tensor, Tensor], Tensor],
-    generator: Generator | None = None,
-) -> list[Tensor]:
+    network: Callable, scheduler, given: tuple[Tensor, Tensor, Tensor], steps: int,
+    guide: Callable[[int, float, Tensor, Tensor], Tensor], generator: Generator | None = None,
+) -> list[Tensor]:  # fmt: skip
     """A walk that evaluates both predictions of all rows and mixes them by `guide(index, timestep, u, c)`.
 
     `given` is noise, unconditional and conditional embeddings.

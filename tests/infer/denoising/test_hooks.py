@@ -126,8 +126,8 @@ def test_needed_predictions_are_the_union_of_what_the_rules_need(unet: torch.nn.
 
     plain = run(unet, Unconditional())
     for rule, nfe in ((GuidanceRule(), [6, 6, 6]), (First(), [12, 6, 6]), (Both(), [12, 12, 12])):
-        made = run(unet, Unconditional(), rule)
-        assert made.nfe.tolist() == nfe and torch.allclose(made.latents, plain.latents, atol=1e-5)
+        denoised = run(unet, Unconditional(), rule)
+        assert denoised.nfe.tolist() == nfe and torch.allclose(denoised.latents, plain.latents, atol=1e-5)
 
 
 class Repelled(GuidanceRule):

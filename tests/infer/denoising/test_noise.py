@@ -1,4 +1,4 @@
-"""Where the noise comes from: the same for a prompt and sample wherever and with whatever it is made."""
+"""Where the noise comes from: the same for a prompt and sample wherever and with whatever it is generated."""
 
 import itertools
 
@@ -33,7 +33,7 @@ def test_noise_is_what_one_generator_each_draws() -> None:
 
 
 def test_a_stochastic_scheduler_does_not_know_the_batch() -> None:
-    """DDPM adds noise at every step: a sample gets its own, alone, in a batch, and in another place of it."""
+    """DDPM adds noise at every step: a sample gets its own, alone, in a batch, and at another index of it."""
     unet = random_pipeline().unet.eval()
     scheduler = DDPMScheduler(prediction_type="v_prediction", clip_sample=False)
     embeddings = torch.randn(4, 8, 32, generator=torch.Generator().manual_seed(1))

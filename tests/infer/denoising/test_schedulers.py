@@ -1,4 +1,4 @@
-"""Schedulers made from a pipeline's own, of another kind."""
+"""Schedulers built from a pipeline's own, of another kind."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -32,15 +32,15 @@ from tests.infer.denoising.loops import dry_run, scheduler_of
 @pytest.mark.parametrize("name", ["ddim", "ddpm"])
 def test_latents_are_not_clipped_where_the_own_scheduler_knows_no_clipping(own: type, name: str) -> None:
     """Clipping to -1..1 is for pixels: a clean estimate of 3 stays 3."""
-    made = make_scheduler(scheduler_of(own), name)
-    prepare(made, 7.5, 10)
-    alpha = made.alphas_cumprod[901] ** 0.5
+    built = make_scheduler(scheduler_of(own), name)
+    prepare(built, 7.5, 10)
+    alpha = built.alphas_cumprod[901] ** 0.5
     clean = torch.full((1, 1, 2, 2), 3.0)
-    step = made.step(torch.zeros_like(clean), 901, alpha * clean)
+    step = built.step(torch.zeros_like(clean), 901, alpha * clean)
     assert torch.allclose(step.pred_original_sample, clean, rtol=1e-4)
 
 
-def test_a_config_that_asks_for_clipping_is_heeded() -> None:
+def test_a_config_with_clipping_is_kept() -> None:
     own = DDIMScheduler.from_config(scheduler_of().config, clip_sample=True)
     assert make_scheduler(own, "ddpm").config.clip_sample
 
@@ -48,23 +48,23 @@ def test_a_config_that_asks_for_clipping_is_heeded() -> None:
 @pytest.mark.parametrize("name", ["ddim", "ddpm", "pndm", "dpm", "unipc", "euler"])
 def test_a_grid_that_leaves_the_schedule_is_refused(name: str) -> None:
     """With an offset of 1 a thousand leading timesteps end at 1000, or stand still; 999 or 500 are fine."""
-    made = make_scheduler(scheduler_of(), name)
+    built = make_scheduler(scheduler_of(), name)
     with pytest.raises(ValueError, match="has no grid of 100[01] steps here, .*: take another number"):
-        prepare(made, 7.5, 1000)
-    assert prepare(made, 7.5, 500)[0] < 1000
+        prepare(built, 7.5, 1000)
+    assert prepare(built, 7.5, 500)[0] < 1000
 
 
 @pytest.mark.parametrize(
-    "size, side", [(8, 16), ([8, 8], 16), ((8, 8), 16), ([8, 4], None), (None, None), (8.5, None)]
+    "size, pixels", [(8, 16), ([8, 8], 16), ((8, 8), 16), ([8, 4], None), (None, None), (8.5, None)]
 )
-def test_the_resolution_is_the_unets_own(size, side: int | None) -> None:
+def test_the_resolution_is_the_unets_own(size, pixels: int | None) -> None:
     pipe = SimpleNamespace(vae_scale_factor=2, unet=SimpleNamespace(config=SimpleNamespace(sample_size=size)))
     assert resolution_of(pipe, 6) == 6
     for wrong in (7, 0, -2):
         with pytest.raises(ValueError, match=f"resolution must be a multiple of 2 pixels, not {wrong}"):
             resolution_of(pipe, wrong)
-    if side:
-        assert resolution_of(pipe, None) == side
+    if pixels:
+        assert resolution_of(pipe, None) == pixels
     else:
         with pytest.raises(ValueError, match="not a square: give resolution"):
             resolution_of(pipe, None)
@@ -73,11 +73,11 @@ def test_the_resolution_is_the_unets_own(size, side: int | None) -> None:
 @pytest.mark.parametrize("steps", [1, 2, 3, 10])
 def test_pndm_takes_no_warm_up_unless_the_config_asks(steps: int) -> None:
     """As in Stable Diffusion's own config: one evaluation a step, and one more at the second."""
-    made = make_scheduler(scheduler_of(EulerDiscreteScheduler), "pndm")
-    assert len(prepare(made, 7.5, steps)) == steps + (steps > 1)
-    assert dry_run(made, [], steps).latents.isfinite().all()
-    asked = PNDMScheduler.from_config(made.config, skip_prk_steps=False)
-    assert len(prepare(make_scheduler(asked, "pndm"), 7.5, 10)) > 11
+    built = make_scheduler(scheduler_of(EulerDiscreteScheduler), "pndm")
+    assert len(prepare(built, 7.5, steps)) == steps + (steps > 1)
+    assert dry_run(built, [], steps).latents.isfinite().all()
+    requested = PNDMScheduler.from_config(built.config, skip_prk_steps=False)
+    assert len(prepare(make_scheduler(requested, "pndm"), 7.5, 10)) > 11
 
 
 ZERO_SNR = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
@@ -122,17 +122,14 @@ def test_timesteps_that_repeat_are_counted_from_the_first(kind: type, sigmas: st
     assert run.timesteps[0].tolist() == pytest.approx(timesteps) and run.latents.isfinite().all()
 
 
-@pytest.mark.parametrize(
-    "options, steps, message",
-    [
-        ({"timestep_spacing": "leading"}, 501, "starts 501 steps at timestep 501 of 999"),
-        ({"timestep_spacing": "linspace"}, 50, "this one of 50 steps is wider"),
-        ({"timestep_spacing": "trailing"}, 700, "this one of 700 steps is wider"),
-        ({"timestep_spacing": "leading"}, 50, None),
-        ({"timestep_spacing": "trailing"}, 30, None),
-        ({"timestep_spacing": "leading"}, 2, None),
-    ],
-)
+@pytest.mark.parametrize("options, steps, message", [
+    ({"timestep_spacing": "leading"}, 501, "starts 501 steps at timestep 501 of 999"),
+    ({"timestep_spacing": "linspace"}, 50, "this one of 50 steps is wider"),
+    ({"timestep_spacing": "trailing"}, 700, "this one of 700 steps is wider"),
+    ({"timestep_spacing": "leading"}, 50, None),
+    ({"timestep_spacing": "trailing"}, 30, None),
+    ({"timestep_spacing": "leading"}, 2, None),
+])  # fmt: skip
 def test_grids_that_diffusers_samples_wrongly_are_one_line(
     options: dict[str, Any], steps: int, message: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:

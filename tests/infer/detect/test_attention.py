@@ -18,9 +18,9 @@ from infer.detect.attention import (
     cross_attentions,
     ends_of_text,
     entropy,
-    recording,
 )
 from tests.conftest import CAPTIONS, random_pipeline
+from tests.infer.denoising.loops import inputs, scheduler_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU, STEPS = torch.device("cpu"), 10  # the last fifth: two
@@ -69,8 +69,7 @@ def recorded(pipe: Any, count: int, scale: float = 3.0, layer: int = 4) -> tuple
         attention.register_forward_pre_hook(record, with_kwargs=True)
         for attention in cross_attentions(pipe.unet).values()
     ]
-    with recording(pipe.unet, rule):
-        denoise(pipe.unet, pipe.scheduler, noise, *embeddings, scale, STEPS, [rule], generators)
+    denoise(pipe.unet, pipe.scheduler, noise, *embeddings, scale, STEPS, [rule], generators)
     for hook in hooks:
         hook.remove()
     return rule, calls
@@ -86,7 +85,7 @@ def test_the_shares_are_those_of_q_and_k(pipe: Any, scale: float) -> None:
     assert np.allclose(rule.first, by_step[0].mean(0), atol=1e-6)
     assert np.allclose(rule.of_layer, by_step[0, 3], atol=1e-6)
     assert len(rule.last) == 2 and np.allclose(torch.stack(rule.last), by_step[-2:].mean(1), atol=1e-6)
-    assert by_step[0].std(-1).min() > 1e-3  # something is told apart
+    assert by_step[0].std(-1).min() > 1e-3  # the tokens differ
 
 
 def test_the_scores_are_those_of_the_shares(pipe: Any) -> None:
@@ -111,46 +110,22 @@ def test_a_layer_is_counted_in_the_order_of_the_calls(pipe: Any, layer: int, ind
     assert np.allclose(rule.of_layer, calls[index], atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("heads", [1, 4, (2, 8)])
-def test_the_output_of_the_unet_is_the_same(heads: int | tuple[int, int]) -> None:
-    """To the last bit, for any number of heads, with the processors as they were afterwards."""
+def test_the_images_are_the_same(heads: int | tuple[int, int], dtype: torch.dtype) -> None:
+    """To the last bit, for any number of heads; shares are measured in single precision."""
     torch.manual_seed(0)
     unet = UNet2DConditionModel(
         sample_size=8, layers_per_block=1, block_out_channels=(16, 32), cross_attention_dim=32,
         down_block_types=("CrossAttnDownBlock2D",) * 2, up_block_types=("CrossAttnUpBlock2D",) * 2,
         attention_head_dim=heads, norm_num_groups=8,
-    ).eval()  # fmt: skip
-    inputs = torch.randn(6, 4, 8, 8), torch.tensor(500), torch.randn(6, 7, 32)
-    before = dict(unet.attn_processors)
+    ).to(dtype)  # fmt: skip
+    given = [x.to(dtype) for x in inputs(3)]
     rule = CrossAttention(STEPS)
-    rule.begin(3, CPU)
-    with torch.no_grad():
-        plain = unet(*inputs).sample
-        with recording(unet, rule):
-            assert torch.equal(unet(*inputs).sample, plain)
-        assert unet.attn_processors == before and torch.equal(unet(*inputs).sample, plain)
-    assert len(rule.layers) == len(cross_attentions(unet)) == 7
-    assert all(shares.shape == (3, 7) for shares in rule.layers)
-
-
-def test_the_processors_return_after_an_error(pipe: Any) -> None:
-    before = dict(pipe.unet.attn_processors)
-    with pytest.raises(RuntimeError, match="stop"), recording(pipe.unet, CrossAttention(STEPS)):
-        assert pipe.unet.attn_processors != before
-        raise RuntimeError("stop")
-    assert pipe.unet.attn_processors == before
-
-
-def test_half_precision_is_measured_in_single() -> None:
-    model = random_pipeline()
-    model.unet.to(torch.bfloat16)
-    rule = CrossAttention(STEPS)
-    rule.begin(1, CPU)
-    with torch.no_grad(), recording(model.unet, rule):
-        model.unet(
-            *(x.bfloat16() for x in (torch.randn(2, 4, 8, 8), torch.tensor(9.0), torch.randn(2, 8, 32)))
-        )
-    assert rule.layers[0].dtype == torch.float32 and torch.stack(rule.layers).sum(-1) == pytest.approx(1)
+    plain, recorded = (denoise(unet, scheduler_of(), *given, 3.0, STEPS, rules) for rules in ([], [rule]))
+    assert torch.equal(plain.latents, recorded.latents) and len(cross_attentions(unet)) == 7
+    assert rule.first.shape == (3, 8) and rule.first.dtype == torch.float32
+    assert torch.stack(rule.last).sum(-1) == pytest.approx(1)
 
 
 def test_a_unet_without_text_has_no_cross_attention() -> None:

@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 
 from infer import plotting
-from infer.denoising import curves as curves_module
+from infer.denoising import sampling
 from infer.denoising.curves import Watch
 from infer.denoising.noise import sample_seed
 from infer.denoising.requests import Request
@@ -58,7 +58,7 @@ def printed(detected: Detected) -> str:
 
 
 def titles(detected: Detected) -> list[str]:
-    with matplotlib.rc_context(plotting.STYLE):
+    with matplotlib.rc_context(plotting.FILE_STYLE):
         return [ax.get_title(loc="left") for ax in plots.draw(detected).axes]
 
 
@@ -162,8 +162,9 @@ def test_what_is_not_finite_is_left_out_and_named(
         noise[[request.prompt_id in broken for request in batch]] = torch.nan
         return noise, *others
 
-    monkeypatch.setattr(curves_module, "encode", damaged)
-    some = measure(Detection(out=str(tmp_path), **options))
+    monkeypatch.setattr(sampling, "encode", damaged)
+    few = ModelOptions(num_inference_steps=4, guidance_scale=SCALE)
+    some = measure(Detection(**options | {"out": str(tmp_path), "model": few}))
     notes = "\n".join(some.notes())
     assert some.failed() == broken and f"{len(broken)} prompts FAILED" in notes
     assert f"{2 * len(broken)} noises FAILED" in notes and some.counts()["ordinary"] == 4
@@ -172,10 +173,8 @@ def test_what_is_not_finite_is_left_out_and_named(
 
 
 @pytest.mark.parametrize("change, message", [
-    ({"run": None, "ordinary": None}, "give --model.pipeline"),
-    ({"prompts": "others"}, "give either"),
-    ({"model": ModelOptions(num_inference_steps=2)}, "at least 3 steps"),
-    ({"out": __file__}, "is a file"),
+    ({"run": None, "ordinary": None}, "give --model.pipeline"), ({"prompts": "others"}, "give either"),
+    ({"model": ModelOptions(num_inference_steps=2)}, "at least 3 steps"), ({"out": __file__}, "is a file"),
 ])  # fmt: skip
 def test_options_that_cannot_work_are_refused(
     change: dict[str, Any], message: str, options: dict[str, Any]

@@ -12,11 +12,11 @@ from rich.console import Console
 
 from infer.metrics.aggregate import can_win
 from infer.metrics.columns import FIGURES, MEASURES
+from infer.plotting import colors_of
 from infer.report.figures import plots_of
 from infer.report.page import write_report
 from infer.report.plots import drawn
 from infer.report.study import read_study
-from infer.report.style import colors_of
 from infer.report.table import headline
 from infer.report.terminal import terminal_table
 from tests.infer.report.folders import (
