@@ -8,7 +8,7 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -179,6 +179,16 @@ def prefixed(source: str) -> str:
     return f"{source}{'&' if with_options(source)[1] else '?'}prefix=b_"
 
 
+def check_distinct(ids: Iterable[str], sources: Sequence[str]) -> None:
+    """Raise ValueError for ids that come twice."""
+    twice = [key for key, count in Counter(ids).items() if count > 1]
+    if twice:
+        raise ValueError(
+            f"{len(twice)} ids are repeated in {', '.join(sources)}, the first is {twice[0]!r}; give "
+            f"sources that are numbered alike one by one, with a prefix for each: {prefixed(sources[-1])!r}"
+        )
+
+
 def load_captioned(*sources: str) -> CaptionedImages:
     """Read every source: shards, folders of images, parquet files, saved datasets, `hf:owner/name`.
 
@@ -193,13 +203,7 @@ def load_captioned(*sources: str) -> CaptionedImages:
         opened = open_source(source, skipped)
         samples.extend(samples_of(opened.rows, skipped))
         layouts.append("; ".join((opened.layout, *opened.notes)))
-    ids = Counter(sample.id for sample in samples)
-    twice = [key for key, count in ids.items() if count > 1]
-    if twice:
-        raise ValueError(
-            f"{len(twice)} ids are repeated in {', '.join(sources)}, the first is {twice[0]!r}; give "
-            f"sources that are numbered alike one by one, with a prefix for each: {prefixed(sources[-1])!r}"
-        )
+    check_distinct((sample.id for sample in samples), sources)
     if not samples:
         raise ValueError(
             f"no captioned image in {', '.join(sources)}: {listed(skipped) or 'nothing that can be read'}; "

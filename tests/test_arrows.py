@@ -17,7 +17,7 @@ MAY_IMPORT = {  # of packages, and of rooms within a package: what else they may
     "infer.denoising": {"models"},
     "infer.metrics": {"models"},
     "infer.predict": {"options", "models", "denoising"},
-    "infer.report": {"metrics"},
+    "infer.report": {"metrics", "predict"},
     "infer.compare": {"options", "models", "denoising", "metrics", "predict", "report"},
     "infer.score": {"options", "models", "metrics", "predict", "compare", "report"},
     "infer.basin": {"options", "models", "denoising", "metrics", "plotting"},

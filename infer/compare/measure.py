@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,9 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from data.captioned import CaptionedImages
-from data.files import redacted, remove_temporary_files, write_atomically, write_json
-from infer.compare.options import Comparison
+from data.files import write_json
+from infer.compare.measures import MeasureOptions, Measures
+from infer.compare.score_images import read_samples, score_folder, was_scored
 from infer.metrics.aggregate import (
     MOST_LOST,
     can_win,
@@ -22,43 +21,12 @@ from infer.metrics.aggregate import (
     memorized_prompts,
     notes_on,
     summarize,
-)
-from infer.metrics.clip_score import ClipScore, check_clip
+)  # fmt: skip
 from infer.metrics.columns import LOST, measure_of
-from infer.metrics.distances import Extractor, Quality, check_features, diversity, extractor
-from infer.metrics.options import MeasureOptions
-from infer.metrics.score_images import read_samples, score_folder, was_scored
-from infer.metrics.similarity import COPY_THRESHOLD, CORRELATION, Descriptor, pixel_descriptor
-from infer.metrics.sscd import check_sscd, sscd_descriptor
+from infer.metrics.distances import Quality, diversity
+from infer.metrics.similarity import COPY_THRESHOLD, CORRELATION
 from infer.metrics.training_set import TrainingSet
-from infer.predict.run_folder import KEY, save_image
-
-
-@dataclass
-class Measures:
-    """The models that images are measured by."""
-
-    descriptors: dict[str, Descriptor]
-    clip: ClipScore
-    features: Extractor | None  # of FID, KID and CMMD
-
-    @staticmethod
-    def check(options: MeasureOptions) -> None:
-        """Raise ValueError or FileNotFoundError for a model that cannot be loaded; loads none."""
-        check_clip(options.clip)
-        check_features(options.features)
-        if options.sscd:
-            check_sscd(options.sscd, options.sscd_sha256)
-
-    @classmethod
-    def load(cls, options: MeasureOptions, device: str) -> "Measures":
-        descriptors = {"similarity": pixel_descriptor}
-        if options.sscd:
-            descriptors["sscd"] = sscd_descriptor(
-                options.sscd, options.sscd_protocol, options.sscd_sha256, device
-            )
-        clip = ClipScore(options.clip, device)
-        return cls(descriptors, clip, extractor(options.features, clip, device) if options.features else None)
+from infer.predict.run_folder import KEY
 
 
 @dataclass
@@ -75,9 +43,8 @@ class Measured:
     def notes(self) -> list[str]:
         """What the numbers rest on, and what they do not show."""
         first = next(iter(self.rows.values()))
-        each = first.drop_duplicates("prompt_id")
-        without = sum(not own for own in self.training.own(each))
-        notes = notes_on(first)
+        without = sum(not own for own in self.training.own(first.drop_duplicates("prompt_id")))
+        notes, quality = notes_on(first), self.quality
         if without:
             notes.append(f"{without} of the prompts have no image of their own in the training set.")
         if renamed := self.training.renamed(first):
@@ -95,12 +62,12 @@ class Measured:
                 f"{self.too_long} of the prompts are longer than CLIP reads: their beginning is scored."
             )
         notes += [*self.lost(), *self.same_images()]
-        if self.quality:
+        if quality:
             notes.append(
-                f"FID, KID and CMMD are against all {len(self.quality.reference):,} training images, also "
-                "those of no prompt; images of one colour count."
+                f"FID, KID and CMMD are against all {len(quality.reference):,} training images, also those "
+                "of no prompt; images of one colour count."
             )
-            notes += self.quality.notes
+            notes += quality.notes
         return notes
 
     def lost(self) -> list[str]:
@@ -144,8 +111,8 @@ class Measured:
             "prompts": len(chosen),
             "of": int(none["prompt_id"].nunique()),
             "notes": [
-                "Chosen by the images of none that are compared here: part of each fall is regression "
-                "to the mean.",
+                "Chosen by the images of none that are compared here: part of each fall is regression to the "
+                "mean.",
                 *notes_on(none[none["prompt_id"].isin(chosen)]),
             ],
         }
@@ -170,79 +137,21 @@ class Measured:
 
 
 def measure(
-    measures: Measures, images: CaptionedImages, folders: dict[str, Path], resolution: int, cache: str
+    options: MeasureOptions, measures: Measures, folders: dict[str, Path], resolution: int
 ) -> Measured:
-    """Score the run folders (in `samples.parquet`); ValueError if they are not of the same images."""
+    """Score run folders of the same images, else ValueError.
+
+    Scores are written to each run's `samples.parquet`, and to `scores.json` what they were measured by.
+    """
     samples = {name: read_samples(folder) for name, folder in folders.items()}
     check_same_images(samples)
-    training = TrainingSet(images, resolution, measures.descriptors, cache)
     extract = measures.features
-    scored = {
-        name: score_folder(folder, training, measures.clip, extract) for name, folder in folders.items()
-    }
+    training = TrainingSet(options.training_images(), resolution, measures.descriptors, options.cache)
+    scored = {name: score_folder(path, training, measures.clip, extract) for name, path in folders.items()}
+    for folder in folders.values():
+        write_json(folder / "scores.json", options.measured_by() | {"training": options.training})
     summaries = {name: json.loads((path / "summary.json").read_text()) for name, path in folders.items()}
     quality = Quality(extract.name, training.embeddings(extract)) if extract else None
-    prompts = next(iter(samples.values()))["prompt"].unique()
-    return Measured(
-        training,
-        {name: rows for name, (rows, _) in scored.items()},
-        summaries,
-        quality,
-        {name: features for name, (_, features) in scored.items()},
-        sum(map(measures.clip.towers.too_long, prompts)),
-    )
-
-
-def finish(
-    comparison: Comparison, measures: Measures, images: CaptionedImages, folders: dict[str, Path],
-    resolution: int,
-) -> pd.DataFrame:  # fmt: skip
-    """Measure a comparison's runs; write tables, training images and `comparison.json`; return the table."""
-    out = Path(comparison.out)
-    remove_temporary_files(out)
-    measured = measure(measures, images, folders, resolution, comparison.cache)
-    first, quality = next(iter(measured.rows.values())), measured.quality
-    table = with_published(measured.table(), comparison.published)
-    write_atomically(out / "comparison.parquet", lambda part: table.to_parquet(part, index=False))
-    memorized, subset = measured.memorized(), out / "comparison_memorized.parquet"
-    subset.unlink(missing_ok=True)  # of a former comparison
-    if memorized and memorized["prompts"]:
-        part_table = measured.table(memorized_prompts(measured.rows["none"]))
-        write_atomically(subset, lambda part: part_table.to_parquet(part, index=False))
-    save_training_images(measured, first, resolution, out / "training")
-    sscd = comparison.sscd and f"SSCD {redacted(comparison.sscd)}, protocol {comparison.sscd_protocol}"
-    about = {
-        "title": out.resolve().parent.name if out.name == "compare" else out.name,
-        "model": redacted(comparison.model.pipeline),
-        "base_model": comparison.base_pipeline and redacted(comparison.base_pipeline),
-        "descriptor": "; ".join(filter(None, [CORRELATION, sscd])),
-        "clip": redacted(comparison.clip),
-        "features": quality and f"{quality.name}, {len(quality.reference):,} training images",
-        "notes": [
-            f"Prompts: {first['prompt_id'].nunique()}, samples of each: {comparison.samples_per_prompt}; "
-            f"guidance {comparison.model.guidance_scale:g}, {comparison.model.num_inference_steps} steps; "
-            f"top matches are searched among {len(images):,} images.",
-            *measured.notes(),
-        ],
-        "memorized": memorized,
-        "sweeps": comparison.sweeps(),
-    }
-    write_json(out / "comparison.json", about)
-    return table
-
-
-def with_published(table: pd.DataFrame, published: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
-    """The table with others' figures in `<column>_published`, null where they give none."""
-    for name, figures in published.items():
-        for column, figure in figures.items():
-            table.loc[table["mitigation"] == name, f"{column}_published"] = figure
-    return table
-
-
-def save_training_images(measured: Measured, rows: pd.DataFrame, resolution: int, folder: Path) -> None:
-    """Save the first of each prompt's own training images as `<prompt id>.png`; the page shows gaps."""
-    each = rows.drop_duplicates("prompt_id")
-    for key, own in zip(each["prompt_id"], measured.training.own(each), strict=True):
-        if own:
-            with suppress(Exception):  # an unreadable image, which a note names
-                save_image(measured.training.images[own[0]].rgb(resolution), folder / f"{key}.png")
+    too_long = sum(map(measures.clip.towers.too_long, next(iter(samples.values()))["prompt"].unique()))
+    rows, features = ({name: pair[index] for name, pair in scored.items()} for index in (0, 1))
+    return Measured(training, rows, summaries, quality, features, too_long)

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from infer.metrics.bootstrap import STATISTICS, by_prompt, estimate
-from infer.metrics.columns import LOST, MEASURES, measure_of
+from infer.metrics.columns import LOST, MEASURES, measure_of, statistics_of
 from infer.metrics.similarity import COPY_THRESHOLD
 
 FEW, TAIL = 20, 100  # prompts below which intervals of means, and of 95th percentiles, are too narrow
@@ -62,14 +62,11 @@ def summarize(
     """
     out: dict[str, Any] = {"mitigation": name, "prompts": rows["prompt_id"].nunique(), **counts(rows)}
     for measure in filter(rows.columns.__contains__, MEASURES):
-        statistics = {statistic: STATISTICS[statistic] for statistic in MEASURES[measure]}
+        statistics = {column: STATISTICS[name] for column, name in statistics_of(measure).items()}
         reference = None if unmitigated is None else by_prompt(unmitigated, measure)
-        estimates = estimate(by_prompt(rows, measure), statistics, reference)
-        out |= {f"{measure}_{key}": value for key, value in estimates.items()}
-    timesteps, has_transition = (
-        rows["transition_timestep"].astype(float),
-        summary.get("never_fired") is not None,
-    )
+        out |= estimate(by_prompt(rows, measure), statistics, reference)
+    timesteps = rows["transition_timestep"].astype(float)
+    has_transition = summary.get("never_fired") is not None
     has_detour = summary.get("without_alternative") is not None
     return out | {
         "nfe_mean": rows["nfe"].mean(),

@@ -61,7 +61,7 @@ def make_gallery(study: Study) -> Gallery:
     facts = [
         name for name in IMAGE_COLUMNS if any(name in rows and rows[name].notna().any() for rows in frames)
     ]
-    paths = [paths_of(study.folder, key, {name: records[name].get(key) for name in names}) for key in shown]
+    paths = [paths_of(study, key, {name: records[name].get(key) for name in names}) for key in shown]
     size, exact = size_of(len(shown), len(names) + 1)
     with ThreadPoolExecutor() as pool:
         strips = [*pool.map(lambda row: strip_of(row, size, exact), paths)]
@@ -74,7 +74,7 @@ def make_gallery(study: Study) -> Gallery:
         ]
         prompt = next(images[key]["prompt"] for images in records.values() if key in images)
         row = {"id": key[0], "sample": int(key[1]), "prompt": prompt, "training": there[0], "scaled": scaled}
-        gallery.rows.append(row | {"file": quote(f"training/{key[0]}.png"), "cells": cells})
+        gallery.rows.append(row | {"file": quote(f"training/{study.stems[key[0]]}.png"), "cells": cells})
         gallery.strips.append(strip)
     if len(keys) > len(shown):
         gallery.notes.append(
@@ -113,10 +113,10 @@ def ranked(study: Study, names: list[str]) -> tuple[dict[str, Records], list[tup
     return records, list(dict.fromkeys(key for images in records.values() for key in images))
 
 
-def paths_of(folder: Path, key: tuple[str, int], row: dict[str, dict | None]) -> list[Path | None]:
+def paths_of(study: Study, key: tuple[str, int], row: dict[str, dict | None]) -> list[Path | None]:
     """Paths of the training image and of each generated one."""
-    training = inside(folder / "training", f"{key[0]}.png")
-    return [training, *(data and inside(folder / name, data["image"]) for name, data in row.items())]
+    training = inside(study.folder / "training", f"{study.stems[key[0]]}.png")
+    return [training, *(data and inside(study.folder / name, data["image"]) for name, data in row.items())]
 
 
 def cell_of(name: str, data: dict, facts: list[str], trace: dict | None) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from infer.metrics.aggregate import in_order, memorized_prompts
+from infer.predict.run_folder import file_stems
 from infer.report.style import colors_of
 
 
@@ -46,6 +47,11 @@ class Study:
         """The mitigations that are no point of a sweep."""
         swept = {name for sweep in self.sweeps for name in sweep.points}
         return [name for name in self.samples if name not in swept]
+
+    @cached_property
+    def stems(self) -> dict[str, str]:
+        """File name of each prompt's training image, without suffix."""
+        return file_stems({key: None for rows in self.samples.values() for key in rows["prompt_id"]})
 
     @cached_property
     def colors(self) -> dict[str, str]:

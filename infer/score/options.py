@@ -8,7 +8,7 @@ import pandas as pd
 import yaml
 from PIL import Image
 
-from infer.metrics.options import MeasureOptions
+from infer.compare.measures import MeasureOptions
 from infer.options import device_of
 from infer.predict.run_folder import differences
 

@@ -36,7 +36,7 @@ def test_the_table_has_a_row_per_mitigation_and_the_base_model(finished: Path) -
     assert list(table["mitigation"]) == ["none", "stp", "dtp", "base_model"]
     assert {
         "similarity_own_mean", "similarity_own_std", "similarity_own_p95", "similarity_top_mean",
-        "similarity_top_p95", "similarity_own_share_above_05", "clip_score_mean", "fid", "nfe_mean",
+        "similarity_top_p95", "share_above_05", "clip_score_mean", "fid", "nfe_mean",
         "seconds_per_image",
     } <= set(table)  # fmt: skip
     assert list(table["nfe_mean"]) == [16, 12, 16, 16]
@@ -95,11 +95,7 @@ def test_a_rerun_reuses_images_and_scores_anew(
     assert row[["similarity_own", "similarity_top"]].tolist() == pytest.approx([1, 1], abs=1e-5)
     assert row["top_train_id"] == "s1"
     table = pd.read_parquet(out / "comparison.parquet").set_index("mitigation")
-    assert (
-        table["similarity_own_share_above_05"]["none"]
-        == (rows(out, "none")["similarity_own"] > 0.5).mean()
-        >= 0.25
-    )
+    assert table["share_above_05"]["none"] == (rows(out, "none")["similarity_own"] > 0.5).mean() >= 0.25
     shown = capsys.readouterr().out
     assert "base_model" in shown and f"{table['similarity_own_mean']['none']:.3f}" in shown
     assert main(["report", str(out)]) == 0

@@ -40,7 +40,8 @@ def test_a_row_holds_the_statistics_of_its_images() -> None:
     row = summarize("stp", rows, WAITS, none)
     expected = estimate(by_prompt(rows, "similarity_own"), STATISTICS, by_prompt(none, "similarity_own"))
     for name, value in expected.items():
-        assert row[f"similarity_own_{name}"] == value
+        assert row[name if name.startswith("share") else f"similarity_own_{name}"] == value
+    assert summarize("stp", rows.assign(sscd_own=0.6), WAITS)["sscd_share_above_05"] == 1
     assert row["clip_score_mean"] == pytest.approx(rows["clip_score"].mean())
     assert row["clip_score_mean_delta"] == pytest.approx((rows["clip_score"] - none["clip_score"]).mean())
     assert row["similarity_top_p95"] == pytest.approx(rows["similarity_top"].quantile(0.95))

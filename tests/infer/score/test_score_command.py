@@ -12,8 +12,8 @@ import yaml
 from PIL import Image
 
 from infer.__main__ import main
+from infer.compare.measures import MeasureOptions
 from infer.metrics.distances import diversity
-from infer.metrics.options import MeasureOptions
 from tests.infer.compare import training_run
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 from data.captioned import CaptionedImages, Sample, load_captioned
+from infer.compare.score_images import score_folder, was_scored
 from infer.metrics.clip_score import ClipScore
 from infer.metrics.distances import extractor
-from infer.metrics.score_images import score_folder, was_scored
 from infer.metrics.similarity import Descriptor, pixel_descriptor
 from infer.metrics.training_set import TrainingSet
 
