@@ -18,7 +18,7 @@ BASE = "base_model"  # the label of the untouched model's row
 
 
 class Job(NamedTuple):
-    """One predict run: its label, which names its folder; the model; the mitigation, and where it is from."""
+    """One predict run. Its label names its folder; preset and options are where the mitigation comes from."""
 
     label: str
     model: ModelOptions

@@ -16,25 +16,24 @@ MOST_LOST = 0.05  # share of images without similarity above which a mitigation 
 
 def check_same_images(runs: Mapping[str, pd.DataFrame]) -> None:
     """Raise ValueError, with what differs, unless all runs have the same prompts, samples and seeds."""
-    requests = {
-        name: {(row.prompt_id, row.sample): (row.prompt, row.seed) for row in rows.itertuples()}
-        for name, rows in runs.items()
+    tables = {
+        name: rows.set_index(["prompt_id", "sample"])[["prompt", "seed"]] for name, rows in runs.items()
     }
-    first, reference = next(iter(requests.items()))
-    for name, images in requests.items():
-        for here, there in ((first, name), (name, first)):
-            if lacking := [key for key in requests[here] if key not in requests[there]]:
-                raise ValueError(
-                    f"{here} and {there} are of different prompts or samples: {len(lacking)} images of "
-                    f"{here} are not in {there}, the first is {lacking[0][0]!r}, sample {lacking[0][1]}"
-                )
-        for key, (prompt, seed) in reference.items():
-            if images[key] != (prompt, seed):
-                kind, index = ("seeds", 1) if images[key][0] == prompt else ("prompts", 0)
-                raise ValueError(
-                    f"{first} and {name} are of different {kind}: {key[0]!r}, sample {key[1]}, has "
-                    f"{reference[key][index]!r} in {first} and {images[key][index]!r} in {name}"
-                )
+    first, reference = next(iter(tables.items()))
+    for name, table in tables.items():
+        both = f"{first} and {name} are of different"
+        if len(lacking := reference.index.symmetric_difference(table.index, sort=False)):
+            where = f"the first is {lacking[0][0]!r}, sample {lacking[0][1]}"
+            raise ValueError(
+                f"{both} prompts or samples: {len(lacking)} images are in one of them only, {where}"
+            )
+        for column in table:
+            differ = table[column].reindex(reference.index) != reference[column]
+            if differ.any():
+                key, sample = differ.idxmax()
+                one, other = (each[column][key, sample] for each in (reference, table))
+                values = f"has '{one}' in {first} and '{other}' in {name}"
+                raise ValueError(f"{both} {column}s: {key!r}, sample {sample}, {values}")
 
 
 def memorized_prompts(unmitigated: pd.DataFrame) -> list[str]:
@@ -93,12 +92,11 @@ def in_order(table: pd.DataFrame) -> pd.DataFrame:
 
 def notes_on(rows: pd.DataFrame) -> list[str]:
     """Notes on intervals over few prompts."""
-    prompts = int(rows.loc[rows["similarity_own"].notna(), "prompt_id"].nunique())
+    prompts = rows["prompt_id"][rows["similarity_own"].notna()].nunique()
     if prompts == 1:
         return ["One prompt with scores: there are no intervals, which are over prompts."]
-    notes = []
-    if 1 < prompts < FEW:
-        notes.append(f"{prompts} prompts with scores: intervals over fewer than {FEW} are too narrow.")
-    if 1 < prompts < TAIL:
-        notes.append(f"{prompts} prompts with scores: intervals of 95th percentiles want {TAIL} or more.")
-    return notes
+    notes = {
+        FEW: f"{prompts} prompts with scores: intervals over fewer than {FEW} are too narrow.",
+        TAIL: f"{prompts} prompts with scores: intervals of 95th percentiles want {TAIL} or more.",
+    }
+    return [note for least, note in notes.items() if 1 < prompts < least]

@@ -18,7 +18,7 @@ CORRELATION = "correlation of 32x32 RGB"
 BLIND_SPOTS = (
     "The correlation compares colours pixel by pixel at 32x32. It ignores brightness and contrast (a faded "
     "copy counts as a copy, and so does any faint image with the same layout) and misses copies that are "
-    "shifted, mirrored or cropped; SSCD, a trained copy detector, is made for those."
+    "shifted, mirrored or cropped; SSCD, a trained copy detector, finds these."
 )
 
 

@@ -116,13 +116,10 @@ def sweeps_of(described: list[dict[str, Any]], names: list[str]) -> list[Sweep]:
     sweeps = []
     for line in described:
         points = {p["mitigation"]: p["value"] for p in line["points"] if p["mitigation"] in names}
-        sweep = Sweep(line["preset"], line["option"], points)
-        if sweep.is_numeric:
-            sweep = Sweep(
-                line["preset"], line["option"], dict(sorted(points.items(), key=lambda item: item[1]))
-            )
+        if all(map(is_number, points.values())):
+            points = dict(sorted(points.items(), key=lambda point: point[1]))
         if len(points) > 1:
-            sweeps.append(sweep)
+            sweeps.append(Sweep(line["preset"], line["option"], points))
     return sweeps
 
 

@@ -1,8 +1,11 @@
 """`python -m infer score`."""
 
+from pathlib import Path
+
 from rich.console import Console
 
 from data.arguments import options_of
+from data.files import write_atomically
 from infer.compare.measure import measure
 from infer.compare.measures import Measures
 from infer.report.terminal import terminal_table
@@ -14,7 +17,11 @@ def score(args: list[str]) -> None:
     [scoring] = options_of([Scoring], score, args)
     measures = Measures(scoring, scoring.device)
     measured = measure(scoring, measures, scoring.folders(), scoring.resolution())
-    scoring.write(table := measured.table())
+    table, out = measured.table(), scoring.out and Path(scoring.out)
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write = table.to_csv if out.suffix == ".csv" else table.to_parquet
+        write_atomically(out, lambda part: write(part, index=False))
     Console().print(terminal_table(table))
     print("\n".join([*measured.notes(), *scoring.notes()]))
     print(f"scores of each image: samples.parquet in {', '.join(scoring.runs)}")

@@ -1,3 +1,6 @@
+"""The table and the plots as files."""
+
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -9,13 +12,15 @@ from infer.report.page import write_report
 from tests.infer.report.folders import build, swept, three, write_about
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return swept(tmp_path)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A comparison with its report, for reading."""
+    folder = swept(tmp_path_factory.mktemp("swept"))
+    write_report(folder)
+    return folder
 
 
 def test_all_of_the_table_is_in_the_csv(folder: Path):
-    write_report(folder)
     source = pd.read_parquet(folder / "comparison.parquet")
     table = pd.read_csv(folder / "table.csv")
     assert set(source.columns) == set(table.columns)
@@ -25,16 +30,15 @@ def test_all_of_the_table_is_in_the_csv(folder: Path):
 
 
 def test_the_report_brings_its_exports(folder: Path):
-    write_report(folder)
     names = {path.name for path in (folder / "plots").iterdir()}
-    stems = {
+    stems = [
         "frontier",
         "frontier_memorized",
         "sweep1",
         "difference_memorized",
         "difference",
         "distributions",
-    }
+    ]
     assert names == {f"{stem}.{suffix}" for stem in stems for suffix in ("svg", "png")}
     assert (folder / "table.tex").is_file() and not list(folder.glob(".*"))
     with Image.open(folder / "plots" / "frontier.png") as image:
@@ -43,8 +47,8 @@ def test_the_report_brings_its_exports(folder: Path):
     assert "#1f2328" in svg and "#123456" not in svg
 
 
-def test_exports_of_a_former_comparison_go(folder: Path):
-    write_report(folder)
+def test_exports_of_a_former_comparison_go(folder: Path, tmp_path: Path):
+    folder = shutil.copytree(folder, tmp_path / "copy")
     own = [folder / "table_memorized.txt", folder / "plots" / "sweep_mine.svg", folder / "table_mine.csv"]
     for path in own:
         path.write_text("mine")
@@ -61,7 +65,6 @@ def test_exports_of_a_former_comparison_go(folder: Path):
 
 
 def test_the_markdown_is_a_table(folder: Path):
-    write_report(folder)
     lines = (folder / "table.md").read_text().splitlines()
     assert len(lines) == 2 + 6 and len({line.replace("\\|", "").count("|") for line in lines}) == 1
     assert lines[3].startswith(
@@ -82,7 +85,6 @@ def test_the_tex_is_a_booktabs_table_with_names_escaped(tmp_path: Path):
 
 
 def test_published_figures_have_a_row_of_their_own_in_the_tex(folder: Path):
-    write_report(folder)
     lines = (folder / "table.tex").read_text().splitlines()
     published = [line for line in lines if "published" in line]
     assert len(published) == 2 and "0.655" in published[0] and "0.286" in published[1]
