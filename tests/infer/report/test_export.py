@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from infer.report.export import escape_latex
+from infer.report.export import escape_latex, latex
 from infer.report.page import write_report
+from infer.report.study import read_study
 from tests.infer.report.folders import build, swept, three, write_about
 
 
@@ -73,9 +74,7 @@ def test_the_markdown_is_a_table(folder: Path):
 
 
 def test_the_tex_is_a_booktabs_table_with_names_escaped(tmp_path: Path):
-    three(tmp_path)
-    write_report(tmp_path)
-    text = (tmp_path / "table.tex").read_text()
+    text = latex(read_study(three(tmp_path)).tables["all"], "all prompts")
     rows = [line for line in text.splitlines() if line.endswith(r"\\")]
     assert all(rule in text for rule in (r"\toprule", r"\midrule", r"\bottomrule", r"\multicolumn"))
     assert rows[2].startswith("none & 6 & 0.937 [0.926, 0.949] &") and r"82.5\%" in rows[2]
@@ -91,6 +90,5 @@ def test_published_figures_have_a_row_of_their_own_in_the_tex(folder: Path):
 
 
 def test_a_negative_number_is_math_in_the_tex(tmp_path: Path):
-    build(tmp_path, {"cat": "a cat"}, {"none": -0.1}, samples=1)
-    write_report(tmp_path)
-    assert "$-$0.100 [$-$0.111, $-$0.088]" in (tmp_path / "table.tex").read_text()
+    study = read_study(build(tmp_path, {"cat": "a cat"}, {"none": -0.1}, samples=1))
+    assert "$-$0.100 [$-$0.111, $-$0.088]" in latex(study.tables["all"], "all prompts")
