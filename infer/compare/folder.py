@@ -7,9 +7,9 @@ from pathlib import Path
 import pandas as pd
 
 from data.files import redacted, remove_temporary_files, write_atomically, write_json
-from infer.compare.measure import Measured, measure
 from infer.compare.measures import Measures
 from infer.compare.options import Comparison
+from infer.compare.results import Measured, measure
 from infer.metrics.aggregate import memorized_prompts
 from infer.predict.run_folder import file_stems, save_image
 

@@ -6,8 +6,8 @@ from rich.console import Console
 
 from data.arguments import options_of
 from data.files import write_atomically
-from infer.compare.measure import measure
 from infer.compare.measures import Measures
+from infer.compare.results import measure
 from infer.report.terminal import terminal_table
 from infer.score.options import Scoring
 

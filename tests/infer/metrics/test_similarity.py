@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from infer.metrics.similarity import Matches, embed_all, match, pixel_descriptor, similarity
+from infer.metrics.similarity import Matches, match, pixel_descriptor, similarity
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -34,11 +34,6 @@ def test_the_pixel_descriptor_is_a_correlation() -> None:
     assert np.allclose(correlations, expected, atol=1e-5)
     assert np.allclose(correlations[0, [0, 2, 3]], 1, atol=1e-5)
     assert abs(correlations[0, 1]) < 0.1
-
-
-def test_batches_do_not_change_embeddings() -> None:
-    images = [noise(seed) for seed in range(5)]
-    assert torch.equal(embed_all(iter(images), pixel_descriptor, 2), pixel_descriptor(images))
 
 
 def by_hand(images: torch.Tensor, training: torch.Tensor, own: list[list[int]]) -> Matches:

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 import yaml
 from PIL import Image
 
@@ -101,19 +100,6 @@ def test_lost_images_are_named_counted_and_left_out(
     assert table["unreadable"].to_dict() == {"none": 0, "stp": 1}
     assert "Left out of the similarity, unreadable: 1 of 4 images of stp" in capsys.readouterr().out
     assert table["similarity_own_mean"]["stp"] == pytest.approx(rows["similarity_own"][:3].mean())
-
-
-def test_all_equal_images_have_no_fid(
-    command: tuple[Path, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    folder, args = command
-    for path in (folder / "stp/images").iterdir():
-        Image.new("RGB", (16, 16), "teal").save(path)
-    assert main(args) == 0
-    table = pd.read_parquet(tmp_path / "table.parquet").set_index("mitigation")
-    assert np.isnan(table["fid"]["stp"]) and np.isfinite(table["fid"]["none"])
-    assert "FID is undefined for a set of images that are all equal." in capsys.readouterr().out
-    assert torch.tensor(table["diversity_mean"]["stp"]).abs() < 1e-6
 
 
 def change_config(folder: Path, **settings) -> None:

@@ -1,4 +1,4 @@
-"""Measure predict runs of the same images: scores, a table, and notes on what its numbers rest on."""
+"""Results of predict runs of the same images: scores, a table, and notes on what the numbers rest on."""
 
 import json
 from collections.abc import Mapping, Sequence
