@@ -1,6 +1,5 @@
 """A comparison folder: tables, training images and what the page says of them."""
 
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,7 +21,10 @@ def finish(
     remove_temporary_files(out)
     measured = measure(comparison, measures, folders, resolution)
     first, quality = next(iter(measured.rows.values())), measured.quality
-    table = with_published(measured.table(), comparison.published)
+    table = measured.table()
+    for name, figures in comparison.published.items():
+        for column, figure in figures.items():
+            table.loc[table["mitigation"] == name, f"{column}_published"] = figure
     write_table(out / "comparison.parquet", table)
     memorized, subset = measured.memorized(), out / "comparison_memorized.parquet"
     subset.unlink(missing_ok=True)  # of a former comparison
@@ -50,14 +52,6 @@ def finish(
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
     write_atomically(path, lambda part: table.to_parquet(part, index=False))
-
-
-def with_published(table: pd.DataFrame, published: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
-    """The table with others' figures in `<column>_published`, null where they give none."""
-    for name, figures in published.items():
-        for column, figure in figures.items():
-            table.loc[table["mitigation"] == name, f"{column}_published"] = figure
-    return table
 
 
 def save_training_images(measured: Measured, rows: pd.DataFrame, resolution: int, folder: Path) -> None:

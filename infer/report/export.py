@@ -71,12 +71,9 @@ def markdown(table: pd.DataFrame) -> str:
     heads = [f"{column.group} {column.label} {column.better}".strip() for column in columns.values()]
     lines = [["mitigation", *heads], ["---", *["---:"] * len(heads)]]
     for name, cells in rows_of(table, columns):
-        lines.append([escape_markdown(name), *("; ".join(printed(content)) for content in cells)])
+        escaped = re.sub(r"([\\`*_\[\]<>|])", r"\\\1", name)
+        lines.append([escaped, *("; ".join(printed(content)) for content in cells)])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def escape_markdown(text: str) -> str:
-    return "".join(f"\\{sign}" if sign in "\\`*_[]<>|" else sign for sign in text)
 
 
 def latex(table: pd.DataFrame, caption: str) -> str:

@@ -8,15 +8,7 @@ import torch
 from PIL import Image
 
 from infer.metrics.clip_score import ClipScore
-from infer.metrics.distances import (
-    Extractor,
-    Quality,
-    cmmd,
-    diversity,
-    extractor,
-    frechet,
-    kernel_distance,
-)
+from infer.metrics.distances import Extractor, Quality, cmmd, diversity, extractor, frechet, kernel_distance
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 MEANS = Extractor(
