@@ -8,7 +8,7 @@ import logging
 import os
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from data.sources.image import decoded, problem
-from data.sources.layouts import open_source, with_options
+from data.sources.layouts import open_source
 from data.sources.rows import NAMED, Row, clean
 from data.sources.stored import Stored, read
 
@@ -161,6 +161,16 @@ def samples_of(rows: Iterable[Row], skipped: Counter, threads: int = THREADS) ->
                     log.warning("skipped %r: %s%s", row.id, reason, detail and f": {detail}")
 
 
+def check_distinct(ids: Iterable[str], sources: Sequence[str]) -> None:
+    """Raise ValueError for ids that come twice."""
+    twice = [key for key, count in Counter(ids).items() if count > 1]
+    if twice:
+        raise ValueError(
+            f"{len(twice)} ids are repeated in {', '.join(sources)}, the first is {twice[0]!r}; give "
+            f"sources that are numbered alike one by one, with a prefix for each: {prefixed(sources[-1])!r}"
+        )
+
+
 def load_captioned(*sources: str) -> CaptionedImages:
     """Read every source: shards, folders of images, parquet files, saved datasets, `hf:owner/name`.
 
@@ -175,15 +185,7 @@ def load_captioned(*sources: str) -> CaptionedImages:
         opened = open_source(source, skipped)
         samples.extend(samples_of(opened.rows, skipped))
         layouts.append("; ".join((opened.layout, *opened.notes)))
-    ids = Counter(sample.id for sample in samples)
-    twice = [key for key, count in ids.items() if count > 1]
-    if twice:
-        joint = "&" if with_options(sources[-1])[1] else "?"
-        raise ValueError(
-            f"{len(twice)} ids are repeated in {', '.join(sources)}, the first is {twice[0]!r}; give "
-            "sources with the same numbering one by one, with a prefix for each: "
-            f"'{sources[-1]}{joint}prefix=b_'"
-        )
+    check_distinct((sample.id for sample in samples), sources)
     if not samples:
         raise ValueError(
             f"no captioned image in {', '.join(sources)}: {listed(skipped) or 'nothing that can be read'}; "

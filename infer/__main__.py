@@ -97,7 +97,8 @@ def compare(args: list[str]) -> None:
     from callbacks.wandb_run import WandbOptions
     from callbacks.writer import SampleWriter
     from data.arguments import options_of, with_prompts, with_sweep
-    from infer.compare.measure import Measures, finish
+    from infer.compare.folder import finish
+    from infer.compare.measures import Measures
     from infer.compare.options import Comparison
     from infer.options import device_of
     from infer.predict.module import Generate
@@ -121,9 +122,10 @@ def compare(args: list[str]) -> None:
         for job in jobs:
             if job.model is comparison.model:
                 module.check([job.mitigation], data.requests)
+        comparison.check_ids()
         resolution = comparison.model.resolution_of(module.pipe)
         device = "cpu" if comparison.trainer.accelerator == "cpu" else str(device_of(None))
-        measures = Measures.load(comparison, device)
+        measures = Measures(comparison, device)
     for job in jobs:
         if module.model != job.model:  # load a model once
             module = Generate(job.model)
@@ -136,7 +138,7 @@ def compare(args: list[str]) -> None:
             print(summary_line(out / job.label), flush=True)
     if first:
         folders = {job.label: out / job.label for job in jobs}
-        table = finish(comparison, measures, comparison.training_images(), folders, resolution)
+        table = finish(comparison, measures, folders, resolution)
         Console().print(terminal_table(table))
         print(f"report: {write_report(out).resolve()}")
         if logger := wandb.logger(out, {"model": comparison.model.identity(), "seed": comparison.seed}):

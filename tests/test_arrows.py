@@ -17,7 +17,7 @@ MAY_IMPORT = {  # of packages, and of rooms within a package: what else they may
     "infer.denoising": {"models"},
     "infer.metrics": {"options", "models", "predict"},
     "infer.predict": {"options", "models", "denoising"},
-    "infer.report": {"metrics", "plotting"},
+    "infer.report": {"metrics", "plotting", "predict"},
     "infer.compare": {"options", "models", "denoising", "metrics", "predict", "report"},
     "infer.score": {"options", "models", "metrics", "predict", "compare", "report"},
     "infer.basin": {"options", "models", "denoising", "metrics", "plotting"},

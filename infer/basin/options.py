@@ -4,8 +4,7 @@ from dataclasses import dataclass, field
 
 from jsonargparse.typing import NonNegativeFloat, PositiveInt, restricted_number_type
 
-from infer.metrics.options import check_sscd_options
-from infer.metrics.sscd import ProtocolName
+from infer.metrics.sscd import ProtocolName, check_sscd
 from infer.options import DenoiseOptions, device_of, need, provenance_of
 
 NegativeFloat = restricted_number_type("NegativeFloat", float, ("<", 0))
@@ -59,4 +58,4 @@ class Basin(DenoiseOptions):
             raise ValueError("give a --model.guidance_scale above 0, for the guidance after a point")
         self.points = sorted({float(point) for point in self.points}, reverse=True)
         self.device = str(device_of(self.device))
-        check_sscd_options(self)
+        check_sscd(self.sscd, self.sscd_sha256, self.sscd_protocol)

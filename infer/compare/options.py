@@ -6,9 +6,9 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any, NamedTuple
 
+from infer.compare.measures import MeasureOptions
 from infer.denoising.hooks import GuidanceRule
 from infer.metrics.columns import FIGURES
-from infer.metrics.options import MeasureOptions
 from infer.models.pipeline import check_pipeline
 from infer.options import ModelOptions, TrainerOptions, provenance_of
 from infer.predict.options import GenerateOptions
@@ -18,7 +18,7 @@ BASE = "base_model"  # the label of the untouched model's row
 
 
 class Job(NamedTuple):
-    """One predict run: its label, which names its folder; the model; the mitigation, and where it is from."""
+    """One predict run. Its label names its folder; preset and options are where the mitigation comes from."""
 
     label: str
     model: ModelOptions

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from infer.metrics.bootstrap import STATISTICS, by_prompt, estimate
-from infer.metrics.columns import LOST, MEASURES, measure_of
+from infer.metrics.columns import LOST, MEASURES, measure_of, statistics_of
 from infer.metrics.similarity import COPY_THRESHOLD
 
 FEW, TAIL = 20, 100  # prompts below which intervals of means, and of 95th percentiles, are too narrow
@@ -16,25 +16,24 @@ MOST_LOST = 0.05  # share of images without similarity above which a mitigation 
 
 def check_same_images(runs: Mapping[str, pd.DataFrame]) -> None:
     """Raise ValueError, with what differs, unless all runs have the same prompts, samples and seeds."""
-    requests = {
-        name: {(row.prompt_id, row.sample): (row.prompt, row.seed) for row in rows.itertuples()}
-        for name, rows in runs.items()
+    tables = {
+        name: rows.set_index(["prompt_id", "sample"])[["prompt", "seed"]] for name, rows in runs.items()
     }
-    first, reference = next(iter(requests.items()))
-    for name, images in requests.items():
-        for here, there in ((first, name), (name, first)):
-            if lacking := [key for key in requests[here] if key not in requests[there]]:
-                raise ValueError(
-                    f"{here} and {there} are of different prompts or samples: {len(lacking)} images of "
-                    f"{here} are not in {there}, the first is {lacking[0][0]!r}, sample {lacking[0][1]}"
-                )
-        for key, (prompt, seed) in reference.items():
-            if images[key] != (prompt, seed):
-                kind, index = ("seeds", 1) if images[key][0] == prompt else ("prompts", 0)
-                raise ValueError(
-                    f"{first} and {name} are of different {kind}: {key[0]!r}, sample {key[1]}, has "
-                    f"{reference[key][index]!r} in {first} and {images[key][index]!r} in {name}"
-                )
+    first, reference = next(iter(tables.items()))
+    for name, table in tables.items():
+        both = f"{first} and {name} are of different"
+        if len(lacking := reference.index.symmetric_difference(table.index, sort=False)):
+            where = f"the first is {lacking[0][0]!r}, sample {lacking[0][1]}"
+            raise ValueError(
+                f"{both} prompts or samples: {len(lacking)} images are in one of them only, {where}"
+            )
+        for column in table:
+            differ = table[column].reindex(reference.index) != reference[column]
+            if differ.any():
+                key, sample = differ.idxmax()
+                one, other = (each[column][key, sample] for each in (reference, table))
+                values = f"has '{one}' in {first} and '{other}' in {name}"
+                raise ValueError(f"{both} {column}s: {key!r}, sample {sample}, {values}")
 
 
 def memorized_prompts(unmitigated: pd.DataFrame) -> list[str]:
@@ -62,14 +61,11 @@ def summarize(
     """
     out: dict[str, Any] = {"mitigation": name, "prompts": rows["prompt_id"].nunique(), **counts(rows)}
     for measure in filter(rows.columns.__contains__, MEASURES):
-        statistics = {statistic: STATISTICS[statistic] for statistic in MEASURES[measure]}
+        statistics = {column: STATISTICS[name] for column, name in statistics_of(measure).items()}
         reference = None if unmitigated is None else by_prompt(unmitigated, measure)
-        estimates = estimate(by_prompt(rows, measure), statistics, reference)
-        out |= {f"{measure}_{key}": value for key, value in estimates.items()}
-    timesteps, has_transition = (
-        rows["transition_timestep"].astype(float),
-        summary.get("never_fired") is not None,
-    )
+        out |= estimate(by_prompt(rows, measure), statistics, reference)
+    timesteps = rows["transition_timestep"].astype(float)
+    has_transition = summary.get("never_fired") is not None
     has_detour = summary.get("without_alternative") is not None
     return out | {
         "nfe_mean": rows["nfe"].mean(),
@@ -96,12 +92,11 @@ def in_order(table: pd.DataFrame) -> pd.DataFrame:
 
 def notes_on(rows: pd.DataFrame) -> list[str]:
     """Notes on intervals over few prompts."""
-    prompts = int(rows.loc[rows["similarity_own"].notna(), "prompt_id"].nunique())
+    prompts = rows["prompt_id"][rows["similarity_own"].notna()].nunique()
     if prompts == 1:
         return ["One prompt with scores: there are no intervals, which are over prompts."]
-    notes = []
-    if 1 < prompts < FEW:
-        notes.append(f"{prompts} prompts with scores: intervals over fewer than {FEW} are too narrow.")
-    if 1 < prompts < TAIL:
-        notes.append(f"{prompts} prompts with scores: intervals of 95th percentiles want {TAIL} or more.")
-    return notes
+    notes = {
+        FEW: f"{prompts} prompts with scores: intervals over fewer than {FEW} are too narrow.",
+        TAIL: f"{prompts} prompts with scores: intervals of 95th percentiles want {TAIL} or more.",
+    }
+    return [note for least, note in notes.items() if 1 < prompts < least]

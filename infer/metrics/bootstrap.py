@@ -90,8 +90,7 @@ def estimate(
     """Each statistic of all images, its bootstrap 95 % interval, and its paired difference to a reference.
 
     Keys `<name>`, `<name>_low`, `<name>_high`, `<name>_delta`, `<name>_delta_low`, `<name>_delta_high`. The
-    difference is over images that both have, with the same prompts drawn for both, so that what a prompt has
-    under all mitigations drops out of it.
+    difference is over images that both have; each resample draws the same prompts for both.
 
     Args:
         values: prompts x samples, (P, S), NaN where there is no number.

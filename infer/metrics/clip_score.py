@@ -119,7 +119,7 @@ class ClipScore:
         load = open_clip_towers if model.startswith(OPEN_CLIP) else transformers_towers
         try:
             self.towers = load(model, device)
-        except (OSError, RuntimeError, ValueError) as error:  # open_clip raises the latter two for its names
+        except Exception as error:  # each library has its own kinds
             raise FileNotFoundError(f"cannot load CLIP {model!r}: {one_line(error)}") from error
 
     @torch.no_grad()

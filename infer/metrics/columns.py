@@ -37,7 +37,7 @@ COPIES = "95th percentile: the copies that remain."
 ABOVE = f"> {COPY_THRESHOLD:g}"
 ABOVE_HINT = f"Share of images above {COPY_THRESHOLD:g}, which count as copies."
 
-# `<measure>_<statistic>`: a statistic of bootstrap.py over the images' column <measure>
+# `<measure>_<statistic>`, or in SHARES: a statistic of bootstrap.py over the images' column <measure>
 COLUMNS = {
     "images": Column("", "images", "", "{:.0f}", "Images generated."),
     "failed": Column("", "failed", "", "{:.0f}", "Images whose latents were not finite.", "failed", True),
@@ -51,12 +51,12 @@ COLUMNS = {
         "own sim",
     ),
     "similarity_own_p95": Column(OWN, "p95", "↓", "{:.3f}", COPIES, "p95"),
-    "similarity_own_share_above_05": Column(OWN, ABOVE, "↓", "{:.1%}", ABOVE_HINT),
+    "share_above_05": Column(OWN, ABOVE, "↓", "{:.1%}", ABOVE_HINT),
     "similarity_top_mean": Column(TOP, "mean", "↓", "{:.3f}", "To the nearest training image.", "top sim"),
     "similarity_top_p95": Column(TOP, "p95", "↓", "{:.3f}", COPIES),
     "sscd_own_mean": Column(SSCD, "mean", "↓", "{:.3f}", "The same by SSCD, a copy detector.", "SSCD"),
     "sscd_own_p95": Column(SSCD, "p95", "↓", "{:.3f}", COPIES, "p95"),
-    "sscd_own_share_above_05": Column(SSCD, ABOVE, "↓", "{:.1%}", ABOVE_HINT),
+    "sscd_share_above_05": Column(SSCD, ABOVE, "↓", "{:.1%}", ABOVE_HINT),
     "clip_score_mean": Column(QUALITY, "CLIP", "↑", "{:.3f}", "Alignment with the prompt, mean.", "CLIP"),
     "fid": Column(QUALITY, "FID", "↓", "{:.1f}", "Fréchet distance of generated to training images.", "FID"),
     "kid": Column(QUALITY, "KID", "↓", "{:.4f}", "Kernel distance of generated to training images."),
@@ -72,13 +72,13 @@ COLUMNS = {
     "similarity_own_std": Column(SPREAD, "std", "", "{:.3f}", "Standard deviation over images.", minor=True),
     "similarity_own_p75": Column(SPREAD, "p75", "↓", "{:.3f}", "75th percentile.", minor=True),
     "similarity_own_p90": Column(SPREAD, "p90", "↓", "{:.3f}", "90th percentile.", minor=True),
-    "similarity_own_share_above_07": Column(
+    "share_above_07": Column(
         SPREAD, "> 0.7", "↓", "{:.1%}", "Share of images above 0.7.", minor=True
     ),
     "sscd_own_std": Column(SSCD_MORE, "std", "", "{:.3f}", "Standard deviation over images.", minor=True),
     "sscd_own_p75": Column(SSCD_MORE, "p75", "↓", "{:.3f}", "75th percentile.", minor=True),
     "sscd_own_p90": Column(SSCD_MORE, "p90", "↓", "{:.3f}", "90th percentile.", minor=True),
-    "sscd_own_share_above_07": Column(
+    "sscd_share_above_07": Column(
         SSCD_MORE, "> 0.7", "↓", "{:.1%}", "Share of images above 0.7.", minor=True
     ),
     "sscd_top_mean": Column(SSCD_MORE, "nearest", "↓", "{:.3f}", "To the nearest image, mean.", minor=True),
@@ -89,9 +89,10 @@ COLUMNS = {
 }  # fmt: skip
 LOST = ("failed", "unreadable", "undefined")  # images without similarity; shown where there are any
 FIGURES = [name for name, column in COLUMNS.items() if column.group not in ("", TRANSITION, COUNTS)]
-MEASURES = {  # statistics in the table, by column of an image
-    measure: [name.removeprefix(f"{measure}_") for name in COLUMNS if name.startswith(f"{measure}_")]
-    for measure in ("similarity_own", "similarity_top", "sscd_own", "sscd_top", "clip_score")
+MEASURES = ("similarity_own", "similarity_top", "sscd_own", "sscd_top", "clip_score")  # columns of an image
+SHARES = {
+    "similarity_own": {"share_above_05": "share_above_05", "share_above_07": "share_above_07"},
+    "sscd_own": {"sscd_share_above_05": "share_above_05", "sscd_share_above_07": "share_above_07"},
 }
 
 # Columns of an image in samples.parquet that the gallery shows: label and format
@@ -113,6 +114,12 @@ IMAGE_COLUMNS = {
     "alternative_prompt": ("alternative prompt", "{}"),
     "failed_step": ("failed at step", "{:.0f}"),
 }
+
+
+def statistics_of(measure: str) -> dict[str, str]:
+    """Name of the statistic by column of the table, such as similarity_own_p95: p95."""
+    names = {name: name.removeprefix(f"{measure}_") for name in COLUMNS if name.startswith(f"{measure}_")}
+    return names | SHARES.get(measure, {})
 
 
 def measure_of(rows) -> str:

@@ -33,12 +33,6 @@ class Extractor(Descriptor):
     name: str
 
 
-def check_features(features: str | None) -> None:
-    """Raise ValueError if the package that the features need is not installed."""
-    if features == "inception" and find_spec("torch_fidelity") is None:
-        raise ValueError("Inception features need torch-fidelity: pip install 'attraction-basin[inception]'")
-
-
 def extractor(
     features: Literal["clip", "inception"], clip: ClipScore | None = None, device: str = "cpu"
 ) -> Extractor:
@@ -51,7 +45,8 @@ def extractor(
     """
     if features == "clip":
         return Extractor(f"CLIP {clip.fingerprint}", clip.image_features, features)
-    check_features(features)
+    if find_spec("torch_fidelity") is None:
+        raise ValueError("Inception features need torch-fidelity: pip install 'attraction-basin[inception]'")
     from torchmetrics.image.fid import NoTrainInceptionV3
 
     try:
@@ -126,7 +121,7 @@ def is_constant(features: Tensor) -> bool:
 
 
 class Features(torch.nn.Identity):
-    """In place of torchmetrics' Inception: passes features through."""
+    """Passes features through, where torchmetrics expects a network."""
 
     def __init__(self, num_features: int):
         super().__init__()

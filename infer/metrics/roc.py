@@ -26,7 +26,7 @@ def auc_interval(memorized: np.ndarray, ordinary: np.ndarray, seed: int = 0) -> 
     if min(len(memorized), len(ordinary)) < 2 or apart:
         return math.nan, math.nan
     random, ordered = np.random.default_rng(seed), np.sort(ordinary)
-    below, upto = (ordered.searchsorted(memorized, side) for side in ("left", "right"))
+    below, upto = ordered.searchsorted(memorized, "left"), ordered.searchsorted(memorized, "right")
     draws = []
     for _ in range(DRAWS):
         counts = np.bincount(random.integers(0, len(ordered), len(ordered)), minlength=len(ordered))

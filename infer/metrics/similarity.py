@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from data.batches import in_batches
 
@@ -18,7 +17,7 @@ CORRELATION = "correlation of 32x32 RGB"
 BLIND_SPOTS = (
     "The correlation compares colours pixel by pixel at 32x32. It ignores brightness and contrast (a faded "
     "copy counts as a copy, and so does any faint image with the same layout) and misses copies that are "
-    "shifted, mirrored or cropped; SSCD, a trained copy detector, is made for those."
+    "shifted, mirrored or cropped; SSCD, a trained copy detector, finds these."
 )
 
 
@@ -61,18 +60,10 @@ def similarity(descriptor: Descriptor, images: list[Image.Image], references: li
 
 
 def embed_all(
-    images: Iterable[Image.Image],
-    descriptor: Callable[[list[Image.Image]], Tensor],
-    batch_size: int = 64,
-    label: str | None = None,
-    total: int | None = None,
+    images: Iterable[Image.Image], descriptor: Callable[[list[Image.Image]], Tensor], batch_size: int = 64
 ) -> Tensor:
-    """Embed batch by batch, (N, D), or (0, 0) without images; a label shows a progress bar."""
-    parts = []
-    with tqdm(desc=label, total=total, unit="image", disable=label is None) as bar:
-        for batch in in_batches(images, batch_size):
-            parts.append(descriptor(batch))
-            bar.update(len(batch))
+    """Embed batch by batch, (N, D), or (0, 0) without images."""
+    parts = [descriptor(batch) for batch in in_batches(images, batch_size)]
     return torch.cat(parts) if parts else torch.empty(0, 0)
 
 
@@ -91,37 +82,28 @@ class Matches:
     top_index: Tensor
 
 
-def match(
-    images: Tensor, training: Tensor, own: Sequence[Sequence[int]], rows: int = 1024, columns: int = 16384
-) -> Matches:
+def match(images: Tensor, training: Tensor, own: Sequence[Sequence[int]], columns: int = 16384) -> Matches:
     """Search unit embeddings (N, D) in (M, D) by brute force; rows of NaN match nothing.
 
     Args:
-        images: embeddings to search for.
+        images: embeddings to search for, of one batch.
         training: embeddings to search in.
         own: for each image the indices of its own training images.
-        rows: images at a time; `rows` x `columns` cosines are in memory at once.
-        columns: training images at a time.
+        columns: training images at a time; N x `columns` cosines are in memory at once.
     """
 
     def cosines(some: Tensor, others: Tensor) -> Tensor:
         return (some @ others.T).nan_to_num(nan=-torch.inf)
 
-    top = torch.full((len(images),), -torch.inf)
-    index = torch.zeros(len(images), dtype=torch.long)
-    for start in range(0, len(images), rows):
-        block = slice(start, start + rows)
-        for first in range(0, len(training), columns):
-            best = cosines(images[block], training[first : first + columns]).max(1)
-            better = best.values > top[block]  # not >=: the first of equals stays
-            top[block] = torch.where(better, best.values, top[block])
-            index[block] = torch.where(better, best.indices + first, index[block])
-    rows_by_own: dict[tuple[int, ...], list[int]] = {}  # images with the same own images are searched at once
-    for row, indices in enumerate(own):
-        rows_by_own.setdefault(tuple(indices), []).append(row)
+    top, index = torch.full((len(images),), -torch.inf), torch.zeros(len(images), dtype=torch.long)
+    for first in range(0, len(training), columns):
+        best = cosines(images, training[first : first + columns]).max(1)
+        better = best.values > top  # not >=: the first of equals stays
+        top = torch.where(better, best.values, top)
+        index = torch.where(better, best.indices + first, index)
     to_own = torch.full((len(images),), -torch.inf)
-    for indices, same in rows_by_own.items():
+    for row, indices in enumerate(own):
         if indices:
-            to_own[same] = cosines(images[same], training[list(indices)]).amax(1)
+            to_own[row] = cosines(images[row], training[list(indices)]).max()
     defined = (values.where(values.isfinite(), torch.nan) for values in (to_own, top))
     return Matches(*defined, index)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from data.cli import warn_no_effect
 from data.files import one_line, redacted, sha256_of
 from infer.metrics.similarity import Descriptor, are_constant, thumbnails
 from infer.models.download import check_sha256, fetch, is_url, verify
@@ -70,11 +71,15 @@ PROTOCOLS: dict[ProtocolName, Protocol] = {
 }
 
 
-def check_sscd(path: str, sha256: str | None = None) -> None:
-    """Check that `path` can be an SSCD model, without downloading or loading it.
+def check_sscd(path: str | None, sha256: str | None = None, protocol: ProtocolName = "skew320") -> None:
+    """Check that `path` can be an SSCD model, without downloading or loading it; None is none.
 
     Raises FileNotFoundError without the file, ValueError for another kind of file or another checksum.
     """
+    if path is None:
+        if sha256 or protocol != "skew320":
+            warn_no_effect("--sscd_protocol or --sscd_sha256", "--sscd is not given")
+        return
     check_sha256(sha256)
     if path in SSCD_MODELS:
         return

@@ -11,6 +11,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from tqdm import tqdm
 
 from data.captioned import CaptionedImages
 from data.files import DAY, digest, one_line, remove_temporary_files, write_atomically
@@ -72,8 +73,7 @@ class TrainingSet:
 
     def embed(self, descriptor: Descriptor) -> Tensor:
         readable: list[int] = []
-        images = self.decoded(readable)
-        embeddings = embed_all(images, descriptor, label="embed training images", total=len(self.images))
+        embeddings = embed_all(self.decoded(readable), descriptor)
         if not embeddings.isfinite().all(1).any():
             raise ValueError(f"{descriptor.identity} gives no finite numbers for any training image")
         out = torch.full((len(self.images), embeddings.shape[1]), torch.nan)
@@ -82,7 +82,7 @@ class TrainingSet:
 
     def decoded(self, readable: list[int]) -> Iterator[Image.Image]:
         """Images that can be decoded; their indices are added to `readable`, the others are named."""
-        for index, sample in enumerate(self.images.samples):
+        for index, sample in enumerate(tqdm(self.images.samples, "embed training images", unit="image")):
             try:
                 image = sample.rgb(self.resolution)
             except Exception as error:  # image decoders raise many kinds

@@ -18,34 +18,30 @@ from infer.report.table import Cell, cell, columns_of
 ARROWS = {"↓": r"$\downarrow$", "↑": r"$\uparrow$", "": ""}
 LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
          "<": r"\textless{}", ">": r"\textgreater{}", "–": "--"}  # fmt: skip
-TABLES = (".csv", ".md", ".tex")
-PLOT_FILE = re.compile(r"(frontier_memorized|sweep\d+|difference(_memorized)?|distributions)\.(svg|png)")
 LATEX |= {sign: f"\\{sign}" for sign in "&%$#_{}"}
+OPTIONAL = re.compile(  # files that a comparison without a subset, a sweep or traces does not have
+    r"table_memorized\.(csv|md|tex)|(frontier_memorized|sweep\d+|difference(_memorized)?|distributions)\.(svg|png)"
+)
 
 
-def export(study: Study, plots: Iterable[tuple[Plot, Figure]]) -> list[Path]:
-    """Write table.csv, .md and .tex, the same of the memorized prompts, and plots/*.svg and .png."""
-    paths = []
+def export(study: Study, plots: Iterable[tuple[Plot, Figure]]) -> None:
+    """Write table.csv, .md and .tex, the same of the memorized prompts, and plots/*.svg and .png.
+
+    Those of a former comparison are removed.
+    """
+    folder = study.folder / "plots"
+    folder.mkdir(exist_ok=True)
+    for path in [*study.folder.iterdir(), *folder.iterdir()]:
+        if OPTIONAL.fullmatch(path.name):
+            path.unlink()
     for population, table in study.tables.items():
         stem = study.folder / ("table" if population == "all" else f"table_{population}")
         texts = {".md": markdown(table), ".tex": latex(table, study.populations[population]["name"])}
         texts[".csv"] = table.to_csv(index=False)
         for suffix, text in texts.items():
-            paths.append(stem.with_suffix(suffix))
-            write_atomically(paths[-1], partial(Path.write_text, data=text, encoding="utf-8"))
-    folder = study.folder / "plots"
-    folder.mkdir(exist_ok=True)
-    paths += [path for plot, figure in plots for path in save(plot, figure, folder)]
-    for path in stale(study.folder, paths):
-        path.unlink()
-    return paths
-
-
-def stale(folder: Path, written: list[Path]) -> list[Path]:
-    """Exports of a former comparison that had a subset, a sweep or traces that this one does not have."""
-    tables = [path for path in folder.glob("table_memorized.*") if path.suffix in TABLES]
-    plots = [path for path in (folder / "plots").iterdir() if PLOT_FILE.fullmatch(path.name)]
-    return [path for path in tables + plots if path not in written]
+            write_atomically(stem.with_suffix(suffix), partial(Path.write_text, data=text, encoding="utf-8"))
+    for plot, figure in plots:
+        save(plot, figure, folder)
 
 
 def shown(table: pd.DataFrame) -> dict[str, Column]:
@@ -75,12 +71,9 @@ def markdown(table: pd.DataFrame) -> str:
     heads = [f"{column.group} {column.label} {column.better}".strip() for column in columns.values()]
     lines = [["mitigation", *heads], ["---", *["---:"] * len(heads)]]
     for name, cells in rows_of(table, columns):
-        lines.append([escape_markdown(name), *("; ".join(printed(content)) for content in cells)])
+        escaped = re.sub(r"([\\`*_\[\]<>|])", r"\\\1", name)
+        lines.append([escaped, *("; ".join(printed(content)) for content in cells)])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def escape_markdown(text: str) -> str:
-    return "".join(f"\\{sign}" if sign in "\\`*_[]<>|" else sign for sign in text)
 
 
 def latex(table: pd.DataFrame, caption: str) -> str:

@@ -23,49 +23,30 @@ FEW = 5  # prompts, below which a curve is drawn thin and without its spread
 
 def plots_of(study: Study) -> list[Plot]:
     """All figures for which the comparison has the numbers."""
-    plots = [
-        Plot(
-            "frontier" if population == "all" else f"frontier_{population}", "Similarity against alignment",
-            "Better is up and to the left; lines: 95 % intervals.", partial(draw_frontier, study, table),
-            population=population,
-        )
-        for population, table in study.tables.items()
-    ]  # fmt: skip
-    plots += [
-        Plot(
-            f"sweep{index}", f"Sweep of {sweep.name}", "With 95 % intervals; dotted: none.",
-            partial(draw_sweep, study, sweep), 3.4,
-        )
-        for index, sweep in enumerate(study.sweeps, 1) if sweep.is_numeric
-    ]  # fmt: skip
+    plots = []
+    for population, table in study.tables.items():
+        name, draw = f"frontier_{population}".removesuffix("_all"), partial(draw_frontier, study, table)
+        caption = "Better is up and to the left; lines: 95 % intervals."
+        plots.append(Plot(name, "Similarity against alignment", caption, draw, population=population))
+    for index, sweep in enumerate(study.sweeps, 1):
+        if sweep.is_numeric:
+            caption, draw = "With 95 % intervals; dotted: none.", partial(draw_sweep, study, sweep)
+            plots.append(Plot(f"sweep{index}", f"Sweep of {sweep.name}", caption, draw, 3.4))
     single = {name: study.samples[name] for name in study.single}
-    with_trace = [name for name in study.single if name in study.traces]
     if "none" in study.traces and study.memorized is not None:
         rows = sum(bool(frame["transition_timestep"].notna().any()) for frame in single.values())
-        plots.append(
-            Plot(
-                "difference_memorized", "What the prompt adds, without mitigation",
-                f"{EXPLAINED}Mean and 10–90 %; below, transitions: median and 10–90 %.",
-                partial(draw_memorized, study), 2.9 + 0.17 * rows,
-            )
-        )  # fmt: skip
-    if with_trace:
-        legend = {name: study.colors[name] for name in with_trace}
-        plots.append(
-            Plot(
-                "difference", "What the prompt adds, under each mitigation",
-                f"{EXPLAINED}Mean over images; dot: median transition.",
-                partial(draw_difference, study, with_trace), legend=legend,
-            )
-        )  # fmt: skip
+        title, draw = "What the prompt adds, without mitigation", partial(draw_memorized, study)
+        caption = f"{EXPLAINED}Mean and 10–90 %; below, transitions: median and 10–90 %."
+        plots.append(Plot("difference_memorized", title, caption, draw, 2.9 + 0.17 * rows))
+    if names := [name for name in study.single if name in study.traces]:
+        title, draw = "What the prompt adds, under each mitigation", partial(draw_difference, study, names)
+        caption = f"{EXPLAINED}Mean over images; dot: median transition."
+        legend = {name: study.colors[name] for name in names}
+        plots.append(Plot("difference", title, caption, draw, legend=legend))
     if any(frame["similarity_own"].notna().any() for frame in single.values()):
-        plots.append(
-            Plot(
-                "distributions", "Similarity of every image",
-                f"Line: mean; dotted: {COPY_THRESHOLD:g}, above which an image counts as a copy.",
-                partial(draw_distributions, study), max(3.1, 0.7 + 0.3 * len(single)),
-            )
-        )  # fmt: skip
+        caption = f"Line: mean; dotted: {COPY_THRESHOLD:g}, above which an image counts as a copy."
+        height, draw = max(3.1, 0.7 + 0.3 * len(single)), partial(draw_distributions, study)
+        plots.append(Plot("distributions", "Similarity of every image", caption, draw, height))
     return plots
 
 
@@ -102,13 +83,10 @@ def ends(row: pd.Series, column: str) -> tuple[float, float]:
 def draw_sweep(study: Study, sweep: Sweep, figure: Figure) -> None:
     """Similarity and alignment over the option, with what `none` has as a dotted line."""
     table = finite(study.tables["all"]).set_index("mitigation")
-    shown = [
-        (column, label)
-        for column, label in ((OWN, "similarity to own"), (CLIP, "CLIP score"))
-        if column in table
-    ]
-    axes = np.atleast_1d(figure.subplots(max(1, len(shown)), sharex=True))
-    for ax, (column, label) in zip(axes, shown, strict=True):
+    labels = {OWN: "similarity to own", CLIP: "CLIP score"}
+    columns = [column for column in labels if column in table]
+    axes = np.atleast_1d(figure.subplots(max(1, len(columns)), sharex=True))
+    for ax, column in zip(axes, columns, strict=True):
         line = table.reindex(sweep.points)
         low, high = (line.get(f"{column}_{end}", line[column]) for end in ("low", "high"))
         x = [*sweep.points.values()]
@@ -120,14 +98,14 @@ def draw_sweep(study: Study, sweep: Sweep, figure: Figure) -> None:
                 "none", (0, table[column]["none"]), (4, 2), xycoords=("axes fraction", "data"),
                 textcoords="offset points", va="bottom", color=study.colors["none"],
             )  # fmt: skip
-        ax.set_ylabel(label)
+        ax.set_ylabel(labels[column])
         ax.margins(y=0.25)
         ax.grid(True)
     axes[-1].set_xlabel(f"{sweep.option} of {sweep.preset}")
 
 
 def draw_memorized(study: Study, figure: Figure) -> None:
-    """The curves that tell memorized prompts from others, and where each mitigation has its transitions."""
+    """The difference over memorized and over other prompts, and each mitigation's transitions."""
     moving = [name for name in study.single if study.samples[name]["transition_timestep"].notna().any()]
     heights = [7, max(1, len(moving))]
     axes = figure.subplots(2, sharex=True, height_ratios=heights) if moving else [figure.subplots()]
@@ -176,7 +154,7 @@ def draw_difference(study: Study, names: list[str], figure: Figure) -> None:
     ax = figure.subplots()
     for name in names:
         steps, samples = study.traces[name].groupby("timestep")["difference_rms"], study.samples[name]
-        # a mean over few of the images would be a mean of others
+        # only steps that half of the images have: over fewer, the mean would be that of other images
         mean = steps.mean().where(steps.count() * 2 >= len(samples))
         ax.plot(mean.index, mean, color=study.colors[name])
         transition, curve = samples["transition_timestep"].median(), mean.dropna()

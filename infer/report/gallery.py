@@ -22,10 +22,10 @@ from infer.report.study import Study, inside
 from infer.report.table import number
 
 MAX_ROWS = 1000
-LARGE, SMALLEST = 256, 64  # pixels along an embedded image, depending on how many there are
+LARGE, SMALLEST = 256, 64  # width in pixels of an embedded image, which depends on how many there are
 PIXELS = 150e6  # in all of the embedded images
-EXACT, EXACT_IMAGES = 96, 2500  # images up to this size, if no more than these, are embedded exactly
-STRIP = 16383  # pixels, the most that a WebP can be wide
+EXACT, EXACT_IMAGES = 96, 2500  # images up to this width, if no more than these, are embedded exactly
+STRIP = 16383  # pixels: the greatest width of a WebP
 Records = dict[tuple[str, int], dict[str, Any]]  # by prompt and sample
 
 
@@ -57,24 +57,23 @@ def make_gallery(study: Study) -> Gallery:
     columns = side_by_side(study)
     names = [name for column in columns for name in column["names"]]
     records, keys = ranked(study, names)
-    shown, frames = keys[:MAX_ROWS], study.samples.values()
-    facts = [
-        name for name in IMAGE_COLUMNS if any(name in rows and rows[name].notna().any() for rows in frames)
-    ]
-    paths = [paths_of(study.folder, key, {name: records[name].get(key) for name in names}) for key in shown]
+    shown = keys[:MAX_ROWS]
+    filled = {name for rows in study.samples.values() for name in rows.columns[rows.notna().any()]}
+    facts = [name for name in IMAGE_COLUMNS if name in filled]
+    paths = [paths_of(study, key, {name: records[name].get(key) for name in names}) for key in shown]
     size, exact = size_of(len(shown), len(names) + 1)
     with ThreadPoolExecutor() as pool:
         strips = [*pool.map(lambda row: strip_of(row, size, exact), paths)]
     gallery = Gallery(names, columns, [IMAGE_COLUMNS[name][0] for name in facts])
     traces = {name: traces_of(frame, shown, gallery.timesteps) for name, frame in study.traces.items()}
-    for key, (strip, there, scaled) in zip(shown, strips, strict=True):
+    for key, (strip, exist, scaled) in zip(shown, strips, strict=True):
         cells = [
             cell_of(name, records[name].get(key), facts, traces.get(name, {}).get(key)) if exists else None
-            for name, exists in zip(names, there[1:], strict=True)
+            for name, exists in zip(names, exist[1:], strict=True)
         ]
         prompt = next(images[key]["prompt"] for images in records.values() if key in images)
-        row = {"id": key[0], "sample": int(key[1]), "prompt": prompt, "training": there[0], "scaled": scaled}
-        gallery.rows.append(row | {"file": quote(f"training/{key[0]}.png"), "cells": cells})
+        row = {"id": key[0], "sample": int(key[1]), "prompt": prompt, "training": exist[0], "scaled": scaled}
+        gallery.rows.append(row | {"file": quote(f"training/{study.stems[key[0]]}.png"), "cells": cells})
         gallery.strips.append(strip)
     if len(keys) > len(shown):
         gallery.notes.append(
@@ -82,7 +81,7 @@ def make_gallery(study: Study) -> Gallery:
         )
     gallery.notes += [
         *gap("training", [*{row["id"]: row["training"] for row in gallery.rows}.values()]),
-        *gap("generated", [exists for _, there, _ in strips for exists in there[1:]]),
+        *gap("generated", [exists for _, exist, _ in strips for exists in exist[1:]]),
     ]
     return gallery
 
@@ -113,14 +112,14 @@ def ranked(study: Study, names: list[str]) -> tuple[dict[str, Records], list[tup
     return records, list(dict.fromkeys(key for images in records.values() for key in images))
 
 
-def paths_of(folder: Path, key: tuple[str, int], row: dict[str, dict | None]) -> list[Path | None]:
+def paths_of(study: Study, key: tuple[str, int], row: dict[str, dict | None]) -> list[Path | None]:
     """Paths of the training image and of each generated one."""
-    training = inside(folder / "training", f"{key[0]}.png")
-    return [training, *(data and inside(folder / name, data["image"]) for name, data in row.items())]
+    training = inside(study.folder / "training", f"{study.stems[key[0]]}.png")
+    return [training, *(data and inside(study.folder / name, data["image"]) for name, data in row.items())]
 
 
 def cell_of(name: str, data: dict, facts: list[str], trace: dict | None) -> dict[str, Any]:
-    """What the page knows of one image."""
+    """What the page holds of one image."""
     own = known(data.get("similarity_own"))
     return {
         "own": own and round(own, 4),
@@ -140,7 +139,7 @@ def known(value: float | None) -> float | None:
 
 
 def size_of(rows: int, tiles: int) -> tuple[int, bool]:
-    """How many pixels along embedded images may have, and whether small ones are kept exactly."""
+    """The greatest width of embedded images, and whether small ones are kept exactly."""
     fitting = int(math.sqrt(PIXELS / max(1, rows * tiles)) // 16 * 16)
     return min(max(SMALLEST, fitting), LARGE, STRIP // tiles), rows * tiles <= EXACT_IMAGES
 
@@ -155,9 +154,9 @@ def strip_of(paths: list[Path | None], size: int, exact: bool) -> tuple[str, lis
     exactly = {"lossless": True, "quality": 50, "method": 0}  # a higher effort takes 20 times as long
     buffer = io.BytesIO()
     strip.save(buffer, "WEBP", **(exactly if exact and tile <= EXACT else {"quality": 85}))
-    there = [pair is not None for pair in images]
+    exist = [pair is not None for pair in images]
     scaled = any(shrunk for _, shrunk in filter(None, images))
-    return base64.b64encode(buffer.getvalue()).decode(), there, scaled
+    return base64.b64encode(buffer.getvalue()).decode(), exist, scaled
 
 
 def thumbnail(path: Path, size: int) -> tuple[Image.Image, bool] | None:

@@ -1,6 +1,7 @@
 """The report of a comparison: headline, table, plots and gallery in one HTML file."""
 
 import json
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -24,36 +25,28 @@ def write_report(folder: Path) -> Path:
     study = read_study(Path(folder))
     plots = [(plot, drawn(plot)) for plot in plots_of(study)]
     gallery = make_gallery(study)
-    page = (
-        templates()
-        .get_template("page.html.j2")
-        .render(
-            about=study.about,
-            headline=headline(study.tables["all"].query("mitigation in @study.single")),
-            blind_spots=BLIND_SPOTS,
-            populations=study.populations,
-            tables={name: layout(study, name) for name in study.tables},
-            plots=[(plot, inline(plot, figure)) for plot, figure in plots],
-            colors=study.colors,
-            copy_color=COPY_COLOR,
-            legend=[*study.single, *(sweep.name for sweep in study.sweeps)],
-            deltas=any(name.endswith("_delta") for name in study.tables["all"]),
-            gallery=gallery,
-            data=embedded(gallery),
-            strips="\n".join(gallery.strips),
-        )
+    loader = FileSystemLoader(Path(__file__).parent / "web")
+    spaces = {"trim_blocks": True, "lstrip_blocks": True}
+    templates = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, **spaces)
+    page = templates.get_template("page.html.j2").render(
+        about=study.about,
+        headline=headline(study.tables["all"].query("mitigation in @study.single")),
+        blind_spots=BLIND_SPOTS,
+        populations=study.populations,
+        tables={name: layout(study, name) for name in study.tables},
+        plots=[(plot, inline(plot, figure)) for plot, figure in plots],
+        colors=study.colors,
+        copy_color=COPY_COLOR,
+        legend=[*study.single, *(sweep.name for sweep in study.sweeps)],
+        deltas=any(name.endswith("_delta") for name in study.tables["all"]),
+        gallery=gallery,
+        data=embedded(gallery),
+        strips="\n".join(gallery.strips),
     )
     target = study.folder / "report.html"
     write_atomically(target, lambda part: part.write_text(page, encoding="utf-8"))
     export(study, plots)
     return target
-
-
-def templates() -> Environment:
-    return Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "web"), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
 
 
 def layout(study: Study, population: str) -> dict[str, Any]:
@@ -71,11 +64,8 @@ def layout(study: Study, population: str) -> dict[str, Any]:
     for sweep in study.sweeps:
         points = {name: (f"{sweep.option} {value}", cells(name)) for name, value in sweep.points.items()}
         blocks.append((sweep.name, points))
-    groups: list[list[Any]] = []
-    for column in columns.values():
-        if not groups or groups[-1][::2] != [column.group, column.minor]:
-            groups.append([column.group, 0, column.minor])
-        groups[-1][1] += 1
+    heads = groupby(columns.values(), lambda column: (column.group, column.minor))
+    groups = [(group, len([*members]), minor) for (group, minor), members in heads]
     return {"columns": columns, "groups": groups, "blocks": blocks}
 
 

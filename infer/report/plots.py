@@ -77,7 +77,7 @@ def save(plot: Plot, figure: Figure, folder: Path) -> list[Path]:
 def place_labels(ax: Axes, labels: pd.DataFrame, points: pd.DataFrame) -> None:
     """Write each `text` beside its (`x`, `y`) so that it covers no label and no point and is not cut off.
 
-    Where that is impossible, a `needed` text is written where it covers least, another one is left out.
+    Where that is impossible, a `needed` text is written where it covers least, and others are left out.
     """
     ax.figure.draw_without_rendering()  # settles the layout, so that the extents of the labels are final
     spots = ax.transData.transform(points)

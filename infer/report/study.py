@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 
 from infer.metrics.aggregate import in_order, memorized_prompts
-from infer.plotting import colors_of
+from infer.predict.run_folder import file_stems
+from infer.report.style import colors_of
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,11 @@ class Study:
         """The mitigations that are no point of a sweep."""
         swept = {name for sweep in self.sweeps for name in sweep.points}
         return [name for name in self.samples if name not in swept]
+
+    @cached_property
+    def stems(self) -> dict[str, str]:
+        """File name of each prompt's training image, without suffix."""
+        return file_stems({key: None for rows in self.samples.values() for key in rows["prompt_id"]})
 
     @cached_property
     def colors(self) -> dict[str, str]:
@@ -110,13 +116,10 @@ def sweeps_of(described: list[dict[str, Any]], names: list[str]) -> list[Sweep]:
     sweeps = []
     for line in described:
         points = {p["mitigation"]: p["value"] for p in line["points"] if p["mitigation"] in names}
-        sweep = Sweep(line["preset"], line["option"], points)
-        if sweep.is_numeric:
-            sweep = Sweep(
-                line["preset"], line["option"], dict(sorted(points.items(), key=lambda item: item[1]))
-            )
+        if all(map(is_number, points.values())):
+            points = dict(sorted(points.items(), key=lambda point: point[1]))
         if len(points) > 1:
-            sweeps.append(sweep)
+            sweeps.append(Sweep(line["preset"], line["option"], points))
     return sweeps
 
 

@@ -8,8 +8,6 @@ from infer.metrics.aggregate import can_win
 from infer.metrics.columns import COLUMNS, LOST, Column, measure_of
 from infer.metrics.similarity import CORRELATION
 
-SUFFIXES = ("_low", "_high", "_delta", "_delta_low", "_delta_high", "_published")
-
 
 class Cell(NamedTuple):
     """A number and what belongs to it, as text: "" where there is none."""
@@ -22,16 +20,10 @@ class Cell(NamedTuple):
 
 
 def columns_of(table: pd.DataFrame) -> dict[str, Column]:
-    """Known columns in the registry's order, then other numbers; intervals and deltas are parts of cells."""
-    numeric = table.select_dtypes("number")
-    attached = [name + suffix for name in numeric for suffix in SUFFIXES]
-    columns = {name: column for name, column in COLUMNS.items() if name in numeric}
+    """The table's columns in the registry's order; intervals and deltas are parts of their cells."""
+    columns = {name: column for name, column in COLUMNS.items() if name in table}
     for name in columns.keys() & set(LOST):
-        columns[name] = columns[name]._replace(minor=not (numeric[name] > 0).any())
-    for name in numeric.columns.difference([*columns, *attached], sort=False):
-        number_format = "{:.0f}" if pd.api.types.is_integer_dtype(numeric[name]) else "{:.3f}"
-        hint = f"{name} in comparison.parquet."
-        columns[name] = Column("more", name.replace("_", " "), "", number_format, hint)
+        columns[name] = columns[name]._replace(minor=not (table[name] > 0).any())
     return columns
 
 

@@ -55,7 +55,7 @@ def gallery_table(study: Study, rows: int) -> tuple[str, Any]:
     table = wandb.Table(columns=["prompt", "sample", "training image", *names])
     for key in keys[:rows]:
         row = {name: records[name].get(key) for name in names}
-        thumbnails = [path and thumbnail(path, LARGE) for path in paths_of(study.folder, key, row)]
+        thumbnails = [path and thumbnail(path, LARGE) for path in paths_of(study, key, row)]
         captions = [
             "",
             *(f"similarity {number((data or {}).get('similarity_own'))}" for data in row.values()),

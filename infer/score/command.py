@@ -1,9 +1,13 @@
 """`python -m infer score`."""
 
+from pathlib import Path
+
 from rich.console import Console
 
 from data.arguments import options_of
-from infer.compare.measure import Measures, measure
+from data.files import write_atomically
+from infer.compare.measures import Measures
+from infer.compare.results import measure
 from infer.report.terminal import terminal_table
 from infer.score.options import Scoring
 
@@ -11,9 +15,13 @@ from infer.score.options import Scoring
 def score(args: list[str]) -> None:
     """Score finished predict runs: similarity, alignment and quality, with intervals."""
     [scoring] = options_of([Scoring], score, args)
-    measures, images = Measures.load(scoring, scoring.device), scoring.training_images()
-    measured = measure(measures, images, scoring.folders(), scoring.resolution(), scoring.cache)
-    scoring.write(table := measured.table())
+    measures = Measures(scoring, scoring.device)
+    measured = measure(scoring, measures, scoring.folders(), scoring.resolution())
+    table, out = measured.table(), scoring.out and Path(scoring.out)
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write = table.to_csv if out.suffix == ".csv" else table.to_parquet
+        write_atomically(out, lambda part: write(part, index=False))
     Console().print(terminal_table(table))
     print("\n".join([*measured.notes(), *scoring.notes()]))
     print(f"scores of each image: samples.parquet in {', '.join(scoring.runs)}")

@@ -8,13 +8,13 @@ import pandas as pd
 import yaml
 from PIL import Image
 
-from infer.metrics.options import MeasureOptions
+from infer.compare.measures import MeasureOptions
 from infer.options import device_of
 from infer.predict.run_folder import differences
 
-# What must be the same for a difference to be the mitigation's.
-SAMPLING = ("scheduler", "timestep_spacing", "num_inference_steps", "guidance_scale", "negative_prompt",
-            "resolution")  # fmt: skip
+SAMPLING = (  # what must be the same for a difference to be the mitigation's
+    "scheduler", "timestep_spacing", "num_inference_steps", "guidance_scale", "negative_prompt", "resolution",
+)  # fmt: skip
 
 
 @dataclass(kw_only=True)
@@ -36,13 +36,11 @@ class Scoring(MeasureOptions):
         self.device = str(device_of(self.device))
         if self.out and not self.out.endswith((".csv", ".parquet")):
             raise ValueError(f"out is a .csv or .parquet file, not {self.out!r}")
+        if not self.runs:
+            raise ValueError("give --runs, predict run folders")
         for folder in self.runs:
             if not (Path(folder) / "samples.parquet").is_file():
                 raise FileNotFoundError(f"{folder!r} is no finished predict run: it has no samples.parquet")
-        if not self.runs:
-            raise ValueError("give --runs, predict run folders")
-        if len(set(self.runs)) < len(self.runs):
-            raise ValueError(f"a run is named twice: {', '.join(self.runs)}")
         self.configs = {run: yaml.safe_load((Path(run) / "config.yaml").read_text()) for run in self.runs}
         sampling = {run: {key: config.get(key) for key in SAMPLING} for run, config in self.configs.items()}
         for run in self.runs[1:]:
@@ -50,10 +48,12 @@ class Scoring(MeasureOptions):
                 raise ValueError(f"{self.runs[0]} and {run} were sampled differently ({'; '.join(changed)})")
 
     def folders(self) -> dict[str, Path]:
-        """The runs by their mitigation; those of one mitigation by their folders' names."""
+        """The runs by their mitigation; those of one mitigation have their folder beside it."""
         mitigations = {run: config["mitigation"] for run, config in self.configs.items()}
         often = Counter(mitigations.values())
-        return {name if often[name] == 1 else Path(run).name: Path(run) for run, name in mitigations.items()}
+        return {
+            name if often[name] == 1 else f"{name} ({run})": Path(run) for run, name in mitigations.items()
+        }
 
     def notes(self) -> list[str]:
         """What the runs do not share."""
@@ -70,9 +70,3 @@ class Scoring(MeasureOptions):
                 except OSError:
                     continue
         raise ValueError(f"no image of {', '.join(self.runs)} can be read")
-
-    def write(self, table: pd.DataFrame) -> None:
-        if self.out:
-            Path(self.out).parent.mkdir(parents=True, exist_ok=True)
-            write = table.to_csv if self.out.endswith(".csv") else table.to_parquet
-            write(self.out, index=False)

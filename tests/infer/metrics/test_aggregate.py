@@ -40,7 +40,8 @@ def test_a_row_holds_the_statistics_of_its_images() -> None:
     row = summarize("stp", rows, WAITS, none)
     expected = estimate(by_prompt(rows, "similarity_own"), STATISTICS, by_prompt(none, "similarity_own"))
     for name, value in expected.items():
-        assert row[f"similarity_own_{name}"] == value
+        assert row[name if name.startswith("share") else f"similarity_own_{name}"] == value
+    assert summarize("stp", rows.assign(sscd_own=0.6), WAITS)["sscd_share_above_05"] == 1
     assert row["clip_score_mean"] == pytest.approx(rows["clip_score"].mean())
     assert row["clip_score_mean_delta"] == pytest.approx((rows["clip_score"] - none["clip_score"]).mean())
     assert row["similarity_top_p95"] == pytest.approx(rows["similarity_top"].quantile(0.95))
@@ -87,18 +88,15 @@ def test_a_prompt_is_memorized_if_one_of_its_images_is() -> None:
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda rows: rows[rows["prompt_id"] != "p2"], "none and stp .* 3 images of none .* 'p2', sample 0"),
-        (lambda rows: rows.replace({"prompt_id": {"p2": "p9"}}), "none and stp .* 3 images of none .* 'p2'"),
-        (lambda rows: pd.concat([rows, scored(9)[18:]]), "stp and none .* images of stp are not in none"),
-        (
-            lambda rows: rows.assign(seed=rows["seed"] + 1),
-            "different seeds: 'p0', sample 0, has 0 in none and 1 in stp",
-        ),
+        (lambda rows: rows[rows["prompt_id"] != "p2"], "none and stp .* 3 images .* 'p2', sample 0"),
+        (lambda rows: rows.replace({"prompt_id": {"p2": "p9"}}), "none and stp .* 6 images .* 'p2'"),
+        (lambda rows: pd.concat([rows, scored(9)[18:]]), "none and stp .* images are in one of them only"),
+        (lambda rows: rows.assign(seed=rows["seed"] + 1),
+         "different seeds: 'p0', sample 0, has '0' in none and '1' in stp"),
         (lambda rows: rows.replace({"prompt": {"a p1": "b"}}), "different prompts: 'p1', .* 'a p1' in none"),
     ],
-)
+)  # fmt: skip
 def test_runs_of_other_images_are_not_compared(change, message: str) -> None:
-    """What differs is said."""
     rows = scored().sort_values(["prompt_id", "sample"])
     check_same_images({"none": rows, "stp": rows.sample(frac=1)})
     with pytest.raises(ValueError, match=message):
@@ -110,7 +108,7 @@ def test_runs_of_other_images_are_not_compared(change, message: str) -> None:
     [(1, 30, ["One prompt with scores"]), (5, 30, ["over fewer than 20", "want 100"]),
      (25, 1, ["want 100"]), (100, 1, [])],
 )  # fmt: skip
-def test_what_so_few_prompts_cannot_show_is_said(prompts: int, samples: int, expected: list[str]) -> None:
+def test_notes_name_what_few_prompts_cannot_show(prompts: int, samples: int, expected: list[str]) -> None:
     """However many samples each has; prompts without scores do not count, those with a score of 0 do."""
     rows = scored(prompts, samples)
     rows.loc[rows["prompt_id"] == "p0", "similarity_own"] = 0.0

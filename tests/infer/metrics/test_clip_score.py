@@ -22,11 +22,6 @@ def noise(seed: int) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (16, 16, 3), np.uint8))
 
 
-@pytest.fixture(scope="module")
-def clip(tiny_clip: Path) -> ClipScore:
-    return ClipScore(str(tiny_clip))
-
-
 def test_clip_scores_are_the_cosines_of_transformers(tiny_clip: Path, clip: ClipScore) -> None:
     """One a pair, in order, whatever the batches."""
     from transformers import CLIPModel, CLIPTokenizer
@@ -56,6 +51,9 @@ def test_a_missing_clip_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no CLIP model folder"):
         ClipScore(str(tmp_path))
     (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match="has no .safetensors"):
+        ClipScore(str(tmp_path))
+    (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(FileNotFoundError, match="cannot load CLIP"):
         ClipScore(str(tmp_path))
 

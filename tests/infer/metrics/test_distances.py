@@ -8,16 +8,7 @@ import torch
 from PIL import Image
 
 from infer.metrics.clip_score import ClipScore
-from infer.metrics.distances import (
-    Extractor,
-    Quality,
-    check_features,
-    cmmd,
-    diversity,
-    extractor,
-    frechet,
-    kernel_distance,
-)
+from infer.metrics.distances import Extractor, Quality, cmmd, diversity, extractor, frechet, kernel_distance
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 MEANS = Extractor(
@@ -137,9 +128,9 @@ def test_equal_images_have_no_fid() -> None:
     assert np.isnan(Quality("clip", equal).measure(gaussian(30, 3, 0))["fid"])
 
 
-def test_features_of_clip_are_its_projected_embeddings(tiny_clip: Path) -> None:
+def test_features_of_clip_are_its_projected_embeddings(tiny_clip: Path, clip: ClipScore) -> None:
     """Not of unit length; their identity is that of the weights, so that kept ones are no other model's."""
-    clip, images = ClipScore(str(tiny_clip)), [noise(n) for n in range(5)]
+    images = [noise(n) for n in range(5)]
     features = extractor("clip", clip)(images)
     with torch.no_grad():
         pixels = torch.tensor(np.stack(images)).permute(0, 3, 1, 2) / 127.5 - 1
@@ -155,8 +146,7 @@ def test_features_of_clip_are_its_projected_embeddings(tiny_clip: Path) -> None:
 def test_inception_without_torch_fidelity_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("infer.metrics.distances.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"need torch-fidelity: pip install 'attraction-basin\[inception\]'"):
-        check_features("inception")
-    check_features("clip")
+        extractor("inception")
 
 
 class FakeInception(torch.nn.Module):

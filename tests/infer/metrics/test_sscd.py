@@ -72,16 +72,6 @@ def test_a_model_sees_what_its_protocol_says(
     assert (seen - (expected - mean) / std).abs().max() < 6 / 255
 
 
-def test_aliasing_is_filtered_out(shown: Path) -> None:
-    """Columns of black and white are grey at a third of their size, and not one or the other."""
-    stripes = np.zeros((960, 960, 3), np.uint8)
-    stripes[:, ::2] = 255
-    stripes[480:, :, 1:] = 0  # an image of one colour has no similarity
-    vector = sscd_descriptor(str(shown), "skew320")([Image.fromarray(stripes)])
-    red = (vector[0, :-1] / vector[0, -1] * 100).view(3, 320, 320)[0] * 0.229 + 0.485
-    assert red.min() > 0.3 and red.max() < 0.7
-
-
 def test_models_and_protocols_have_identities_of_their_own(shown: Path, tmp_path: Path) -> None:
     """A copy of a file is the same model; another content is another."""
     copy, other = tmp_path / "copy.pt", tmp_path / "other.pt"
@@ -221,25 +211,16 @@ def test_a_url_is_downloaded_once(hub: Path, served: tuple[str, list[str]], show
         sscd_descriptor(url)
 
 
-def test_a_file_that_is_not_there_is_one_line_that_says_where_to_put_it(
-    hub: Path, served: tuple[str, list[str]]
-) -> None:
-    url = f"{served[0]}/none.pt"
-    with pytest.raises(FileNotFoundError, match=f"cannot download {url} .*404.*") as caught:
-        sscd_descriptor(url)
-    assert f"put the file at {download_path(url)}" in str(caught.value) and "\n" not in str(caught.value)
-    assert download_path(url).is_relative_to(hub)
-
-
 def test_metas_models_come_from_metas_address(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a network the line says where from, and a file that is put there is taken."""
+    """Without a network one line says from where and where to put the file, which then is taken."""
     monkeypatch.setattr("torch.hub.urlopen", lambda request: offline())
     for name in ("disc_mixup", "disc_large"):
         check_sscd(name)
         url = f"https://dl.fbaipublicfiles.com/sscd-copy-detection/sscd_{name}.torchscript.pt"
         assert SSCD_MODELS[name] == url
-        with pytest.raises(FileNotFoundError, match=f"cannot download {url} .*put the file at"):
+        with pytest.raises(FileNotFoundError, match=f"cannot download {url} .*unreachable.*") as caught:
             sscd_file(name)
+        assert f"put the file at {download_path(url)}" in str(caught.value) and "\n" not in str(caught.value)
         download_path(url).parent.mkdir(parents=True, exist_ok=True)
         download_path(url).write_bytes(b"put there")
         assert sscd_file(name).read_bytes() == b"put there"

@@ -100,7 +100,7 @@ def test_a_damaged_training_image_is_named_and_matches_nothing(
     cache: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Once: the embeddings are kept with their gap."""
-    damaged = replace(SAMPLES[2], image=SAMPLES[2].image[:200])
+    damaged = replace(SAMPLES[2], stored=SAMPLES[2].image[:200])
     for embedded in (4, 0):
         embeddings, count = embed(cache, samples=[*SAMPLES[:2], damaged, *SAMPLES[3:]])
         assert count == embedded and embeddings.isnan().any(1).tolist() == [False, False, True, False, False]

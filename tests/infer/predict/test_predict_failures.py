@@ -13,10 +13,10 @@ from torch import Tensor
 
 from data.captioned import load_captioned
 from infer.__main__ import main
+from infer.compare.score_images import score_folder
 from infer.denoising.sampling import embed
 from infer.metrics.aggregate import summarize
 from infer.metrics.clip_score import ClipScore
-from infer.metrics.score_images import score_folder
 from infer.metrics.similarity import pixel_descriptor
 from infer.metrics.training_set import TrainingSet
 from infer.models.pipeline import load_pipeline

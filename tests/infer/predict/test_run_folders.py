@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 from data.captioned import load_captioned
+from infer.compare.score_images import score_folder
 from infer.metrics.aggregate import summarize
 from infer.metrics.clip_score import ClipScore
-from infer.metrics.score_images import score_folder
 from infer.metrics.similarity import pixel_descriptor
 from infer.metrics.training_set import TrainingSet
 from infer.predict.run_folder import claim, complete, differences

@@ -90,9 +90,9 @@ def build(
             "similarity_own_mean_delta_low": similarity - mitigations["none"] - 0.021,
             "similarity_own_mean_delta_high": similarity - mitigations["none"] + 0.022,
             "similarity_own_std": 0.021, "similarity_own_p95": 0.971, "fid": None,
-            "similarity_own_share_above_05": 0.825,
+            "share_above_05": 0.825,
             "clip_score_mean": CLIP.get(name, 0.3), "nfe_mean": 100.0, "seconds_per_image": 0.53,
-            "transition_timestep_median": timestep, "lpips_mean": 0.678,
+            "transition_timestep_median": timestep,
         })  # fmt: skip
     pd.DataFrame(table).to_parquet(folder / "comparison.parquet")
     write_about(folder)

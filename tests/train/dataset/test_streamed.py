@@ -12,7 +12,7 @@ import torch
 
 from data.prompts import load_prompts
 from infer.basin.options import Basin
-from infer.metrics.options import MeasureOptions
+from infer.compare.measures import MeasureOptions
 from tests.data.image_files import damaged, encoded, noise, write_tar
 from tests.train import fits
 from tests.train.fits import assert_same_run, error_line, interrupt, run_process, short, spied, spy, stop

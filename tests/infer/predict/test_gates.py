@@ -1,4 +1,4 @@
-"""What a predict run says of its mitigation: who passed the transition, whom the gate let through."""
+"""Counts of a predict run: images with a transition, and images below the gate."""
 
 import json
 from collections.abc import Callable
@@ -17,10 +17,10 @@ predict = predicting.predict  # a fixture
 @pytest.mark.parametrize(
     "rule", [["StaticTransition", "--mitigation.timestep", "300"], ["DynamicTransition"]]
 )
-def test_whom_the_gate_lets_through_passed_no_transition(
+def test_images_below_the_gate_have_no_transition(
     predict: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture, rule: list[str]
 ) -> None:
-    """Counted as gated, in neither the fired nor the never fired, and not in the median timestep."""
+    """They are counted as gated, and neither as fired nor as never fired, nor in the median timestep."""
     prompts = ["--prompts", captions(tmp_path)]
     first = pd.read_parquet(predict(*prompts, "--out", str(tmp_path / "none"), steps=8) / "traces.parquet")
     first = first[first["step"] == 0].set_index("prompt_id")["difference_rms"]
@@ -30,18 +30,17 @@ def test_whom_the_gate_lets_through_passed_no_transition(
     below = first.index[first < gate]
     assert 0 < len(below) < len(rows) and list(rows.index[rows["gated"]]) == list(below)
     assert rows.loc[below, "transition_timestep"].isna().all()
-    came = rows["transition_timestep"].dropna()
-    assert summary["gated"] == len(below) and summary["fired"] == len(came)
-    assert summary["never_fired"] == len(rows) - len(below) - len(came)
+    fired = rows["transition_timestep"].dropna()
+    assert summary["gated"] == len(below) and summary["fired"] == len(fired)
+    assert summary["never_fired"] == len(rows) - len(below) - len(fired)
     assert json.dumps(summary["transition_timestep_median"]) == json.dumps(
-        came.median() if len(came) else None
+        fired.median() if len(fired) else None
     )
-    told = capsys.readouterr().out
-    assert f"{len(below)} were below the gate and had ordinary guidance" in told
+    assert f"{len(below)} were below the gate and had ordinary guidance" in capsys.readouterr().out
     if rule[0] == "StaticTransition":
-        assert set(came) == {251} and summary["never_fired"] == 0
+        assert set(fired) == {251} and summary["never_fired"] == 0
 
 
-def test_without_a_gate_nobody_is_let_through(predict: Callable[..., Path]) -> None:
+def test_without_a_gate_no_image_is_gated(predict: Callable[..., Path]) -> None:
     out = predict("--prompt", "red square", "--mitigation", "stp")
     assert not rows_of(out)["gated"].any() and summary_of(out)["gated"] == 0

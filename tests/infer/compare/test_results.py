@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 
-from infer.compare.measure import Measured
+from infer.compare.results import Measured
 
 KEYS = pd.MultiIndex.from_product([["a", "b", "c", "d", "e"], range(2)])
 

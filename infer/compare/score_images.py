@@ -34,15 +34,19 @@ def read_samples(folder: Path) -> pd.DataFrame:
     return rows
 
 
-def read_images(folder: Path, rows: pd.DataFrame) -> Iterator[tuple[int, Image.Image | None]]:
-    """(index, image) of each row that did not fail; None, and a warning, for one that cannot be read."""
-    for index, path in rows["image"][rows["failed_step"].isna()].items():
+def read_images(
+    folder: Path, rows: pd.DataFrame, unreadable: np.ndarray
+) -> Iterator[tuple[int, Image.Image]]:
+    """(index, image) of each row that did not fail; an image that cannot be read is named and marked."""
+    paths = rows["image"][rows["failed_step"].isna()]
+    for index, path in tqdm(paths.items(), f"score {folder.name}", len(paths), unit="image"):
         try:
             with Image.open(folder / path) as opened:
                 image = opened.convert("RGB")
         except Exception as error:  # image decoders raise many kinds
             log.warning("%s cannot be scored: %s", folder / path, one_line(error))
-            image = None
+            unreadable[index] = True
+            continue
         yield index, image
 
 
@@ -72,25 +76,19 @@ def score_folder(
     scores = {name: np.full(len(rows), np.nan) for name in [*names, "clip_score"]}
     nearest = {TOP_IDS[prefix]: np.full(len(rows), None) for prefix in training.measures}
 
-    with tqdm(desc=f"score {folder.name}", total=len(rows), unit="image") as bar:
-        for batch in in_batches(read_images(folder, rows), batch_size):
-            flags["unreadable"][[index for index, image in batch if image is None]] = True
-            indices = [index for index, image in batch if image is not None]
-            images = [image for _, image in batch if image is not None]
-            if images:
-                flags["undefined"][indices] = are_constant(thumbnails(images)).numpy()
-                for prefix, (descriptor, embeddings) in training.measures.items():
-                    matches = match(descriptor(images), embeddings, [own[index] for index in indices])
-                    scores[f"{prefix}_own"][indices] = matches.own.numpy()
-                    scores[f"{prefix}_top"][indices] = matches.top.numpy()
-                    ids = [training.images[top].id for top in matches.top_index.tolist()]
-                    nearest[TOP_IDS[prefix]][indices] = np.where(matches.top.isnan(), None, ids)
-                features = clip.image_features(images)
-                scores["clip_score"][indices] = clip.cosines(features, list(rows["prompt"].iloc[indices]))
-                if extractor:
-                    parts.append(features if extractor.name == "clip" else extractor(images))
-            bar.update(batch[-1][0] + 1 - bar.n)
-        bar.update(len(rows) - bar.n)  # failed images at the end
+    for batch in in_batches(read_images(folder, rows, flags["unreadable"]), batch_size):
+        indices, images = map(list, zip(*batch, strict=True))
+        flags["undefined"][indices] = are_constant(thumbnails(images)).numpy()
+        for prefix, (descriptor, embeddings) in training.measures.items():
+            matches = match(descriptor(images), embeddings, [own[index] for index in indices])
+            scores[f"{prefix}_own"][indices] = matches.own.numpy()
+            scores[f"{prefix}_top"][indices] = matches.top.numpy()
+            ids = [training.images[top].id for top in matches.top_index.tolist()]
+            nearest[TOP_IDS[prefix]][indices] = np.where(matches.top.isnan(), None, ids)
+        features = clip.image_features(images)
+        scores["clip_score"][indices] = clip.cosines(features, list(rows["prompt"].iloc[indices]))
+        if extractor:
+            parts.append(features if extractor.name == "clip" else extractor(images))
     results = scores | {name: pd.array(ids, "str") for name, ids in nearest.items()} | flags
     former = [name for name in rows if name.endswith(("_own", "_top", "_top_id")) and name not in results]
     rows = rows.drop(columns=former).assign(**results)
