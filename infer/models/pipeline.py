@@ -10,14 +10,7 @@ from data.files import digest, one_line, remembered_sha256
 from infer.models.hub import hub_commit, one_at_a_time, resolved_revision
 from infer.models.lora import LORA_FILE, check_lora, fuse_lora
 from infer.models.single_file import check_single_file, load_single_file
-from infer.models.weights import (
-    PICKLES,
-    check_safetensors,
-    is_file_name,
-    is_hub_id,
-    no_warnings,
-    quiet_bars,
-)
+from infer.models.weights import PICKLES, check_safetensors, is_file_name, is_hub_id, no_warnings, quiet_bars
 
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 MODELS = PARTS[:3]  # the parts with weights

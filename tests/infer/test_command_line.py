@@ -106,20 +106,11 @@ def test_a_presets_files_are_looked_for_from_here(
         ),
         (["predict", "--mitigaton=stp"], "--mitigaton is no option: did you mean --mitigation?"),
         (["predict", "stp"], "stp is no option: see python -m infer predict --help"),
-        (
-            ["predict", "--model.resolution", "0"],
-            "--model.resolution: Not of type PositiveInt: does not",
-        ),
-        (
-            ["predict", "--model.dtype", "half"],
-            "--model.dtype: Expected a Literal['float32', 'float16', ",
-        ),
+        (["predict", "--model.resolution", "0"], "--model.resolution: Not of type PositiveInt: does not"),
+        (["predict", "--model.dtype", "half"], "--model.dtype: Expected a Literal['float32', 'float16', "),
         (["predict", "--limit"], "--limit: expected one argument"),
         (["predict", "--mitigation", "Detour"], "--mitigation: the following arguments are required"),
-        (
-            ["predict", "--mitigation", "stp", "--mitigation.timestp", "3"],
-            "--mitigation: Option 'timestp'",
-        ),
+        (["predict", "--mitigation", "stp", "--mitigation.timestp", "3"], "--mitigation: Option 'timestp'"),
         (["predict", "--mitigation", "stp", "--mitigation.timestep", "null"], "--mitigation: "),
         (["predict", "--mitigation", "x/stp.yaml"], "no mitigation preset 'x/stp.yaml'; there are dtp"),
         (["predict", "--mitigation.transition", "spt"], "no mitigation preset 'spt'; there are dtp"),

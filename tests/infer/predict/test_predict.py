@@ -137,15 +137,7 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 def test_a_killed_run_is_finished_by_the_next(arguments: list[str], tmp_path: Path) -> None:
     """SIGKILL between two batches of one image; then the same as a run without interruption."""
-    slow = [
-        *arguments,
-        "--batch_size",
-        "1",
-        "--model.num_inference_steps",
-        "40",
-        "--samples_per_prompt",
-        "4",
-    ]
+    slow = [*arguments, "--batch_size", "1", "--model.num_inference_steps", "40", "--samples_per_prompt", "4"]
     out, whole = tmp_path / "killed", tmp_path / "whole"
     process = subprocess.Popen(
         command(*slow, "--out", str(out)), cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.DEVNULL
