@@ -30,7 +30,8 @@ def predict(args: list[str]) -> None:
 
     from callbacks.mitigations.base import Mitigation, NoMitigation
     from callbacks.mitigations.presets import label, preset_names, preset_path, with_presets
-    from callbacks.wandb_run import PredictProgress, WandbOptions
+    from callbacks.predict_progress import PredictProgress
+    from callbacks.wandb_run import WandbOptions
     from callbacks.writer import SampleWriter
     from data.arguments import as_list, built, changed, command_parser, parse, with_prompts
     from data.cli import as_users
@@ -76,8 +77,6 @@ def predict(args: list[str]) -> None:
     trainer = trainer_for(options.out, ours, trainer_options)
     trainer.predict(module, data, return_predictions=False)
     if trainer.is_global_zero:
-        if logger:
-            logger.close()
         print(summary_line(Path(options.out)))
         print(f"images: {options.out}/images, rows: {options.out}/samples.parquet")
         check_images(Path(options.out))
@@ -141,7 +140,7 @@ def compare(args: list[str]) -> None:
         print(f"report: {write_report(out).resolve()}")
         if logger := wandb.logger(out, {"model": comparison.model.identity(), "seed": comparison.seed}):
             logger.safely(log_to_wandb, out, logger.experiment)
-            logger.close()
+            logger.finalize()
 
 
 def calibrate(args: list[str]) -> None:

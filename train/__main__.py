@@ -53,12 +53,13 @@ def build(kind: str, args: list[str]):
     from callbacks.loss_bins import LossBins
     from callbacks.monitor import Monitor
     from callbacks.provenance import Provenance
-    from callbacks.wandb_run import WandbOptions, wandb_logger
-    from data.arguments import parse
+    from callbacks.wandb_run import WandbOptions
+    from data.arguments import built, parse
+    from infer.predict.trainer import check_slurm
     from train.checkpoint_file import WholeFile
     from train.quiet import quiet
     from train.sharded import Sharded, check
-    from train.trainer_options import as_lists, check_options, check_slurm
+    from train.trainer_options import as_lists, check_options
 
     quiet()
     StrategyRegistry.register("sharded", Sharded, "weights spread over the devices", override=True)
@@ -98,8 +99,8 @@ def build(kind: str, args: list[str]):
                 callbacks.append(Checkpoints(self.folder / "checkpoints", self.config.checkpoint_every))
             if options.enable_progress_bar is not False:
                 callbacks.append(TQDMProgressBar(refresh_rate=10))
-            names = ("wandb", "wandb_project", "wandb_entity", "wandb_group", "wandb_tags")
-            wandb = wandb_logger(self.folder, *(self.config[name] for name in names))
+            [wandb_options] = built([WandbOptions], self.config)
+            wandb = wandb_options.logger(self.folder)
             loggers = [CSVLogger(self.folder, name="", version=""), *([wandb] if wandb else [])]
             trainer = super().instantiate_trainer(
                 default_root_dir=str(self.folder),
