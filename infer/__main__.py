@@ -29,12 +29,11 @@ def predict(args: list[str]) -> None:
     import lightning.pytorch as pl
 
     from callbacks.mitigations.base import Mitigation, NoMitigation
-    from callbacks.mitigations.presets import label, preset_names, preset_path, with_presets
+    from callbacks.mitigations.presets import instantiate, label, preset_names, preset_path, with_presets
     from callbacks.predict_progress import PredictProgress
     from callbacks.wandb_run import WandbOptions
     from callbacks.writer import SampleWriter
     from data.arguments import as_list, built, changed, command_parser, parse, with_prompts
-    from data.cli import as_users
     from infer.options import DenoiseOptions, PromptOptions
     from infer.predict.module import Generate
     from infer.predict.options import GenerateOptions
@@ -64,8 +63,7 @@ def predict(args: list[str]) -> None:
     args = with_presets(args, "--mitigation", "NoMitigation")
     args = with_presets(args, "--mitigation.transition", "TwoPassTransition")
     parsed = parse(parser, changed(with_prompts(args), "--wandb_tags", as_list))
-    with as_users("--mitigation"):
-        init = parser.instantiate(parsed)
+    init = instantiate(parser, parsed, "--mitigation")
     options, wandb = built([GenerateOptions, WandbOptions], init)
     mitigation, trainer_options = init.mitigation or NoMitigation(), dict(vars(init.trainer))
     among = [one for one in trainer_options["callbacks"] or [] if isinstance(one, Mitigation)]

@@ -89,7 +89,10 @@ def test_the_papers_presets_are_the_papers() -> None:
     "content, message",
     [
         ("class_path: StaticTransition\ninit_args: {timstep: 1}\n", "timstep"),
-        ("class_path: StaticTransition\ninit_args: {timestep: -5}\n", "must not be negative"),
+        (
+            "class_path: StaticTransition\ninit_args: {timestep: -5}\n",
+            "Not of type NonNegativeFloat",
+        ),
         ("class_path: NoSuchTransition\n", "no class NoSuchTransition"),
         ("{", "own.yaml"),
     ],
