@@ -17,7 +17,7 @@ from callbacks.mitigations.detour import Detour
 from callbacks.mitigations.dynamic_transition import DynamicTransition
 from callbacks.mitigations.static_transition import StaticTransition
 from callbacks.mitigations.two_pass_transition import TwoPassTransition
-from data.arguments import changed, parse
+from data.arguments import changed, parse, values_of
 from data.cli import as_users
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs" / "mitigation"
@@ -85,6 +85,22 @@ def check_nulls(mitigation: Any) -> None:
             raise ValueError(f"{name}: must not be null")
         if isinstance(value, Namespace):
             check_nulls(value)
+
+
+def preset_given(args: list[str]) -> str | None:
+    """The preset that the last `--mitigation` names, or without one the last `--config`; else None."""
+    configs = map(mitigation_of, [*values_of(args, "-c"), *values_of(args, "--config")])
+    given = [name for name in [*configs, *values_of(args, "--mitigation")] if isinstance(name, str)]
+    return given[-1] if given and preset_path(given[-1]) else None
+
+
+def mitigation_of(config: str) -> Any:
+    """What a file of options says of the mitigation; None for a file that the parser refuses."""
+    try:
+        content = yaml.safe_load(Path(config).read_text())
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    return content.get("mitigation") if isinstance(content, dict) else None
 
 
 def with_presets(args: list[str], option: str, other: str) -> list[str]:

@@ -11,6 +11,7 @@ import yaml
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
 
 from infer.models.pipeline import load_pipeline
+from tests.conftest import ROOT
 from tests.infer.models.model_files import kohya_lora
 from tests.infer.models.single_file import write_single_file
 from tests.infer.predict import runs as predicting
@@ -139,3 +140,10 @@ def test_a_preset_is_itself_whatever_the_config_holds(predict: Callable[..., Pat
     out = predict("--config", str(config), "--prompt", "red square", "--mitigation", "dtp")
     settings = yaml.safe_load((out / "config.yaml").read_text())["mitigations"][0]["init_args"]
     assert settings["smoothing"] == 1 and settings["gate"] is None
+
+
+def test_the_label_is_that_of_a_configs_preset(predict: Callable[..., Path], tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(f"mitigation: {ROOT / 'configs/mitigation/stp.yaml'}\n")
+    out = predict("--config", str(config), "--prompt", "red square", "--mitigation.guidance_before", "-2")
+    assert list(rows_of(out)["mitigation"]) == ["stp(guidance_before=-2)"]
