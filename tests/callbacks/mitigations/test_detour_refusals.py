@@ -14,12 +14,9 @@ from tests.callbacks.mitigations.detour_batches import SCALE, STEPS, SWITCH, den
 from tests.conftest import random_pipeline
 from tests.infer.denoising.loops import requests
 from tests.infer.models.model_files import edit, failure
-from tests.infer.predict import runs as predicting
-from tests.infer.predict.runs import command, summary_of, write_prompts
-from tests.infer.predict.test_predict_refusals import refused
+from tests.infer.predict.runs import command, refused, summary_of, write_prompts
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-predict = predicting.predict  # a fixture
 OWN = ("--mitigation", "Detour", "--mitigation.transition", "StaticTransition")
 
 
@@ -78,7 +75,7 @@ def test_a_run_none_of_whose_prompts_has_an_alternative(
     capsys.readouterr()
     error = refused(command(tiny_pipeline, tmp_path / "none", 4, "--prompts", none, *OWN), capsys)
     assert "no prompt has an alternative_prompt: give the prompt file that column" in error
-    assert error.count("\n") == 1 and not (tmp_path / "none/images").exists()
+    assert not (tmp_path / "none/images").exists()
 
 
 def test_a_detour_with_a_source_needs_no_column(pipe) -> None:

@@ -19,11 +19,8 @@ from PIL import Image
 from infer.__main__ import main
 from infer.models.pipeline import load_pipeline
 from tests.conftest import CAPTIONS, ROOT
-from tests.infer.predict import finished_run as predicted
-from tests.infer.predict.finished_run import STEPS, assert_same_run, times
+from tests.infer.predict.runs import STEPS, assert_same_run, times
 
-prompts, arguments = predicted.prompts, predicted.arguments  # fixtures
-finished, copy = predicted.finished, predicted.copy  # fixtures
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 

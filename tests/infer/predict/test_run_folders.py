@@ -9,12 +9,9 @@ import pytest
 import yaml
 
 from infer.predict.run_folder import claim, differences
-from tests.infer.predict import runs as predicting
-from tests.infer.predict.runs import command, summary_of
-from tests.infer.predict.test_predict_refusals import refused
+from tests.infer.predict.runs import command, refused, summary_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-predict = predicting.predict  # a fixture
 
 
 @pytest.mark.parametrize(
