@@ -123,7 +123,7 @@ class SafeWandbLogger(WandbLogger):
         import wandb
 
         self.safely(lambda: self.experiment.finish())
-        with suppress(Exception):  # else it is tried at exit, and a helper that is gone gives a traceback
+        with suppress(Exception):  # at exit, a helper process that was killed would give a traceback
             wandb.teardown()
         if self._offline and not self.broken:
             log.warning("W&B logged offline: %s", sync_command(Path(self.save_dir)))

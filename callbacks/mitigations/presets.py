@@ -55,7 +55,7 @@ def read_preset(name: str) -> dict[str, Any]:
 
 
 def load_mitigation(name: str, options: dict[str, Any] | None = None) -> Mitigation:
-    """The mitigation of a preset, with `options` in place of its own; ValueError that names the file."""
+    """The mitigation of a preset, with `options` instead of its own; ValueError that names the file."""
     preset = read_preset(name)
     given = preset | {"init_args": preset["init_args"] | (options or {})}
     parser = ArgumentParser(exit_on_error=False)

@@ -130,7 +130,7 @@ def write_part(folder: Path, samples: list[dict], traces: pd.DataFrame) -> None:
 
 
 def read_rows(folder: Path, kind: str) -> pd.DataFrame:
-    """All `samples` or `traces` rows, merged or not; samples whose image is gone or cut are left out."""
+    """All `samples` or `traces` rows, merged or not; without samples whose image is missing or cut."""
     paths = [folder / f"{kind}.parquet", *sorted((folder / "parts").glob(f"*.{kind}.parquet"))]
     tables = [pd.read_parquet(path) for path in paths if path.exists()]
     if not tables:
@@ -156,7 +156,7 @@ def merge(folder: Path, order: Iterable[tuple[str, int]]) -> pd.DataFrame:
         return tables["samples"]
     for kind, rows in tables.items():
         if rows.empty:
-            log.warning("%s has lost its %s: they can only be made with the images", folder, kind)
+            log.warning("%s has lost its %s: only new images bring them back", folder, kind)
             continue
         rows = rows.assign(position=pd.MultiIndex.from_frame(rows[KEY]).map(position))
         by = ["position", "step"] if kind == "traces" else ["position"]

@@ -72,7 +72,7 @@ def test_a_presets_files_are_looked_for_from_here(
     tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture,
     name: str,
 ) -> None:  # fmt: skip
-    """What is missing is the mitigation's, be it looked for when that is made or when it meets the model."""
+    """The error names the mitigation's option, whether its constructor or a later check misses the file."""
     monkeypatch.chdir(tmp_path)
     given = command(tiny_pipeline, tmp_path / "out", 4, "--prompt", "red square")
     error = refused([*given, "--mitigation", name], capsys)
@@ -182,7 +182,7 @@ def test_prompts_win_over_the_file_of_a_config(
 
 
 def test_of_two_mitigations_the_last_one_counts(predict: Callable[..., Path]) -> None:
-    """With the options after it: those of the first are not looked at."""
+    """With the options after it: those of the first do not count."""
     first = ["--mitigation", "stp", "--mitigation.timestep", "400"]
     out = predict("--prompt", "red square", *first, "--mitigation", "og_stp")
     settings = yaml.safe_load((out / "config.yaml").read_text())["mitigations"][0]["init_args"]
@@ -199,8 +199,8 @@ def test_the_help_of_predict_begins_with_what_is_needed_most(capsys: pytest.Capt
     assert stop.value.code == 0
     text = capsys.readouterr().out
     parts = ["--out OUT", "--run RUN", "--prompts", "--prompt PROMPT", "--mitigation CONFIG"]
-    places = [text.index(part) for part in [*parts, "--model.pipeline", "--trainer.accelerator"]]
-    assert places == sorted(places)
+    positions = [text.index(part) for part in [*parts, "--model.pipeline", "--trainer.accelerator"]]
+    assert positions == sorted(positions)
     assert all(name in text for name in ("dtp_robust", "og_two_pass", "emoji/detour_caption_orthogonal"))
 
 

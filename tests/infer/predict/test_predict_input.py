@@ -104,11 +104,11 @@ def test_each_row_has_its_own_negative_prompt(
     rows = [{"text": CAPTIONS[number], **row} for number, row in enumerate(rows)]
     prompts = write_prompts(tmp_path / "prompts.jsonl", *rows)
     out = predict("--prompts", prompts, "--model.negative_prompt", "sun")
-    made, images, pipe = rows_of(out), pixels(out), load_pipeline(str(tiny_pipeline))
-    assert [text if isinstance(text, str) else None for text in made["negative_prompt"]] == [
+    rows, images, pipe = rows_of(out), pixels(out), load_pipeline(str(tiny_pipeline))
+    assert [text if isinstance(text, str) else None for text in rows["negative_prompt"]] == [
         "old map", "", None, None,
     ]  # fmt: skip
-    for row, negative in zip(made.itertuples(), ["old map", "", "sun", "sun"], strict=True):
+    for row, negative in zip(rows.itertuples(), ["old map", "", "sun", "sun"], strict=True):
         image = images[f"{row.prompt_id}-0.png"]
         assert np.abs(image - stock(pipe, row, negative_prompt=negative)).max() <= 1
         other = stock(pipe, row, negative_prompt="tea cup")

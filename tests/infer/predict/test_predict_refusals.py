@@ -103,7 +103,7 @@ def test_a_training_run_is_not_written_over(
 def test_a_run_that_failed_does_not_keep_the_folder(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """It made nothing: the corrected command may have it."""
+    """Without an image the folder is free for the corrected command."""
     error = refused([*arguments, "--mitigation.timestep", "999", "--out", str(tmp_path)], capsys)
     assert "the 6 timesteps of this schedule run from 831 to 1" in error
     assert main([*arguments, "--limit", "1", "--out", str(tmp_path)]) == 0

@@ -55,18 +55,18 @@ def test_another_spelling_of_a_path_is_the_same_run(
 ) -> None:
     """With a slash at its end, or from the current folder."""
     out = predict("--prompt", "red square")
-    made = (out / "images").stat().st_mtime_ns
+    before = (out / "images").stat().st_mtime_ns
     monkeypatch.chdir(tiny_pipeline.parent)
     for spelling in (f"{tiny_pipeline}/", tiny_pipeline.name, f"./{tiny_pipeline.name}/."):
         predict("--prompt", "red square", "--model.pipeline", spelling)
-        assert (out / "images").stat().st_mtime_ns == made
+        assert (out / "images").stat().st_mtime_ns == before
         assert yaml.safe_load((out / "config.yaml").read_text())["pipeline"] == spelling
 
 
 def test_another_model_of_the_same_weights_is_another(
     predict: Callable[..., Path], tiny_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """It is told by the path as it was given."""
+    """Models are compared by their paths, too."""
     other = shutil.copytree(tiny_pipeline, tmp_path / "other")
     out = predict("--prompt", "red square")
     error = refused(command(other, out, 4, "--prompt", "red square"), capsys)

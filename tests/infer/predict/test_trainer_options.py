@@ -34,7 +34,7 @@ def test_what_other_options_decide_is_no_option_of_the_trainer(
 def test_lightnings_habits(
     predict: Callable[..., Path], tmp_path: Path, options: list[str], images: int
 ) -> None:
-    """What a batch gave is written, and the rest is made by the next run."""
+    """What a batch gave is written, and the next run generates the rest."""
     out = predict("--prompts", captions(tmp_path), "--batch_size", "2", *options, steps=2)
     assert len(rows_of(out)) == len(pixels(out)) == images
     assert len(rows_of(predict("--prompts", captions(tmp_path), "--batch_size", "2", steps=2))) == 4
