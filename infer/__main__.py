@@ -37,7 +37,7 @@ def predict(args: list[str]) -> None:
     from callbacks.writer import SampleWriter
     from data.arguments import as_list, built, changed, command_parser, parse, with_prompts
     from infer.options import DenoiseOptions, PromptOptions
-    from infer.predict.module import Generate
+    from infer.predict.module import Generate, PromptData
     from infer.predict.options import GenerateOptions
     from infer.predict.run_folder import check_images, summary_line
     from infer.predict.trainer import quiet_lightning, trainer_for
@@ -64,7 +64,7 @@ def predict(args: list[str]) -> None:
     mitigation, trainer_options = init.mitigation or NoMitigation(), dict(vars(init.trainer))
     among = [one for one in trainer_options["callbacks"] or [] if isinstance(one, Mitigation)]
     name = label([*among, mitigation], preset)
-    data, module = options.data(), Generate(options.model)
+    data, module = PromptData(options), Generate(options.model)
     logger = wandb.logger(Path(options.out), {"label": name})
     ours = [mitigation, SampleWriter(name), PredictProgress()]
     trainer = trainer_for(options.out, ours, trainer_options, logger)
@@ -87,7 +87,7 @@ def compare(args: list[str]) -> None:
     from infer.compare.measure import Measures, finish
     from infer.compare.options import Comparison
     from infer.options import device_of
-    from infer.predict.module import Generate
+    from infer.predict.module import Generate, PromptData
     from infer.predict.run_folder import summary_line
     from infer.predict.trainer import quiet_lightning, trainer_for
     from infer.report.page import write_report
@@ -102,7 +102,7 @@ def compare(args: list[str]) -> None:
     kinds = [Comparison, WandbOptions]
     comparison, wandb = options_of(kinds, compare, with_sweep(with_prompts(args)))
     jobs, out, first = comparison.plan(load), Path(comparison.out), rank_zero_only.rank == 0
-    module, data = Generate(comparison.model), comparison.data()
+    module, data = Generate(comparison.model), PromptData(comparison)
     if first:  # what can be missing or cannot work: before the first run
         module.load()
         for job in jobs:
@@ -118,7 +118,7 @@ def compare(args: list[str]) -> None:
         trainer = trainer_for(str(out / job.label), ours, vars(comparison.trainer))
         if first:
             print(f"{job.label}:", flush=True)
-        trainer.predict(module, comparison.data(), return_predictions=False)
+        trainer.predict(module, PromptData(comparison), return_predictions=False)
         if first:
             print(summary_line(out / job.label), flush=True)
     if first:

@@ -15,15 +15,14 @@ from PIL.Image import Image
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from data.files import digest
-from data.prompts import inline_prompts, load_prompts
 from infer.denoising.hooks import GuidanceRule
 from infer.denoising.loop import Denoised
-from infer.denoising.requests import Request, requests_for
+from infer.denoising.requests import Request
 from infer.denoising.sampling import make_images
 from infer.models.memory import peak_gib, reset_peak
 from infer.models.pipeline import too_long
 from infer.options import ModelOptions
+from infer.predict.options import GenerateOptions
 from infer.predict.run_folder import done
 
 log = logging.getLogger(__name__)
@@ -43,37 +42,15 @@ class Generated:
 
 
 class PromptData(pl.LightningDataModule):
-    """Which images to make: `samples_per_prompt` of each prompt, but for those in the run folder already.
+    """The images of the options, but for those in the run folder already."""
 
-    The arguments are those of `infer.options.PromptOptions` and `DenoiseOptions`.
-    """
-
-    def __init__(
-        self,
-        prompts: str | None = None,
-        prompt: list[str] | None = None,
-        samples_per_prompt: int = 1,
-        seed: int = 0,
-        limit: int | None = None,
-        batch_size: int = 16,
-    ):
+    def __init__(self, options: GenerateOptions):
         super().__init__()
         self.allow_zero_length_dataloader_with_multiple_devices = True  # few may be missing
-        if prompts is None and prompt is None:
-            raise ValueError("give prompts: --prompts FILE, --prompt TEXT, or --run FOLDER")
-        self.prompts, self.samples_per_prompt, self.seed = prompts, samples_per_prompt, seed
-        self.limit, self.batch_size = limit, batch_size
-        chosen = (load_prompts(prompts) if prompt is None else inline_prompts(prompt))[:limit]
-        self.requests = requests_for(chosen, samples_per_prompt, seed)
+        self.options, self.requests = options, options.requests()
 
     def identity(self) -> dict[str, Any]:
-        """Which images; the prompts' ids and texts count, as a file may change under its name."""
-        texts = [(r.prompt_id, r.prompt, r.negative_prompt, r.alternative_prompt) for r in self.requests]
-        names = ("prompts", "samples_per_prompt", "seed", "limit")
-        return {name: getattr(self, name) for name in names} | {
-            "prompts_sha256": digest(texts)[:12],
-            "images": len(self.requests),
-        }
+        return self.options.identity(self.requests)
 
     def setup(self, stage: str) -> None:
         """Which images are missing; a barrier follows, so all ranks see the same."""
@@ -83,7 +60,7 @@ class PromptData(pl.LightningDataModule):
     def predict_dataloader(self) -> DataLoader:
         """This rank's share. Lightning's own sharding fails where a rank gets nothing."""
         share = self.missing[self.trainer.global_rank :: self.trainer.world_size]
-        return DataLoader(share, batch_size=self.batch_size, collate_fn=list)
+        return DataLoader(share, batch_size=self.options.batch_size, collate_fn=list)
 
 
 class Generate(pl.LightningModule):
@@ -124,7 +101,7 @@ class Generate(pl.LightningModule):
         self.pipe.to(self.device)
         data = self.trainer.datamodule
         if data.missing:
-            self.warm_up(min(data.batch_size, len(data.missing)))
+            self.warm_up(min(data.options.batch_size, len(data.missing)))
         negative = self.model.negative_prompt
         each = [(r.prompt, r.negative_prompt or negative, r.alternative_prompt) for r in data.requests]
         texts = list(dict.fromkeys(filter(None, chain(*each, *(rule.texts for rule in self.rules)))))

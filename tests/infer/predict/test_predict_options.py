@@ -1,6 +1,5 @@
 """What `python -m infer predict` runs with: solvers, models and mitigations as its options choose them."""
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from infer.models.pipeline import load_pipeline
 from tests.conftest import ROOT
 from tests.infer.models.model_files import kohya_lora
 from tests.infer.models.single_file import write_single_file
-from tests.infer.predict.runs import assert_stock, captions, command, pixels, refused, rows_of, summary_of
+from tests.infer.predict.runs import assert_stock, captions, pixels, rows_of, summary_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -95,22 +94,6 @@ def test_some_fire_and_some_never_do(
     assert (summary["fired"], summary["never_fired"]) == (fired, 16 - fired)
     printed = capsys.readouterr().out
     assert f"the transition came for {fired}, median t = " in printed and f"NEVER for {16 - fired}" in printed
-
-
-def test_a_run_folder_of_another_preset_is_refused(
-    predict: Callable[..., Path], tiny_pipeline: Path, capsys: pytest.CaptureFixture
-) -> None:
-    """What is different is named, and nothing is touched."""
-    out = predict("--prompt", "red square", "--mitigation", "stp")
-    before = shutil.copytree(out, out.with_name("before"))
-    settings = "mitigations.0.guidance_before: 0.0 -> -2.0; mitigations.0.timestep: 500.0 -> 650.0"
-    classes = "mitigations.0: StaticTransition -> DynamicTransition"
-    for other, named in (("og_stp", settings), ("dtp", classes)):
-        given = command(tiny_pipeline, out, 4, "--prompt", "red square", "--mitigation", other)
-        error = refused(given, capsys)
-        assert f"(mitigation: 'stp' -> '{other}'; {named})" in error
-    files = [path.relative_to(before) for path in before.rglob("*") if path.is_file()]
-    assert all((out / path).read_bytes() == (before / path).read_bytes() for path in files)
 
 
 @pytest.mark.parametrize("before", [-7.5, 0.0])

@@ -154,11 +154,3 @@ def test_a_broken_model_folder_is_one_clear_error(
     assert "vae has no .safetensors" in refused(given, capsys)
     shutil.rmtree(model / "vae")
     assert "it lacks vae" in refused(given, capsys)
-
-
-def test_an_empty_prompt_file_is_one_clear_error(
-    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    (tmp_path / "empty.txt").touch()
-    given = [*arguments, "--prompts", str(tmp_path / "empty.txt"), "--out", str(tmp_path / "out")]
-    assert "holds no prompt" in refused(given, capsys)
