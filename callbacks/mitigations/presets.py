@@ -7,7 +7,7 @@ from argparse import ArgumentError
 from collections.abc import Sequence
 from pathlib import Path
 from types import NoneType
-from typing import Any, get_args
+from typing import Any, get_args, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace
@@ -19,6 +19,7 @@ from callbacks.mitigations.static_transition import StaticTransition
 from callbacks.mitigations.two_pass_transition import TwoPassTransition
 from data.arguments import changed, parse, values_of
 from data.cli import as_users
+from data.files import one_line
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs" / "mitigation"
 MITIGATIONS = (NoMitigation, StaticTransition, DynamicTransition, TwoPassTransition, Detour)
@@ -41,14 +42,12 @@ def preset_names() -> list[str]:
 def read_preset(name: str) -> dict[str, Any]:
     """`class_path` and `init_args` of a preset's file; ValueError for no preset or no mitigation's file."""
     if (path := preset_path(name)) is None:
-        raise ValueError(
-            f"no mitigation preset {name!r}; there are {', '.join(preset_names())}, or give the path of a "
-            "YAML file"
-        )
+        names = ", ".join(preset_names())
+        raise ValueError(f"no mitigation preset {name!r}; there are {names}, or give the path of a YAML file")
     try:
         content = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())[:200]}") from error
+        raise ValueError(f"{path} is no YAML: {one_line(error)}") from error
     if not isinstance(content, dict) or not {"class_path"} <= {*content} <= {"class_path", "init_args"}:
         raise ValueError(f"{path}: give a class_path, and its options in init_args")
     return {"class_path": content["class_path"], "init_args": content.get("init_args") or {}}
@@ -79,9 +78,10 @@ def check_nulls(mitigation: Any) -> None:
     """ValueError for a null where the setting has none: the parser takes it for each setting of a class."""
     if mitigation is None:
         return
-    parameters = inspect.signature(class_of(mitigation)).parameters
+    hints = get_type_hints(class_of(mitigation).__init__)
     for name, value in vars(mitigation.get("init_args") or Namespace()).items():
-        if value is None and NoneType not in get_args(parameters[name].annotation):
+        hint = hints.get(name, Any)
+        if value is None and hint is not Any and NoneType not in get_args(hint):
             raise ValueError(f"{name}: must not be null")
         if isinstance(value, Namespace):
             check_nulls(value)

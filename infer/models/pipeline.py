@@ -79,26 +79,17 @@ def fingerprint(name: str, revision: str | None = None) -> str | None:
 
 
 def pipeline_class() -> type:
-    """StableDiffusionPipeline, imported without hints about the image processors that we do not use."""
-    from transformers.utils import logging
-
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
+    """StableDiffusionPipeline, imported without hints about image processors, which are not used here."""
+    with no_warnings():
         from diffusers import StableDiffusionPipeline
-    finally:
-        logging.set_verbosity(level)
+
     return StableDiffusionPipeline
 
 
 def load_pipeline(
-    name: str,
-    revision: str | None = None,
-    dtype: torch.dtype = torch.float32,
-    lora: str | None = None,
-    lora_scale: float = 1.0,
-    single_file_config: str | None = None,
-) -> Any:
+    name: str, revision: str | None = None, dtype: torch.dtype = torch.float32, lora: str | None = None,
+    lora_scale: float = 1.0, single_file_config: str | None = None,
+) -> Any:  # fmt: skip
     """StableDiffusionPipeline in eval mode, from tensors only: no file that could run code is read.
 
     Args:
