@@ -12,11 +12,13 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 
 from callbacks.mitigations.base import Mitigation
 from callbacks.mitigations.presets import label
+from callbacks.provenance import git_commit
 from infer.denoising.hooks import overrides
 from infer.predict.module import Generated
 from infer.predict.run_folder import claim, file_stems, merge, save_image, write_part, write_summary
 
 log = logging.getLogger(__name__)
+TRACED = ("unconditional_rms", "conditional_rms", "difference_rms", "guidance_scale")
 
 
 def rules_of(trainer: pl.Trainer) -> list[Mitigation]:
@@ -56,24 +58,12 @@ class SampleWriter(BasePredictionWriter):
             log.warning("stopped by SIGTERM: the same command makes the images that are missing")
             raise SystemExit(128 + signal.SIGTERM)
 
-    def write_on_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        prediction: Generated,
-        batch_indices: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int,
-    ) -> None:
+    def write_on_batch_end(self, trainer: pl.Trainer, pl_module: Any, prediction: Generated, *_: Any) -> None:
         folder, denoised = Path(trainer.default_root_dir), prediction.denoised
-        rows, traces = [], []
+        transitions, rows, traces = denoised.transition_timestep, [], []
         for number, (request, image) in enumerate(zip(prediction.requests, prediction.images, strict=True)):
             path = f"images/{self.stems[request.prompt_id]}-{request.sample}.png"
             save_image(image, folder / path)
-            transition, gated = math.nan, False
-            if denoised.transition_timestep is not None:
-                transition, gated = denoised.transition_timestep[number].item(), denoised.gated[number].item()
             failed_at = denoised.failed_at[number].item()
             rows.append(
                 {
@@ -86,8 +76,8 @@ class SampleWriter(BasePredictionWriter):
                     "mitigation": self.mitigation,
                     "guidance_scale": pl_module.model.guidance_scale,
                     "watched": prediction.watched_space,
-                    "transition_timestep": transition,
-                    "gated": gated,
+                    "transition_timestep": math.nan if transitions is None else transitions[number].item(),
+                    "gated": transitions is not None and denoised.gated[number].item(),
                     "nfe": denoised.nfe[number].item(),
                     "seconds": prediction.seconds_per_image,
                     "peak_memory_gib": prediction.peak_memory_gib,
@@ -96,25 +86,16 @@ class SampleWriter(BasePredictionWriter):
                 }
             )
             taken = denoised.timesteps[number].isfinite()
-            traces.append(
-                pd.DataFrame(
-                    {
-                        "prompt_id": request.prompt_id,
-                        "sample": request.sample,
-                        "step": range(int(taken.sum())),
-                        "timestep": denoised.timesteps[number][taken],
-                        "unconditional_rms": denoised.unconditional_rms[number][taken],
-                        "conditional_rms": denoised.conditional_rms[number][taken],
-                        "difference_rms": denoised.difference_rms[number][taken],
-                        "guidance_scale": denoised.guidance_scale[number][taken],
-                    }
-                )
-            )
+            trace = pd.DataFrame({"prompt_id": request.prompt_id, "sample": request.sample,
+                                  "step": range(int(taken.sum())),
+                                  "timestep": denoised.timesteps[number][taken]})  # fmt: skip
+            for name in TRACED:
+                trace[name] = getattr(denoised, name)[number][taken]
+            traces.append(trace)
             if failed_at >= 0:
-                timestep = denoised.timesteps[number][taken][failed_at]
                 log.warning(
                     "%s, sample %d: latents are not finite after step %d (t = %g): its image is black",
-                    request.prompt_id, request.sample, failed_at, timestep,
+                    request.prompt_id, request.sample, failed_at, trace["timestep"][failed_at],
                 )  # fmt: skip
         write_part(folder, rows, pd.concat(traces, ignore_index=True))
 
@@ -124,12 +105,9 @@ class SampleWriter(BasePredictionWriter):
         if trainer.is_global_zero:
             folder = Path(trainer.default_root_dir)
             rows = merge(folder, [request[:2] for request in trainer.datamodule.requests])
+            rules = rules_of(trainer)
             if len(rows):
-                rules = rules_of(trainer)
-                write_summary(
-                    folder,
-                    rows,
-                    has_transition=any(overrides(rule, "transition_timestep") for rule in rules),
-                    has_alternative=any(rule.alternatives is not None for rule in rules),
-                )
+                has_transition = any(overrides(rule, "transition_timestep") for rule in rules)
+                has_alternative = any(rule.alternatives is not None for rule in rules)
+                write_summary(folder, rows, has_transition, has_alternative, git_commit())
         trainer.strategy.barrier()

@@ -30,6 +30,13 @@ def changed(args: list[str], option: str, change: Callable[[str], str], new: str
     return out
 
 
+def values_of(args: list[str], option: str) -> list[str]:
+    """What stands after each `option`."""
+    values: list[str] = []
+    changed(args, option, lambda value: values.append(value) or value)
+    return values
+
+
 def with_prompts(args: list[str]) -> list[str]:
     """The arguments with each `--prompt TEXT` as an item of a list, quoted for YAML."""
 

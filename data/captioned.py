@@ -165,9 +165,11 @@ def check_distinct(ids: Iterable[str], sources: Sequence[str]) -> None:
     """Raise ValueError for ids that come twice."""
     twice = [key for key, count in Counter(ids).items() if count > 1]
     if twice:
+        joint = "&" if with_options(sources[-1])[1] else "?"
         raise ValueError(
             f"{len(twice)} ids are repeated in {', '.join(sources)}, the first is {twice[0]!r}; give "
-            f"sources that are numbered alike one by one, with a prefix for each: {prefixed(sources[-1])!r}"
+            "sources with the same numbering one by one, with a prefix for each: "
+            f"'{sources[-1]}{joint}prefix=b_'"
         )
 
 

@@ -21,6 +21,8 @@ behind an error.
 """
 
 import sys
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 
@@ -29,13 +31,13 @@ def predict(args: list[str]) -> None:
     import lightning.pytorch as pl
 
     from callbacks.mitigations.base import Mitigation, NoMitigation
-    from callbacks.mitigations.presets import label, preset_names, preset_path, with_presets
-    from callbacks.wandb_run import PredictProgress, WandbOptions
+    from callbacks.mitigations.presets import instantiate, label, preset_given, preset_names, with_presets
+    from callbacks.predict_progress import PredictProgress
+    from callbacks.wandb_run import WandbOptions
     from callbacks.writer import SampleWriter
     from data.arguments import as_list, built, changed, command_parser, parse, with_prompts
-    from data.cli import as_users
     from infer.options import DenoiseOptions, PromptOptions
-    from infer.predict.module import Generate
+    from infer.predict.module import Generate, PromptData
     from infer.predict.options import GenerateOptions
     from infer.predict.run_folder import check_images, summary_line
     from infer.predict.trainer import quiet_lightning, trainer_for
@@ -43,49 +45,34 @@ def predict(args: list[str]) -> None:
     quiet_lightning()
     parser = command_parser(predict, PromptOptions)
     parser.add_subclass_arguments(
-        Mitigation, "mitigation", required=False,
-        default=None,
+        Mitigation, "mitigation", required=False, default=None,
         help=f"a preset of configs/mitigation by its name ({', '.join(preset_names())}), a YAML file, or a "
         "class, whose options then follow as --mitigation.OPTION; --mitigation.help CLASS has them",
     )  # fmt: skip
     parser.add_class_arguments(DenoiseOptions, None, fail_untyped=True, skip={"out", "run"})
     parser.add_class_arguments(WandbOptions, None, fail_untyped=True)
+    others = {"default_root_dir", "precision"}  # --out and --model.dtype
     parser.add_class_arguments(
-        pl.Trainer,
-        "trainer",
-        fail_untyped=False,
-        instantiate=False,
-        sub_configs=True,
-        skip={"default_root_dir", "precision"},  # --out and --model.dtype
+        pl.Trainer, "trainer", fail_untyped=False, instantiate=False, sub_configs=True, skip=others
     )
-    given: list[str] = []
-    changed(args, "--mitigation", lambda value: given.append(value) or value)
+    preset = preset_given(args)
     args = with_presets(args, "--mitigation", "NoMitigation")
     args = with_presets(args, "--mitigation.transition", "TwoPassTransition")
     parsed = parse(parser, changed(with_prompts(args), "--wandb_tags", as_list))
-    with as_users("--mitigation"):
-        init = parser.instantiate(parsed)
+    init = instantiate(parser, parsed, "--mitigation")
     options, wandb = built([GenerateOptions, WandbOptions], init)
     mitigation, trainer_options = init.mitigation or NoMitigation(), dict(vars(init.trainer))
     among = [one for one in trainer_options["callbacks"] or [] if isinstance(one, Mitigation)]
-    name = label([*among, mitigation], given[-1] if given and preset_path(given[-1]) else None)
-    data, module = options.data(), Generate(options.model)
-    if logger := wandb.logger(Path(options.out), {"label": name}):
-        trainer_options["logger"] = [logger, *listed(trainer_options["logger"])]
+    name = label([*among, mitigation], preset)
+    data, module = PromptData(options), Generate(options.model)
+    logger = wandb.logger(Path(options.out), {"label": name})
     ours = [mitigation, SampleWriter(name), PredictProgress()]
-    trainer = trainer_for(options.out, ours, trainer_options)
+    trainer = trainer_for(options.out, ours, trainer_options, logger)
     trainer.predict(module, data, return_predictions=False)
     if trainer.is_global_zero:
-        if logger:
-            logger.close()
         print(summary_line(Path(options.out)))
         print(f"images: {options.out}/images, rows: {options.out}/samples.parquet")
         check_images(Path(options.out))
-
-
-def listed(value) -> list:
-    """A list of what is one, several, or none."""
-    return value if isinstance(value, list) else [value] if value else []
 
 
 def compare(args: list[str]) -> None:
@@ -101,7 +88,7 @@ def compare(args: list[str]) -> None:
     from infer.compare.measures import Measures
     from infer.compare.options import Comparison
     from infer.options import device_of
-    from infer.predict.module import Generate
+    from infer.predict.module import Generate, PromptData
     from infer.predict.run_folder import summary_line
     from infer.predict.trainer import quiet_lightning, trainer_for
     from infer.report.page import write_report
@@ -116,7 +103,7 @@ def compare(args: list[str]) -> None:
     kinds = [Comparison, WandbOptions]
     comparison, wandb = options_of(kinds, compare, with_sweep(with_prompts(args)))
     jobs, out, first = comparison.plan(load), Path(comparison.out), rank_zero_only.rank == 0
-    module, data = Generate(comparison.model), comparison.data()
+    module, data = Generate(comparison.model), PromptData(comparison)
     if first:  # what can be missing or cannot work: before the first run
         module.load()
         for job in jobs:
@@ -133,7 +120,7 @@ def compare(args: list[str]) -> None:
         trainer = trainer_for(str(out / job.label), ours, vars(comparison.trainer))
         if first:
             print(f"{job.label}:", flush=True)
-        trainer.predict(module, comparison.data(), return_predictions=False)
+        trainer.predict(module, PromptData(comparison), return_predictions=False)
         if first:
             print(summary_line(out / job.label), flush=True)
     if first:
@@ -143,7 +130,7 @@ def compare(args: list[str]) -> None:
         print(f"report: {write_report(out).resolve()}")
         if logger := wandb.logger(out, {"model": comparison.model.identity(), "seed": comparison.seed}):
             logger.safely(log_to_wandb, out, logger.experiment)
-            logger.close()
+            logger.finalize()
 
 
 def calibrate(args: list[str]) -> None:
@@ -162,33 +149,17 @@ def basin(args: list[str]) -> None:
     basin(args, StaticTransition, {space: DynamicTransition(watch=space) for space in SPACES})
 
 
-def score(args: list[str]) -> None:
-    from infer.score.command import score
-
-    score(args)
-
-
-def detect(args: list[str]) -> None:
-    from infer.detect.command import detect
-
-    detect(args)
-
-
-def report(args: list[str]) -> None:
-    from infer.report.command import report
-
-    report(args)
-
-
-COMMANDS = {
-    command.__name__: command for command in (predict, compare, score, calibrate, detect, report, basin)
-}
+def alone(name: str, args: list[str]) -> None:
+    """A command that needs no callback."""
+    getattr(import_module(f"infer.{name}.command"), name)(args)
 
 
 def main(args: list[str]) -> int:
     from data.cli import run
 
-    return run("python -m infer", __doc__, COMMANDS, args)
+    others = {name: partial(alone, name) for name in ("score", "detect", "report")}
+    commands = {"predict": predict, "compare": compare, "calibrate": calibrate, "basin": basin} | others
+    return run("python -m infer", __doc__, commands, args)
 
 
 if __name__ == "__main__":

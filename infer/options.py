@@ -36,7 +36,7 @@ class ModelOptions:
         timestep_spacing: null: the scheduler's own.
         num_inference_steps: denoising steps.
         guidance_scale: of classifier-free guidance; 0 unconditional, 1 conditional, negative opposite.
-        negative_prompt: in place of the empty prompt, for prompts without a negative prompt of their own.
+        negative_prompt: instead of the empty prompt, for prompts without a negative prompt of their own.
         resolution: width and height in pixels; null: the UNet's own.
         dtype: of the weights.
     """
@@ -103,7 +103,7 @@ class PromptOptions(RunOptions):
     Args:
         prompts: prompt file (.txt, .jsonl, .csv, .tsv), training run folder (captions that it duplicated, if
             it did), or shards or a folder of captioned images.
-        prompt: the prompts themselves, in place of a file. On the command line --prompt TEXT, taken to the
+        prompt: the prompts themselves, instead of a file. On the command line --prompt TEXT, taken to the
             letter, as often as you like.
         samples_per_prompt: images of each prompt.
     """

@@ -209,3 +209,17 @@ def sdxl(stock_pipelines: dict[str, Any]) -> Any:
     from tests.callbacks.adapters.stock_runs import with_scheduler
 
     return with_scheduler(stock_pipelines["sdxl"], "ddim")
+
+
+@pytest.fixture
+def predict(tiny_pipeline: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Run the command with options; the run folder. A later `--model.pipeline` or `--out` wins."""
+
+    def run(*options: str, steps: int = 4) -> Path:
+        from infer.__main__ import main
+        from tests.infer.predict.runs import command
+
+        assert main(command(tiny_pipeline, tmp_path / "run", steps, *options)) == 0
+        return Path(options[options.index("--out") + 1]) if "--out" in options else tmp_path / "run"
+
+    return run

@@ -56,10 +56,11 @@ def build(kind: str, args: list[str]):
     from callbacks.provenance import Provenance
     from callbacks.wandb_run import WandbOptions
     from data.arguments import as_list, changed, parse
+    from infer.predict.trainer import check_slurm
     from train.checkpoint_file import WholeFile
     from train.quiet import quiet
     from train.sharded import Sharded, check
-    from train.trainer_options import check_options, check_slurm
+    from train.trainer_options import check_options
 
     quiet()
     StrategyRegistry.register("sharded", Sharded, "weights spread over the devices", override=True)

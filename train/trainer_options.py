@@ -2,9 +2,6 @@
 
 from typing import Any
 
-from lightning.fabric.plugins.environments import SLURMEnvironment
-from lightning.pytorch import Trainer
-
 from data.cli import warn_no_effect
 
 PRECISIONS = ("None", "32", "32-true", "16", "16-mixed", "bf16", "bf16-mixed")
@@ -22,17 +19,4 @@ def check_options(options: Any) -> None:
         raise ValueError(
             f"trainer.precision {options.precision} is not supported: frozen parts are kept in float32; "
             "use bf16-mixed or 16-mixed"
-        )
-
-
-def check_slurm(trainer: Trainer) -> None:
-    """Raise ValueError where SLURM's tasks are not the requested devices: some would be left out silently."""
-    environment = getattr(trainer.strategy, "cluster_environment", None)
-    if not isinstance(environment, SLURMEnvironment):
-        return
-    tasks, devices = environment.world_size(), trainer.num_devices * trainer.num_nodes
-    if tasks != devices:
-        raise ValueError(
-            f"SLURM started {tasks} tasks for {devices} devices: start one task per device "
-            "(srun --ntasks-per-node), or name an interactive job so (salloc --job-name interactive)"
         )

@@ -6,19 +6,22 @@ import pydoc
 from argparse import ArgumentError
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 import yaml
+from jsonargparse import ArgumentParser, Namespace
 
 from callbacks.mitigations.base import Mitigation, NoMitigation
 from callbacks.mitigations.detour import Detour
 from callbacks.mitigations.dynamic_transition import DynamicTransition
 from callbacks.mitigations.static_transition import StaticTransition
 from callbacks.mitigations.two_pass_transition import TwoPassTransition
-from data.arguments import changed, parse
+from data.arguments import changed, parse, values_of
 from data.cli import as_users
+from data.files import one_line
 
-FOLDER = Path(__file__).parents[2] / "configs" / "mitigation"
+FOLDER = Path(__file__).resolve().parents[2] / "configs" / "mitigation"
 MITIGATIONS = (NoMitigation, StaticTransition, DynamicTransition, TwoPassTransition, Detour)
 CLASSES = {kind.__name__: kind for kind in MITIGATIONS}
 
@@ -39,34 +42,65 @@ def preset_names() -> list[str]:
 def read_preset(name: str) -> dict[str, Any]:
     """`class_path` and `init_args` of a preset's file; ValueError for no preset or no mitigation's file."""
     if (path := preset_path(name)) is None:
-        raise ValueError(
-            f"no mitigation preset {name!r}; there are {', '.join(preset_names())}, or give the path of a "
-            "YAML file"
-        )
+        names = ", ".join(preset_names())
+        raise ValueError(f"no mitigation preset {name!r}; there are {names}, or give the path of a YAML file")
     try:
         content = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())[:200]}") from error
+        raise ValueError(f"{path} is no YAML: {one_line(error)}") from error
     if not isinstance(content, dict) or not {"class_path"} <= {*content} <= {"class_path", "init_args"}:
         raise ValueError(f"{path}: give a class_path, and its options in init_args")
     return {"class_path": content["class_path"], "init_args": content.get("init_args") or {}}
 
 
 def load_mitigation(name: str, options: dict[str, Any] | None = None) -> Mitigation:
-    """The mitigation of a preset, with `options` in place of its own; ValueError that names the file."""
-    import jsonargparse
-
+    """The mitigation of a preset, with `options` instead of its own; ValueError that names the file."""
     preset = read_preset(name)
     given = preset | {"init_args": preset["init_args"] | (options or {})}
-    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(Mitigation, "mitigation", required=True)
     try:
         parsed = parse(parser, [f"--mitigation={json.dumps(given)}"])
     except ArgumentError as error:
         text = str(error).removeprefix("--mitigation").removeprefix(": ").removeprefix(".")
         raise ValueError(f"{preset_path(name)}: {text}") from error
-    with as_users(str(preset_path(name))):
-        return parser.instantiate(parsed).mitigation
+    return instantiate(parser, parsed, str(preset_path(name))).mitigation
+
+
+def instantiate(parser: Any, parsed: Any, source: str) -> Any:
+    """The objects of parsed options with a `mitigation`; ValueError that names the source of its settings."""
+    with as_users(source):
+        check_nulls(parsed.mitigation)
+        return parser.instantiate(parsed)
+
+
+def check_nulls(mitigation: Any) -> None:
+    """ValueError for a null where the setting has none: the parser takes it for each setting of a class."""
+    if mitigation is None:
+        return
+    hints = get_type_hints(class_of(mitigation).__init__)
+    for name, value in vars(mitigation.get("init_args") or Namespace()).items():
+        hint = hints.get(name, Any)
+        if value is None and hint is not Any and NoneType not in get_args(hint):
+            raise ValueError(f"{name}: must not be null")
+        if isinstance(value, Namespace):
+            check_nulls(value)
+
+
+def preset_given(args: list[str]) -> str | None:
+    """The preset that the last `--mitigation` names, or without one the last `--config`; else None."""
+    configs = map(mitigation_of, [*values_of(args, "-c"), *values_of(args, "--config")])
+    given = [name for name in [*configs, *values_of(args, "--mitigation")] if isinstance(name, str)]
+    return given[-1] if given and preset_path(given[-1]) else None
+
+
+def mitigation_of(config: str) -> Any:
+    """What a file of options says of the mitigation; None for a file that the parser refuses."""
+    try:
+        content = yaml.safe_load(Path(config).read_text())
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    return content.get("mitigation") if isinstance(content, dict) else None
 
 
 def with_presets(args: list[str], option: str, other: str) -> list[str]:
@@ -111,28 +145,30 @@ def described(identity: dict[str, Any], preset: str | None = None) -> str:
     """The label of one mitigation, from its class and settings."""
     given = complete(identity)
     usual, name = complete({"class_path": given["class_path"]}), given["class_path"].rpartition(".")[2]
-    if preset is not None and complete(read_preset(preset))["class_path"] == given["class_path"]:
-        path, folder = preset_path(preset).resolve(), FOLDER.resolve()
-        usual = complete(read_preset(preset))
-        name = (
-            path.relative_to(folder).with_suffix("").as_posix() if path.is_relative_to(folder) else path.stem
-        )
-    settings = {
-        key: value for key, value in given["init_args"].items() if value != usual["init_args"].get(key)
-    }
-    words = (f"{key}={in_words(value)}" for key, value in settings.items())
-    return f"{name}({', '.join(words)})" if settings else name
+    if preset is not None and (own := complete(read_preset(preset)))["class_path"] == given["class_path"]:
+        usual, path = own, preset_path(preset).resolve()
+        shipped = path.is_relative_to(FOLDER)
+        name = path.relative_to(FOLDER).with_suffix("").as_posix() if shipped else path.stem
+    changes = [
+        f"{key}={in_words(value)}"
+        for key, value in given["init_args"].items()
+        if value != usual["init_args"].get(key)
+    ]
+    return f"{name}({', '.join(changes)})" if changes else name
 
 
 def complete(identity: dict[str, Any]) -> dict[str, Any]:
     """The identity with the class's full path and its defaults, also of a mitigation among the settings."""
-    kind = CLASSES.get(identity["class_path"]) or pydoc.locate(identity["class_path"])
-    given, settings = identity.get("init_args") or {}, {}
+    kind, given, settings = class_of(identity), identity.get("init_args") or {}, {}
     for name, parameter in inspect.signature(kind).parameters.items():
         value = given.get(name, parameter.default)
         if value is not parameter.empty:
             settings[name] = complete(value) if is_identity(value) else value
     return {"class_path": f"{kind.__module__}.{kind.__name__}", "init_args": settings}
+
+
+def class_of(identity: Any) -> type[Mitigation]:
+    return CLASSES.get(identity["class_path"]) or pydoc.locate(identity["class_path"])
 
 
 def is_identity(value: Any) -> bool:

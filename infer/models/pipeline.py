@@ -10,14 +10,7 @@ from data.files import digest, one_line, remembered_sha256
 from infer.models.hub import hub_commit, one_at_a_time, resolved_revision
 from infer.models.lora import LORA_FILE, check_lora, fuse_lora
 from infer.models.single_file import check_single_file, load_single_file
-from infer.models.weights import (
-    PICKLES,
-    check_safetensors,
-    is_file_name,
-    is_hub_id,
-    no_warnings,
-    quiet_bars,
-)
+from infer.models.weights import PICKLES, check_safetensors, is_file_name, is_hub_id, no_warnings, quiet_bars
 
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 MODELS = PARTS[:3]  # the parts with weights
@@ -86,26 +79,17 @@ def fingerprint(name: str, revision: str | None = None) -> str | None:
 
 
 def pipeline_class() -> type:
-    """StableDiffusionPipeline, imported without hints about the image processors that we do not use."""
-    from transformers.utils import logging
-
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
+    """StableDiffusionPipeline, imported without hints about image processors, which are not used here."""
+    with no_warnings():
         from diffusers import StableDiffusionPipeline
-    finally:
-        logging.set_verbosity(level)
+
     return StableDiffusionPipeline
 
 
 def load_pipeline(
-    name: str,
-    revision: str | None = None,
-    dtype: torch.dtype = torch.float32,
-    lora: str | None = None,
-    lora_scale: float = 1.0,
-    single_file_config: str | None = None,
-) -> Any:
+    name: str, revision: str | None = None, dtype: torch.dtype = torch.float32, lora: str | None = None,
+    lora_scale: float = 1.0, single_file_config: str | None = None,
+) -> Any:  # fmt: skip
     """StableDiffusionPipeline in eval mode, from tensors only: no file that could run code is read.
 
     Args:

@@ -39,7 +39,7 @@ def load_single_file(pipeline_class: type, name: str, config: str | None, **opti
         config: diffusers folder or Hub id with the configs; None: what diffusers chooses.
         options: revision of the config's repository, and dtype.
 
-    Raises FileNotFoundError without the configs, ValueError unless every weight has one place in the model.
+    Raises FileNotFoundError without the configs, ValueError unless file and model have the same weights.
     """
     source = f"the configs {config!r}" if config else "the configs that diffusers chose"
     advice = "give single_file_config, a diffusers folder or Hub id of the same architecture"

@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -14,15 +15,14 @@ from PIL.Image import Image
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from data.files import digest
-from data.prompts import inline_prompts, load_prompts
 from infer.denoising.hooks import GuidanceRule
 from infer.denoising.loop import Denoised
-from infer.denoising.requests import Request, requests_for
+from infer.denoising.requests import Request
 from infer.denoising.sampling import make_images
 from infer.models.memory import peak_gib, reset_peak
 from infer.models.pipeline import too_long
 from infer.options import ModelOptions
+from infer.predict.options import GenerateOptions
 from infer.predict.run_folder import done
 
 log = logging.getLogger(__name__)
@@ -42,44 +42,15 @@ class Generated:
 
 
 class PromptData(pl.LightningDataModule):
-    """Which images to make: `samples_per_prompt` of each prompt, but for those in the run folder already.
+    """The images of the options, but for those in the run folder already."""
 
-    The arguments are those of `infer.options.PromptOptions` and `DenoiseOptions`.
-    """
-
-    def __init__(
-        self,
-        prompts: str | None = None,
-        prompt: list[str] | None = None,
-        samples_per_prompt: int = 1,
-        seed: int = 0,
-        limit: int | None = None,
-        batch_size: int = 16,
-    ):
+    def __init__(self, options: GenerateOptions):
         super().__init__()
         self.allow_zero_length_dataloader_with_multiple_devices = True  # few may be missing
-        if prompts is None and prompt is None:
-            raise ValueError("give prompts: --prompts FILE, --prompt TEXT, or --run FOLDER")
-        self.prompts, self.samples_per_prompt, self.seed = prompts, samples_per_prompt, seed
-        self.limit, self.batch_size = limit, batch_size
-        chosen = (load_prompts(prompts) if prompt is None else inline_prompts(prompt))[:limit]
-        self.requests = requests_for(chosen, samples_per_prompt, seed)
-
-    @property
-    def fingerprint(self) -> str:
-        """Of the prompts' ids and texts: the file may have changed under its name."""
-        texts = [(r.prompt_id, r.prompt, r.negative_prompt, r.alternative_prompt) for r in self.requests]
-        return digest(texts)[:12]
+        self.options, self.requests = options, options.requests()
 
     def identity(self) -> dict[str, Any]:
-        return {
-            "prompts": self.prompts,
-            "prompts_sha256": self.fingerprint,
-            "images": len(self.requests),
-            "samples_per_prompt": self.samples_per_prompt,
-            "seed": self.seed,
-            "limit": self.limit,
-        }
+        return self.options.identity(self.requests)
 
     def setup(self, stage: str) -> None:
         """Which images are missing; a barrier follows, so all ranks see the same."""
@@ -89,7 +60,7 @@ class PromptData(pl.LightningDataModule):
     def predict_dataloader(self) -> DataLoader:
         """This rank's share. Lightning's own sharding fails where a rank gets nothing."""
         share = self.missing[self.trainer.global_rank :: self.trainer.world_size]
-        return DataLoader(share, batch_size=self.batch_size, collate_fn=list)
+        return DataLoader(share, batch_size=self.options.batch_size, collate_fn=list)
 
 
 class Generate(pl.LightningModule):
@@ -126,32 +97,29 @@ class Generate(pl.LightningModule):
         return [callback for callback in self.trainer.callbacks if isinstance(callback, GuidanceRule)]
 
     def on_predict_start(self) -> None:
-        """Move the model to the device, warm it up and name prompts that it cannot read whole.
-
-        The warm-up step keeps the time that kernels take to be chosen out of the first batch's `seconds`.
-        """
+        """Move the model to the device, warm it up and name prompts that it cannot read whole."""
         self.pipe.to(self.device)
         data = self.trainer.datamodule
         if data.missing:
-            unet, encoder = self.pipe.unet, self.pipe.text_encoder.config
-            size = self.model.resolution_of(self.pipe) // self.pipe.vae_scale_factor
-            rows = 2 * min(data.batch_size, len(data.missing))
-            options = {"device": self.device, "dtype": unet.dtype}
-            latents = torch.zeros(rows, unet.config.in_channels, size, size, **options)
-            tokens = torch.zeros(rows, encoder.max_position_embeddings, encoder.hidden_size, **options)
-            unet(latents, torch.tensor(1, device=self.device), tokens, return_dict=False)
-        negatives = [r.negative_prompt or self.model.negative_prompt for r in data.requests]
-        alternatives = [r.alternative_prompt for r in data.requests]
-        others = [text for rule in self.rules for text in rule.texts]
-        texts = dict.fromkeys([*(r.prompt for r in data.requests), *negatives, *alternatives, *others])
-        texts = [text for text in texts if text]
-        long = too_long(self.pipe, texts)
-        if long and self.global_rank == 0:
+            self.warm_up(min(data.options.batch_size, len(data.missing)))
+        negative = self.model.negative_prompt
+        each = [(r.prompt, r.negative_prompt or negative, r.alternative_prompt) for r in data.requests]
+        texts = list(dict.fromkeys(filter(None, chain(*each, *(rule.texts for rule in self.rules)))))
+        if (long := too_long(self.pipe, texts)) and self.global_rank == 0:
             log.warning(
                 "%d of %d prompts are longer than the %d tokens that the model reads: their ends are ignored "
                 "(the first: %r)", len(long), len(texts), self.pipe.tokenizer.model_max_length,
                 shorten(long[0], 80, placeholder="..."),
             )  # fmt: skip
+
+    def warm_up(self, batch_size: int) -> None:
+        """Call the UNet once: the choice of kernels must not count in the first batch's `seconds`."""
+        unet, encoder = self.pipe.unet, self.pipe.text_encoder.config
+        size = self.model.resolution_of(self.pipe) // self.pipe.vae_scale_factor
+        options = {"device": self.device, "dtype": unet.dtype}
+        latents = torch.zeros(2 * batch_size, unet.config.in_channels, size, size, **options)
+        tokens = torch.zeros(2 * batch_size, encoder.max_position_embeddings, encoder.hidden_size, **options)
+        unet(latents, torch.tensor(1, device=self.device), tokens, return_dict=False)
 
     def predict_step(self, batch: list[Request], batch_index: int) -> Generated:
         return self.generate([Request(*request) for request in batch], self.rules)
@@ -169,6 +137,5 @@ class Generate(pl.LightningModule):
             )  # fmt: skip
         seconds = (time.perf_counter() - started) / len(requests)
         watched = next((rule.watched_space for rule in rules if rule.watched_space), None)
-        nowhere: list[str | None] = [None] * len(requests)
-        alternatives = next((rule.alternatives for rule in rules if rule.alternatives), nowhere)
+        alternatives = next((r.alternatives for r in rules if r.alternatives), [None] * len(requests))
         return Generated(requests, images, denoised, seconds, peak_gib(self.device), watched, alternatives)

@@ -4,11 +4,8 @@ A part (`parts/*.parquet`) is written after its images, by one rank. `merge` tur
 `samples.parquet` and `traces.parquet`. Whatever is in either is done and not generated again.
 """
 
-import json
 import logging
-import math
 import os
-import shutil
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
@@ -20,11 +17,18 @@ import pandas as pd
 import yaml
 from PIL import Image
 
-from data.files import digest, redacted, remove_temporary_files, write_atomically, write_json
+from data.files import (
+    digest,
+    read_object,
+    redacted,
+    remove,
+    remove_temporary_files,
+    write_atomically,
+    write_json,
+)
 
 log = logging.getLogger(__name__)
 KEY = ["prompt_id", "sample"]
-NEUTRAL = {"gated": False, "peak_memory_gib": math.nan}  # of columns that older folders lack
 PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 LONGEST = 150  # bytes of an id in a file name
 
@@ -79,7 +83,9 @@ def claim(folder: Path, identity: dict[str, Any]) -> None:
                 f"{folder} holds a different run ({'; '.join(changed)}): choose another folder, or delete it"
             )
         if changed:  # no image was written
-            forget(folder)
+            remove(folder / "parts")
+            remove(folder / "samples.parquet")
+            remove(folder / "traces.parquet")
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda part: part.write_text(yaml.safe_dump(identity, sort_keys=False)))
 
@@ -111,25 +117,20 @@ def in_words(value: Any) -> str:
     return value["class_path"].rpartition(".")[2] if is_class else repr(value)
 
 
-def forget(folder: Path) -> None:
-    """Remove all tables."""
-    shutil.rmtree(folder / "parts", ignore_errors=True)
-    for kind in ("samples", "traces"):
-        (folder / f"{kind}.parquet").unlink(missing_ok=True)
+def write_table(rows: pd.DataFrame, path: Path) -> None:
+    write_atomically(path, lambda part: rows.to_parquet(part, index=False))
 
 
 def write_part(folder: Path, samples: list[dict], traces: pd.DataFrame) -> None:
-    """One batch's rows, after its images. Traces first: a sample row means that all is there."""
-    parts = folder / "parts"
+    """Write one batch's rows, after its images. Traces first: a sample row means that all is there."""
+    parts, name = folder / "parts", uuid4().hex
     parts.mkdir(parents=True, exist_ok=True)
-    name = uuid4().hex
-    write_atomically(parts / f"{name}.traces.parquet", lambda part: traces.to_parquet(part, index=False))
-    rows = pd.DataFrame(samples)
-    write_atomically(parts / f"{name}.samples.parquet", lambda part: rows.to_parquet(part, index=False))
+    write_table(traces, parts / f"{name}.traces.parquet")
+    write_table(pd.DataFrame(samples), parts / f"{name}.samples.parquet")
 
 
 def read_rows(folder: Path, kind: str) -> pd.DataFrame:
-    """All `samples` or `traces` rows, merged or not; samples whose image is gone or cut are left out."""
+    """All `samples` or `traces` rows, merged or not; without samples whose image is missing or cut."""
     paths = [folder / f"{kind}.parquet", *sorted((folder / "parts").glob(f"*.{kind}.parquet"))]
     tables = [pd.read_parquet(path) for path in paths if path.exists()]
     if not tables:
@@ -137,18 +138,8 @@ def read_rows(folder: Path, kind: str) -> pd.DataFrame:
     key = KEY if kind == "samples" else [*KEY, "step"]
     rows = pd.concat(tables, ignore_index=True).drop_duplicates(key, keep="last")
     if kind == "samples":
-        rows = complete(rows[[is_whole(folder / image) for image in rows["image"]]])
+        rows = rows[[is_whole(folder / image) for image in rows["image"]]]
     return rows
-
-
-def complete(samples: pd.DataFrame) -> pd.DataFrame:
-    """The rows with all columns, whichever part of them an older version wrote."""
-    return samples.assign(
-        **{
-            name: samples[name].fillna(value).astype(type(value)) if name in samples else value
-            for name, value in NEUTRAL.items()
-        }
-    )
 
 
 def done(folder: Path) -> set[tuple[str, int]]:
@@ -165,27 +156,25 @@ def merge(folder: Path, order: Iterable[tuple[str, int]]) -> pd.DataFrame:
         return tables["samples"]
     for kind, rows in tables.items():
         if rows.empty:
-            log.warning("%s has lost its %s: they can only be made with the images", folder, kind)
+            log.warning("%s has lost its %s: only new images bring them back", folder, kind)
             continue
-        rows = rows.assign(position=pd.MultiIndex.from_frame(rows[KEY]).map(position)).dropna(
-            subset="position"
-        )
+        rows = rows.assign(position=pd.MultiIndex.from_frame(rows[KEY]).map(position))
         by = ["position", "step"] if kind == "traces" else ["position"]
-        tables[kind] = rows = rows.sort_values(by).drop(columns="position").reset_index(drop=True)
-        write_atomically(
-            folder / f"{kind}.parquet", lambda part, rows=rows: rows.to_parquet(part, index=False)
-        )
-    samples = tables["samples"]
-    shutil.rmtree(folder / "parts", ignore_errors=True)
+        rows = rows.dropna(subset="position").sort_values(by, ignore_index=True)
+        tables[kind] = rows.drop(columns="position")
+        write_table(tables[kind], folder / f"{kind}.parquet")
+    remove(folder / "parts")
     remove_temporary_files(folder)
-    return samples
+    return tables["samples"]
 
 
-def write_summary(folder: Path, rows: pd.DataFrame, has_transition: bool, has_alternative: bool) -> None:
-    """`summary.json`: counts, cost, when the transition fired, and what failed."""
+def write_summary(
+    folder: Path, rows: pd.DataFrame, has_transition: bool, has_alternative: bool, commit: str | None
+) -> None:
+    """`summary.json`: counts, cost, when the transition fired, what failed, and the commit of the code."""
     transition = rows["transition_timestep"].astype(float)
     fired, gated = int(transition.notna().sum()), int(rows["gated"].sum())
-    alternatives = int(rows["alternative_prompt"].notna().sum())
+    without_alternative = int(rows["alternative_prompt"].isna().sum())
     summary = {
         "mitigation": rows["mitigation"].iloc[0],
         "images": len(rows),
@@ -197,26 +186,18 @@ def write_summary(folder: Path, rows: pd.DataFrame, has_transition: bool, has_al
         "gated": gated if has_transition else None,
         "never_fired": len(rows) - gated - fired if has_transition else None,
         "transition_timestep_median": transition.median() if fired else None,
-        "without_alternative": len(rows) - alternatives if has_alternative else None,
+        "without_alternative": without_alternative if has_alternative else None,
         "failed": int(rows["failed_step"].notna().sum()),
+        "commit": commit,
     }
     write_json(folder / "summary.json", summary)
 
 
-def check_images(folder: Path) -> None:
-    """ValueError when every image of a finished run failed."""
-    path = folder / "summary.json"
-    summary = json.loads(path.read_text()) if path.exists() else {"failed": 0}
-    if summary["failed"] and summary["failed"] == summary["images"]:
-        raise ValueError("every image failed: latents or pixels are not finite; try --model.dtype float32")
-
-
 def summary_line(folder: Path) -> str:
     """The summary in a line."""
-    path = folder / "summary.json"
-    if not path.exists():
+    summary = read_object(folder / "summary.json")
+    if not summary:
         return "no images"
-    summary = json.loads(path.read_text())
     line = f"{summary['images']} images, {summary['nfe_mean']:.1f} UNet evaluations each"
     if summary["never_fired"] is not None:
         line += f"; the transition came for {summary['fired']}"
@@ -231,3 +212,10 @@ def summary_line(folder: Path) -> str:
     if summary["failed"]:
         line += f"; {summary['failed']} FAILED (latents not finite): black images, left out of scores"
     return line
+
+
+def check_images(folder: Path) -> None:
+    """ValueError when every image of a finished run failed."""
+    summary = read_object(folder / "summary.json")
+    if summary and summary["failed"] == summary["images"]:
+        raise ValueError("every image failed: latents or pixels are not finite; try --model.dtype float32")

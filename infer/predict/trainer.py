@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 
 from data.cli import as_users
@@ -26,27 +27,28 @@ def quiet_lightning() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 
 
-def trainer_for(out: str, callbacks: list[pl.Callback], options: dict[str, Any]) -> pl.Trainer:
+def trainer_for(
+    out: str, callbacks: list[pl.Callback], options: dict[str, Any], logger: Logger | None = None
+) -> pl.Trainer:
     """A trainer that predicts into the run folder `out`.
 
     Args:
         out: run folder.
         callbacks: ours; those in `options` come before them.
         options: of Lightning's Trainer.
+        logger: beside those in `options`.
 
     Raises ValueError for options that the Trainer refuses, and for SLURM tasks that are not the devices.
     """
-    bars = [] if options.get("enable_progress_bar") is False else [TQDMProgressBar(refresh_rate=1)]
-    with as_users("trainer"):
-        trainer = pl.Trainer(
-            **options
-            | {
-                "default_root_dir": out,
-                "logger": options.get("logger") or False,
-                "use_distributed_sampler": False,  # PromptData gives each rank its share
-                "callbacks": [*(options.get("callbacks") or []), *callbacks, *bars],
-            }
-        )
+    callbacks = [*(options.get("callbacks") or []), *callbacks]
+    if options.get("enable_progress_bar") is not False:
+        callbacks.append(TQDMProgressBar(refresh_rate=1))
+    loggers = options.get("logger") or False
+    if logger:
+        loggers = [logger, *(loggers if isinstance(loggers, list) else [loggers] if loggers else [])]
+    ours = {"default_root_dir": out, "callbacks": callbacks, "logger": loggers}
+    with as_users("trainer"):  # PromptData gives each rank its share
+        trainer = pl.Trainer(**options | ours | {"use_distributed_sampler": False})
     check_slurm(trainer)
     return trainer
 

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from infer.metrics.aggregate import in_order, memorized_prompts
+from infer.plotting import colors_of
 from infer.predict.run_folder import file_stems
-from infer.report.style import colors_of
 
 
 @dataclass(frozen=True)

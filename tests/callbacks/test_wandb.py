@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from callbacks.wandb_run import WandbOptions, flat, wandb_logger
+from callbacks.wandb_run import WandbOptions, flat
 
 
 class Broken:
@@ -47,10 +47,10 @@ def test_a_run_carries_its_settings_flat(started: dict[str, Any], tmp_path: Path
 def test_options_come_before_the_environment(
     started: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert wandb_logger(tmp_path, "offline") and started["project"] == "attraction-basin"
+    assert WandbOptions(wandb="offline").logger(tmp_path) and started["project"] == "attraction-basin"
     monkeypatch.setenv("WANDB_PROJECT", "theirs")
-    assert wandb_logger(tmp_path, "offline") and started["project"] == "theirs"
-    assert wandb_logger(tmp_path, "offline", "mine", "me")
+    assert WandbOptions(wandb="offline").logger(tmp_path) and started["project"] == "theirs"
+    assert WandbOptions(wandb="offline", wandb_project="mine", wandb_entity="me").logger(tmp_path)
     assert (started["project"], started["entity"]) == ("mine", "me")
 
 
@@ -58,7 +58,7 @@ def test_an_error_switches_it_off(
     started: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Once, in one line; metrics after it go nowhere."""
-    logger = wandb_logger(tmp_path, "offline")
+    logger = WandbOptions(wandb="offline").logger(tmp_path)
     for step in range(6):
         logger.log_metrics({"loss": 1.0}, step=step)
     assert logger.broken and logger.experiment.logged == 3
@@ -79,6 +79,6 @@ def test_a_server_that_does_not_answer(
     monkeypatch.setattr("wandb.init", fail)
     monkeypatch.setattr("wandb.run", None)
     with caplog.at_level(logging.WARNING):
-        assert wandb_logger(tmp_path, mode) is None
+        assert WandbOptions(wandb=mode).logger(tmp_path) is None
     assert seen == ["online", "offline"][2 - starts :]
     assert caplog.text.count("W&B cannot start (no answer)") == starts

@@ -61,7 +61,7 @@ def test_a_run_none_of_whose_prompts_has_an_alternative(
     none = write_prompts(tmp_path / "none.jsonl", *rows)
     error = refused(command(tiny_pipeline, tmp_path / "none", 4, "--prompts", none, *OWN), capsys)
     assert "no prompt has an alternative_prompt: give the prompt file that column" in error
-    assert error.count("\n") == 1 and not (tmp_path / "none/images").exists()
+    assert not (tmp_path / "none/images").exists()
 
 
 def five_channels(folder: Path) -> None:

@@ -52,9 +52,9 @@ def unet_key(key: str, layers: int, attentive: set[str]) -> str:
         rest = f"{UNET_RESNET[name]}.{kind}"
     if block == "mid_block":
         return f"middle_block.{1 if part == 'attentions' else 2 * number}.{rest}"
-    side, index = block.split(".")
+    stage, index = block.split(".")
     first = int(index) * (layers + 1)
-    if side == "down_blocks":
+    if stage == "down_blocks":
         if part == "downsamplers":
             return f"input_blocks.{1 + first + layers}.0.{rest.replace('conv', 'op')}"
         return f"input_blocks.{1 + first + number}.{0 if part == 'resnets' else 1}.{rest}"
@@ -70,17 +70,17 @@ def original_unet(unet: Any) -> dict[str, Tensor]:
 
 
 def original_vae(vae: Any) -> dict[str, Tensor]:
-    """Up blocks are counted from the other end, and attention is made of 1x1 convolutions."""
+    """Up blocks are counted from the other end, and attention consists of 1x1 convolutions."""
     last, original = len(vae.config.block_out_channels) - 1, {}
     for key, weight in vae.state_dict().items():
         key = key.replace("conv_norm_out", "norm_out").replace("conv_shortcut", "nin_shortcut")
-        key = re.sub(r"mid_block\.resnets\.(\d)", lambda found: f"mid.block_{int(found[1]) + 1}", key)
+        key = re.sub(r"mid_block\.resnets\.(\d)", lambda match: f"mid.block_{int(match[1]) + 1}", key)
         if "mid_block.attentions.0." in key:
             name, kind = key.split("mid_block.attentions.0.")[1].rsplit(".", 1)
             key = f"{key.split('.')[0]}.mid.attn_1.{VAE_ATTENTION[name]}.{kind}"
             weight = weight[:, :, None, None] if weight.ndim == 2 else weight
         key = re.sub(r"down_blocks\.(\d)", r"down.\1", key)
-        key = re.sub(r"up_blocks\.(\d)", lambda found: f"up.{last - int(found[1])}", key)
+        key = re.sub(r"up_blocks\.(\d)", lambda match: f"up.{last - int(match[1])}", key)
         key = key.replace("resnets", "block")
         key = key.replace("downsamplers.0", "downsample").replace("upsamplers.0", "upsample")
         original[key] = weight
@@ -96,7 +96,7 @@ def original_text_encoder(text_encoder: Any) -> dict[str, Tensor]:
 
 
 def open_clip_text_encoder(text_encoder: Any) -> dict[str, Tensor]:
-    """As SD 2 has it: OpenCLIP's names, query, key and value in one, and what belongs to its image side."""
+    """As SD 2 has it: OpenCLIP's names, query, key and value in one, and parts of its image encoder."""
     weights = {key.removeprefix("text_model."): weight for key, weight in text_encoder.state_dict().items()}
     original = {
         "logit_scale": torch.tensor(4.6),

@@ -80,7 +80,7 @@ def test_pickles_are_refused(model_folder: Path, tmp_path: Path, suffix: str):
 
 
 def test_a_folder_is_searched_for_safetensors_only(model_folder: Path, tmp_path: Path):
-    """A healthy pickle in the place of a pipeline's part or a LoRA is not read; a pipeline's is named."""
+    """A healthy pickle instead of a pipeline's part or a LoRA is not read; a pipeline's is named."""
     model, lora = tmp_path / "model", tmp_path / "lora"
     shutil.copytree(model_folder, model)
     path = model / "unet/diffusion_pytorch_model.safetensors"

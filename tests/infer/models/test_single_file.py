@@ -124,7 +124,7 @@ def test_configs_that_cannot_be_used(model_folder: Path, model_file: Path, tmp_p
     [
         ("unet", {"block_out_channels": [8, 32]}),  # shapes differ
         ("unet", {"layers_per_block": 2}),  # the file has too few blocks
-        ("vae", {"mid_block_add_attention": False}),  # the file has layers without a place
+        ("vae", {"mid_block_add_attention": False}),  # the model lacks layers of the file
         ("vae", {"block_out_channels": [8]}),
         ("text_encoder", {"num_hidden_layers": 2}),
     ],
@@ -132,7 +132,7 @@ def test_configs_that_cannot_be_used(model_folder: Path, model_file: Path, tmp_p
 def test_configs_of_another_architecture(
     model_folder: Path, model_file: Path, tmp_path: Path, part: str, change: dict[str, Any]
 ):
-    """diffusers itself would leave out layers that have no place."""
+    """diffusers itself would leave out layers that the model lacks."""
     config = tmp_path / "config"
     shutil.copytree(model_folder, config)
     edit(config / part / "config.json", change)

@@ -1,8 +1,6 @@
-"""Runs of `python -m infer predict` with the tiny pipeline, and what they leave: what its tests share."""
+"""Runs of `python -m infer predict` with the tiny pipeline, what they leave, and what they refuse."""
 
 import json
-import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,22 +8,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 from infer.__main__ import main
 from tests.conftest import CAPTIONS
 from tests.data.prompt_files import lines, write
-from tests.infer.predict.finished_run import pixels
 
-
-@pytest.fixture
-def predict(tiny_pipeline: Path, tmp_path: Path) -> Callable[..., Path]:
-    """Run the command with options; the run folder. A later `--model.pipeline` or `--out` wins."""
-
-    def run(*options: str, steps: int = 4) -> Path:
-        assert main(command(tiny_pipeline, tmp_path / "run", steps, *options)) == 0
-        return Path(options[options.index("--out") + 1]) if "--out" in options else tmp_path / "run"
-
-    return run
+STEPS = 6  # of the finished run
+COSTS = ["seconds", "peak_memory_gib"]  # differ from run to run
 
 
 def command(pipeline: Path, out: Path, steps: int, *options: str) -> list[str]:
@@ -66,17 +56,31 @@ def captions(tmp_path: Path) -> str:
     return write_prompts(tmp_path / "prompts.jsonl", *({"text": text} for text in CAPTIONS[:4]))
 
 
-@pytest.fixture
-def warned(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
-    """What we and those who embed the prompts log as a warning or worse, kept from the root logger or not."""
-    embedders = ("diffusers", "transformers")
-    for name in embedders:
-        monkeypatch.setattr(logging.getLogger(name), "propagate", True)
+def refused(arguments: list[str], capsys: pytest.CaptureFixture) -> str:
+    """The error, which is all that is on stderr, in one line; the exit code is 1 or 2."""
+    capsys.readouterr()
+    assert main(arguments) in (1, 2)
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and len(error) < 400
+    return error.removeprefix("error: ").rstrip("\n")
 
-    def records() -> list[str]:
-        return [
-            record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING
-            and record.name.split(".")[0] in (*embedders, "infer", "data", "callbacks")
-        ]  # fmt: skip
 
-    return records
+def times(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in (folder / "images").iterdir()}
+
+
+def pixels(folder: Path) -> dict[str, np.ndarray]:
+    return {path.name: np.array(Image.open(path), int) for path in (folder / "images").iterdir()}
+
+
+def assert_same_run(folder: Path, other: Path, tolerance: int = 0) -> None:
+    """The same rows in the same order, but for what they cost, and the same images."""
+    for name, key in (("samples", ["prompt_id", "sample"]), ("traces", ["prompt_id", "sample", "step"])):
+        a, b = (pd.read_parquet(path / f"{name}.parquet") for path in (folder, other))
+        assert not a.duplicated(key).any()
+        pd.testing.assert_frame_equal(a.drop(columns=COSTS, errors="ignore"),
+                                      b.drop(columns=COSTS, errors="ignore"), rtol=1e-3)  # fmt: skip
+    a, b = pixels(folder), pixels(other)
+    assert a.keys() == b.keys()
+    assert all(np.abs(a[name] - b[name]).max() <= tolerance for name in a)
+    assert not (folder / "parts").exists()

@@ -7,11 +7,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from tests.infer.predict import runs as predicting
 from tests.infer.predict.runs import captions, rows_of, summary_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-predict = predicting.predict  # a fixture
 
 
 @pytest.mark.parametrize(

@@ -7,23 +7,18 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
-import torch
 import yaml
 from PIL import Image
 
 from infer.__main__ import main
-from infer.models.pipeline import load_pipeline
 from tests.conftest import CAPTIONS, ROOT
-from tests.infer.predict import finished_run as predicted
-from tests.infer.predict.finished_run import STEPS, assert_same_run, times
+from tests.infer.predict.runs import STEPS, assert_same_run, times
 
-prompts, arguments = predicted.prompts, predicted.arguments  # fixtures
-finished, copy = predicted.finished, predicted.copy  # fixtures
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -63,25 +58,10 @@ def test_a_run_folder_is_complete(finished: Path, tiny_pipeline: Path) -> None:
     assert names == {"images", "samples.parquet", "traces.parquet", "config.yaml", "summary.json"}
 
 
-def test_stock_diffusers_remakes_a_row_from_its_seed(
-    arguments: list[str], tiny_pipeline: Path, tmp_path: Path
-) -> None:
-    """Without mitigation, with what the README says."""
-    assert main([*arguments, "--mitigation", "none", "--out", str(tmp_path)]) == 0
-    row = pd.read_parquet(tmp_path / "samples.parquet").iloc[3]
-    assert row["mitigation"] == "none" and np.isnan(row["transition_timestep"])
-    stock = load_pipeline(str(tiny_pipeline))(
-        row["prompt"], generator=torch.Generator().manual_seed(int(row["seed"])),
-        guidance_scale=row["guidance_scale"], num_inference_steps=STEPS,
-    ).images[0]  # fmt: skip
-    written = np.array(Image.open(tmp_path / row["image"]), int)
-    assert np.abs(written - np.array(stock, int)).max() <= 1
-
-
 # Again
 
 
-def test_run_again_it_makes_nothing(copy: Path, finished: Path, arguments: list[str]) -> None:
+def test_run_again_it_generates_nothing(copy: Path, finished: Path, arguments: list[str]) -> None:
     """Nor with other batches."""
     before = times(copy)
     assert main([*arguments, "--out", str(copy)]) == 0
@@ -90,19 +70,16 @@ def test_run_again_it_makes_nothing(copy: Path, finished: Path, arguments: list[
     assert_same_run(copy, finished)
 
 
-def test_only_a_deleted_image_is_made_again(copy: Path, finished: Path, arguments: list[str]) -> None:
+def test_only_an_image_that_is_gone_or_cut_is_generated_again(
+    copy: Path, finished: Path, arguments: list[str]
+) -> None:
     (copy / "images/s1-0.png").unlink()
+    image = copy / "images/s2-1.png"
+    image.write_bytes(image.read_bytes()[:-20])
     before = times(copy)
     assert main([*arguments, "--out", str(copy)]) == 0
-    after = times(copy)
-    assert after.pop("s1-0.png") and after == before
-    assert_same_run(copy, finished, tolerance=1)
-
-
-def test_a_cut_image_is_made_again(copy: Path, finished: Path, arguments: list[str]) -> None:
-    image = copy / "images/s1-0.png"
-    image.write_bytes(image.read_bytes()[:-20])
-    assert main([*arguments, "--out", str(copy)]) == 0
+    changed = {name for name, when in times(copy).items() if before.get(name) != when}
+    assert changed == {"s1-0.png", "s2-1.png"}
     assert_same_run(copy, finished, tolerance=1)
 
 
@@ -117,7 +94,7 @@ def test_deleted_traces_are_reported(
 def test_a_run_killed_after_its_last_image_is_put_together(
     copy: Path, finished: Path, arguments: list[str]
 ) -> None:
-    """Nothing is to be made, but the tables are still in parts; the rest of a half-written image goes."""
+    """Nothing is to be generated, but the tables are in parts; the rest of a half-written image goes."""
     (copy / "parts").mkdir()
     for kind in ("samples", "traces"):
         (copy / f"{kind}.parquet").rename(copy / f"parts/0.{kind}.parquet")
@@ -133,83 +110,76 @@ def command(*arguments: str) -> list[str]:
 
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+SLOW = ["--batch_size", "1", "--model.num_inference_steps", "40", "--samples_per_prompt", "4"]
 
 
-def test_a_killed_run_is_finished_by_the_next(arguments: list[str], tmp_path: Path) -> None:
-    """SIGKILL between two batches of one image; then the same as a run without interruption."""
-    slow = [
-        *arguments,
-        "--batch_size",
-        "1",
-        "--model.num_inference_steps",
-        "40",
-        "--samples_per_prompt",
-        "4",
-    ]
-    out, whole = tmp_path / "killed", tmp_path / "whole"
-    process = subprocess.Popen(
-        command(*slow, "--out", str(out)), cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.DEVNULL
-    )
-    while not list(out.glob("parts/*.samples.parquet")):
-        assert process.poll() is None, "it ended before it was killed"
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    made = times(out)
+@pytest.fixture
+def stopped(arguments: list[str], tmp_path: Path) -> Callable[[signal.Signals], subprocess.Popen]:
+    """A run of single images into `tmp_path/run`, which a signal ended after its first batch."""
+
+    def run(number: signal.Signals) -> subprocess.Popen:
+        given = [*arguments, *SLOW, "--out", str(tmp_path / "run")]
+        process = subprocess.Popen(
+            command(*given), cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
+        )
+        while not list(tmp_path.glob("run/parts/*.samples.parquet")):
+            assert process.poll() is None, "it ended before the signal"
+            time.sleep(0.01)
+        process.send_signal(number)
+        process.errors = process.communicate()[1]
+        return process
+
+    return run
+
+
+def test_a_killed_run_is_finished_by_the_next(
+    stopped: Callable, arguments: list[str], tmp_path: Path
+) -> None:
+    """Then it is as a run without interruption."""
+    out, whole = tmp_path / "run", tmp_path / "whole"
+    stopped(signal.SIGKILL)
+    before = times(out)
     assert 0 < len(list(out.glob("parts/*.samples.parquet"))) < 12 and not (out / "samples.parquet").exists()
-    assert main([*slow, "--out", str(out)]) == 0
-    assert main([*slow, "--out", str(whole)]) == 0
+    for folder in (out, whole):
+        assert main([*arguments, *SLOW, "--out", str(folder)]) == 0
     assert_same_run(out, whole)
     assert len(pd.read_parquet(out / "samples.parquet")) == 12
-    assert len([name for name, when in times(out).items() if made.get(name) == when]) >= 1
+    assert [name for name, when in times(out).items() if before.get(name) == when]
 
 
-def test_sigterm_finishes_the_batch(arguments: list[str], tmp_path: Path) -> None:
+def test_sigterm_finishes_the_batch(stopped: Callable, tmp_path: Path) -> None:
     """It writes what it has, and leaves with the signal's exit code."""
-    slow = [*arguments, "--batch_size", "1", "--samples_per_prompt", "100"]
-    process = subprocess.Popen(
-        command(*slow, "--out", str(tmp_path)), cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
-    )
-    while not list(tmp_path.glob("parts/*.samples.parquet")):
-        assert process.poll() is None, "it ended before it was stopped"
-        time.sleep(0.01)
-    process.terminate()
-    assert "stopped by SIGTERM" in process.communicate()[1] and process.returncode == 143
-    written = len(list(tmp_path.glob("parts/*.samples.parquet")))
-    assert 0 < written < 300 and written == len(times(tmp_path))
+    process = stopped(signal.SIGTERM)
+    assert "stopped by SIGTERM" in process.errors and process.returncode == 143
+    written = len(list(tmp_path.glob("run/parts/*.samples.parquet")))
+    assert 0 < written < 12 and written == len(times(tmp_path / "run"))
 
 
 def test_two_processes_make_the_same(finished: Path, arguments: list[str], tmp_path: Path) -> None:
-    """Five images for two: another batch composition, another order, one left over."""
-    (tmp_path / "one").mkdir()
-    for out in ("one", "two"):
-        shutil.copytree(finished, tmp_path / out, dirs_exist_ok=True)
-        for path in (tmp_path / out / "images").glob("s[12]*.png"):
+    """Five images for two: another batch composition, another order, one left over; then one for two."""
+    folders = {name: Path(shutil.copytree(finished, tmp_path / name)) for name in ("five", "one", "alone")}
+    for name in ("five", "alone"):
+        for path in [*(folders[name] / "images").glob("s[12]*.png"), folders[name] / "images/s0-0.png"]:
             path.unlink()
-        (tmp_path / out / "images/s0-0.png").unlink()
-    two = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
-    subprocess.run(
-        command(*arguments, *two, "--out", str(tmp_path / "two")), cwd=ROOT, env=ENVIRONMENT, check=True,
-        capture_output=True,
-    )  # fmt: skip
-    assert main([*arguments, "--out", str(tmp_path / "one")]) == 0
-    assert_same_run(tmp_path / "two", tmp_path / "one", tolerance=1)
-    assert len(pd.read_parquet(tmp_path / "two/samples.parquet")) == 6
-
-
-def test_a_process_may_find_nothing_to_do(finished: Path, arguments: list[str], tmp_path: Path) -> None:
-    """One image is missing, and there are two processes."""
-    out = Path(shutil.copytree(finished, tmp_path / "copy"))
-    (out / "images/s1-0.png").unlink()
-    two = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--out", str(out)]
+    (folders["one"] / "images/s1-0.png").unlink()
+    script = tmp_path / "script.py"  # each process runs it whole
+    script.write_text(
+        "import sys\nfrom infer.__main__ import main\n*arguments, five, one = sys.argv[1:]\n"
+        "sys.exit(main([*arguments, five]) or main([*arguments, one]))\n"
+    )
+    given = [*arguments, "--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    given += [f"--out={folders[name]}" for name in ("five", "one")]
+    environment = ENVIRONMENT | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        command(*arguments, *two), cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True
+        [sys.executable, script, *given], cwd=ROOT, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert_same_run(out, finished, tolerance=1)
+    assert main([*arguments, "--out", str(folders["alone"])]) == 0
+    assert_same_run(folders["five"], folders["alone"], tolerance=1)
+    assert_same_run(folders["one"], finished, tolerance=1)
 
 
-# Which mitigation
+# Help
 
 
 def test_help_and_unknown_commands(capsys: pytest.CaptureFixture) -> None:
@@ -222,5 +192,5 @@ def test_help_and_unknown_commands(capsys: pytest.CaptureFixture) -> None:
 def test_help_waits_for_no_heavy_import() -> None:
     """It answers at once."""
     code = "import sys, infer.__main__ as m; m.main(['--help']); print({'torch', 'pandas'} & {*sys.modules})"
-    made = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert made.stdout.endswith("set()\n")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("set()\n")

@@ -21,12 +21,9 @@ from infer.metrics.similarity import pixel_descriptor
 from infer.metrics.training_set import TrainingSet
 from infer.models.pipeline import load_pipeline
 from tests.conftest import CAPTIONS
-from tests.infer.predict import runs as predicting
-from tests.infer.predict.finished_run import pixels
-from tests.infer.predict.runs import captions, command, rows_of, summary_of
+from tests.infer.predict.runs import captions, command, pixels, rows_of, summary_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-predict, warned = predicting.predict, predicting.warned  # fixtures
 
 
 @pytest.fixture

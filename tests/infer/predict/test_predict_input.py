@@ -11,63 +11,40 @@ import pytest
 from data.prompts import text_id
 from infer.denoising.noise import sample_seed
 from infer.models.pipeline import load_pipeline
-from infer.predict.module import PromptData
 from tests.conftest import CAPTIONS
-from tests.infer.predict import runs as predicting
-from tests.infer.predict.finished_run import pixels
-from tests.infer.predict.runs import assert_stock, command, rows_of, stock, summary_of, write_prompts
-from tests.infer.predict.test_predict_refusals import refused
+from tests.infer.predict.runs import (
+    assert_stock,
+    command,
+    pixels,
+    refused,
+    rows_of,
+    stock,
+    summary_of,
+    write_prompts,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-predict, warned = predicting.predict, predicting.warned  # fixtures
 LONG = "red square blue circle green leaf old map"  # the tokenizer takes 8 tokens, two of them its own
 
 
 # Prompts on the command line
 
-TEXTS = [
-    "red square",
-    'a "red" square, it\'s',
-    "red, square",
-    "[red, square]",
-    "{red}: square",
-    "café 日本 🚗",
-    "null",
-    "123",
-    "1e3",
-    "# red",
-    "~",
-    "red \\n square \\",
-    "a = b",
-    "stp",
-]
+TEXTS = [  # every second one as --prompt=TEXT
+    "red square", 'a "red" square, it\'s', "red, square", "[red, square]", "{red}: square", "café 日本 🚗",
+    "null", "-5 red", "123", "--out", "1e3", "--prompt", "~", "# red", "red \\n square \\", "a = b", "stp",
+]  # fmt: skip
 
 
 def test_prompts_on_the_command_line(predict: Callable[..., Path], tiny_pipeline: Path) -> None:
     """Each is taken as it is, to the letter, in either form, in order; the images are those of the texts."""
-    given = [f"--prompt={text}" if number % 2 else text for number, text in enumerate(TEXTS)]
-    options = [x for text in given for x in ([text] if text.startswith("--prompt=") else ["--prompt", text])]
+    forms = ([f"--prompt={text}"] if n % 2 else ["--prompt", text] for n, text in enumerate(TEXTS))
+    options = [word for form in forms for word in form]
     out = predict(*options, "--samples_per_prompt", "2", steps=2)
     rows = rows_of(out)
     assert list(rows["prompt"]) == [text for text in TEXTS for _ in range(2)]
     assert list(rows["prompt_id"][::2]) == [text_id(text) for text in TEXTS]
     assert rows["seed"][3] == sample_seed(0, text_id(TEXTS[1]), 1)
     assert_stock(out, load_pipeline(str(tiny_pipeline)), 2)
-
-
-@pytest.mark.parametrize("options", [["--prompt", "red square"], ["--prompt=red square"]])
-def test_one_prompt(predict: Callable[..., Path], tmp_path: Path, options: list[str]) -> None:
-    """It makes what a file with it makes."""
-    out = predict(*options)
-    assert list(rows_of(out)["prompt"]) == ["red square"]
-    (tmp_path / "prompts.txt").write_text("red square\n")
-    other = predict("--prompts", str(tmp_path / "prompts.txt"), "--out", str(tmp_path / "file"))
-    assert np.array_equal(*(next(iter(pixels(folder).values())) for folder in (out, other)))
-
-
-def test_a_prompt_may_start_with_a_dash(predict: Callable[..., Path]) -> None:
-    out = predict("--prompt=-5 red", "--prompt=--out", "--prompt=--prompt")
-    assert list(rows_of(out)["prompt"]) == ["-5 red", "--out", "--prompt"]
 
 
 @pytest.mark.parametrize(
@@ -84,7 +61,7 @@ def test_what_is_wrong_with_prompts_is_one_clear_error(
     tiny_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture, options: list[str], message: str
 ) -> None:
     error = refused(command(tiny_pipeline, tmp_path / "run", 4, *options), capsys)
-    assert message in error and error.count("\n") == 1
+    assert message in error
     assert not (tmp_path / "run").exists()
 
 
@@ -99,11 +76,11 @@ def test_each_row_has_its_own_negative_prompt(
     rows = [{"text": CAPTIONS[number], **row} for number, row in enumerate(rows)]
     prompts = write_prompts(tmp_path / "prompts.jsonl", *rows)
     out = predict("--prompts", prompts, "--model.negative_prompt", "sun")
-    made, images, pipe = rows_of(out), pixels(out), load_pipeline(str(tiny_pipeline))
-    assert [text if isinstance(text, str) else None for text in made["negative_prompt"]] == [
+    rows, images, pipe = rows_of(out), pixels(out), load_pipeline(str(tiny_pipeline))
+    assert [text if isinstance(text, str) else None for text in rows["negative_prompt"]] == [
         "old map", "", None, None,
     ]  # fmt: skip
-    for row, negative in zip(made.itertuples(), ["old map", "", "sun", "sun"], strict=True):
+    for row, negative in zip(rows.itertuples(), ["old map", "", "sun", "sun"], strict=True):
         image = images[f"{row.prompt_id}-0.png"]
         assert np.abs(image - stock(pipe, row, negative_prompt=negative)).max() <= 1
         other = stock(pipe, row, negative_prompt="tea cup")
@@ -114,8 +91,6 @@ def test_alternative_prompts_reach_the_rule(predict: Callable[..., Path], tmp_pa
     """And the table."""
     rows = [{"text": "red square", "alternative_prompt": "blue circle"}, {"text": "old map"}]
     prompts = write_prompts(tmp_path / "prompts.jsonl", *rows)
-    requests = PromptData(prompts).requests
-    assert [request.alternative_prompt for request in requests] == ["blue circle", None]
     transition = ("--mitigation.transition", "StaticTransition")
     detour = predict("--prompts", prompts, "--mitigation", "Detour", *transition)
     alternatives = rows_of(detour)["alternative_prompt"]
@@ -146,13 +121,6 @@ def test_prompts_that_are_too_long_are_counted_once(
         "--out", str(tmp_path / "other"),
     )  # fmt: skip
     assert np.abs(pixels(out)["s1-1.png"] - pixels(other)["s1-1.png"]).max() <= 1
-
-
-def test_nothing_is_said_of_prompts_that_fit(
-    predict: Callable[..., Path], warned: Callable[[], list[str]]
-) -> None:
-    predict("--prompt", "red square", "--prompt", "old map")
-    assert warned() == []
 
 
 def test_the_first_prompt_that_is_too_long_is_shortened(

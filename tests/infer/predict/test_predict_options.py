@@ -1,6 +1,5 @@
 """What `python -m infer predict` runs with: solvers, models and mitigations as its options choose them."""
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,15 +10,12 @@ import yaml
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
 
 from infer.models.pipeline import load_pipeline
+from tests.conftest import ROOT
 from tests.infer.models.model_files import kohya_lora
 from tests.infer.models.single_file import write_single_file
-from tests.infer.predict import runs as predicting
-from tests.infer.predict.finished_run import pixels
-from tests.infer.predict.runs import assert_stock, captions, command, rows_of, summary_of
-from tests.infer.predict.test_predict_refusals import refused
+from tests.infer.predict.runs import assert_stock, captions, pixels, rows_of, summary_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-predict = predicting.predict  # a fixture
 
 
 # Solvers and models
@@ -100,22 +96,6 @@ def test_some_fire_and_some_never_do(
     assert f"the transition came for {fired}, median t = " in printed and f"NEVER for {16 - fired}" in printed
 
 
-def test_a_run_folder_of_another_preset_is_refused(
-    predict: Callable[..., Path], tiny_pipeline: Path, capsys: pytest.CaptureFixture
-) -> None:
-    """What is different is named, and nothing is touched."""
-    out = predict("--prompt", "red square", "--mitigation", "stp")
-    before = shutil.copytree(out, out.with_name("before"))
-    settings = "mitigations.0.guidance_before: 0.0 -> -2.0; mitigations.0.timestep: 500.0 -> 650.0"
-    classes = "mitigations.0: StaticTransition -> DynamicTransition"
-    for other, named in (("og_stp", settings), ("dtp", classes)):
-        given = command(tiny_pipeline, out, 4, "--prompt", "red square", "--mitigation", other)
-        error = refused(given, capsys)
-        assert f"(mitigation: 'stp' -> '{other}'; {named})" in error and error.count("\n") == 1
-    files = [path.relative_to(before) for path in before.rglob("*") if path.is_file()]
-    assert all((out / path).read_bytes() == (before / path).read_bytes() for path in files)
-
-
 @pytest.mark.parametrize("before", [-7.5, 0.0])
 def test_two_passes_cost_both(predict: Callable[..., Path], tmp_path: Path, before: float) -> None:
     """The first at one scale throughout, the second at it until the transition: traces hold the second."""
@@ -139,3 +119,10 @@ def test_a_preset_is_itself_whatever_the_config_holds(predict: Callable[..., Pat
     out = predict("--config", str(config), "--prompt", "red square", "--mitigation", "dtp")
     settings = yaml.safe_load((out / "config.yaml").read_text())["mitigations"][0]["init_args"]
     assert settings["smoothing"] == 1 and settings["gate"] is None
+
+
+def test_the_label_is_that_of_a_configs_preset(predict: Callable[..., Path], tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(f"mitigation: {ROOT / 'configs/mitigation/stp.yaml'}\n")
+    out = predict("--config", str(config), "--prompt", "red square", "--mitigation.guidance_before", "-2")
+    assert list(rows_of(out)["mitigation"]) == ["stp(guidance_before=-2)"]

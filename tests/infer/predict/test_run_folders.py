@@ -4,25 +4,15 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 import yaml
 
-from data.captioned import load_captioned
-from infer.compare.score_images import score_folder
-from infer.metrics.aggregate import summarize
-from infer.metrics.clip_score import ClipScore
-from infer.metrics.similarity import pixel_descriptor
-from infer.metrics.training_set import TrainingSet
-from infer.predict.run_folder import claim, complete, differences
-from tests.infer.predict import runs as predicting
-from tests.infer.predict.runs import captions, command, rows_of, summary_of
+from infer.predict.run_folder import claim, differences
+from tests.infer.predict.runs import command, summary_of
 from tests.infer.predict.test_predict_refusals import refused
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-predict = predicting.predict  # a fixture
-NEW = ["gated", "peak_memory_gib"]  # columns that older folders lack
 
 
 @pytest.mark.parametrize(
@@ -61,61 +51,23 @@ def test_only_what_a_killed_run_left_is_removed(predict: Callable[..., Path], tm
     assert kept.exists() and (images / ".ipynb_checkpoints").is_dir() and not left.exists()
 
 
-@pytest.fixture
-def older(predict: Callable[..., Path], tmp_path: Path) -> Path:
-    """A run folder from before there were all columns."""
-    out = predict("--prompts", captions(tmp_path), "--mitigation", "stp")
-    rows_of(out).drop(columns=NEW).to_parquet(out / "samples.parquet", index=False)
-    return out
-
-
-@pytest.mark.parametrize("missing", [0, 1])
-def test_an_older_run_is_continued(
-    predict: Callable[..., Path], older: Path, tmp_path: Path, missing: int
-) -> None:
-    """Its rows say that nothing was gated, and that nobody looked at the memory."""
-    for path in list((older / "images").iterdir())[:missing]:
-        path.unlink()
-    out = predict("--prompts", captions(tmp_path), "--mitigation", "stp")
-    rows = rows_of(out)
-    assert len(rows) == 4 and rows["gated"].dtype == bool and not rows["gated"].any()
-    assert rows["peak_memory_gib"].dtype == float
-    assert (summary_of(out)["gated"], summary_of(out)["fired"]) == (0, 4)
-
-
-def test_an_older_run_is_scored(older: Path, tiny_shards: Path, tiny_clip: Path) -> None:
-    """And summed up."""
-    training = TrainingSet(load_captioned(str(tiny_shards)), 16, {"similarity": pixel_descriptor})
-    rows, _ = score_folder(older, training, ClipScore(str(tiny_clip)))
-    line = summarize("stp", rows, summary_of(older))
-    assert line["gated_share"] == 0 and line["fired_share"] == 1 and line["unreadable"] == 0
-
-
-def test_rows_of_two_versions() -> None:
-    """What the newer one wrote stays."""
-    mixed = pd.concat([pd.DataFrame({"nfe": [1]}), pd.DataFrame({"nfe": [2], "gated": True})])
-    rows = complete(mixed)
-    assert rows["gated"].tolist() == [False, True] and (~rows["gated"]).tolist() == [True, False]
-    assert np.isnan(rows["peak_memory_gib"]).all()
-
-
 def test_another_spelling_of_a_path_is_the_same_run(
     predict: Callable[..., Path], tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a slash at its end, or from the current folder."""
     out = predict("--prompt", "red square")
-    made = (out / "images").stat().st_mtime_ns
+    before = (out / "images").stat().st_mtime_ns
     monkeypatch.chdir(tiny_pipeline.parent)
     for spelling in (f"{tiny_pipeline}/", tiny_pipeline.name, f"./{tiny_pipeline.name}/."):
         predict("--prompt", "red square", "--model.pipeline", spelling)
-        assert (out / "images").stat().st_mtime_ns == made
+        assert (out / "images").stat().st_mtime_ns == before
         assert yaml.safe_load((out / "config.yaml").read_text())["pipeline"] == spelling
 
 
 def test_another_model_of_the_same_weights_is_another(
     predict: Callable[..., Path], tiny_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """It is told by the path as it was given."""
+    """Models are compared by their paths, too."""
     other = shutil.copytree(tiny_pipeline, tmp_path / "other")
     out = predict("--prompt", "red square")
     error = refused(command(other, out, 4, "--prompt", "red square"), capsys)

@@ -5,13 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.infer.predict import runs as predicting
-from tests.infer.predict.finished_run import pixels
-from tests.infer.predict.runs import captions, command, rows_of
-from tests.infer.test_command_line import one_line
+from tests.infer.predict.runs import captions, command, pixels, refused, rows_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-predict = predicting.predict  # a fixture
 
 
 @pytest.mark.parametrize("option", ["precision=16", "default_root_dir=/nowhere"])
@@ -19,7 +15,7 @@ def test_what_other_options_decide_is_no_option_of_the_trainer(
     tiny_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture, option: str
 ) -> None:
     """`--model.dtype` changes images and stands in the run folder; `--out` names it."""
-    error = one_line(
+    error = refused(
         command(tiny_pipeline, tmp_path / "out", 4, "--prompt", "a", f"--trainer.{option}"), capsys
     )
     assert f"--trainer.{option.split('=')[0]} is no option" in error
@@ -38,7 +34,7 @@ def test_what_other_options_decide_is_no_option_of_the_trainer(
 def test_lightnings_habits(
     predict: Callable[..., Path], tmp_path: Path, options: list[str], images: int
 ) -> None:
-    """What a batch gave is written, and the rest is made by the next run."""
+    """What a batch gave is written, and the next run generates the rest."""
     out = predict("--prompts", captions(tmp_path), "--batch_size", "2", *options, steps=2)
     assert len(rows_of(out)) == len(pixels(out)) == images
     assert len(rows_of(predict("--prompts", captions(tmp_path), "--batch_size", "2", steps=2))) == 4
@@ -63,7 +59,7 @@ def test_one_slurm_task_for_two_devices_is_refused(
     }.items():
         monkeypatch.setenv(f"SLURM_{name}", str(value))
     two = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
-    error = one_line(command(tiny_pipeline, tmp_path / "out", 4, "--prompt", "a", *two), capsys)
+    error = refused(command(tiny_pipeline, tmp_path / "out", 4, "--prompt", "a", *two), capsys)
     assert "SLURM" in error and "ntasks" in error
 
 
@@ -89,7 +85,7 @@ def test_devices_that_are_none(
         "--trainer.accelerator", "cpu", "--trainer.devices", "abc",
     ]  # fmt: skip
     for arguments in (given, comparison):
-        assert one_line(arguments, capsys).startswith("trainer: `devices` selected with `CPUAccelerator`")
+        assert refused(arguments, capsys).startswith("trainer: `devices` selected with `CPUAccelerator`")
 
 
 def test_steps_that_a_scheduler_cannot_take(
@@ -97,5 +93,5 @@ def test_steps_that_a_scheduler_cannot_take(
 ) -> None:
     """Without advice on options of others."""
     given = command(tiny_pipeline, tmp_path / "out", 60, "--prompt", "a", "--model.scheduler", "lcm")
-    error = one_line(given, capsys)
+    error = refused(given, capsys)
     assert error.startswith("LCMScheduler cannot take 60 steps: ") and error.endswith("steps`: 60.")

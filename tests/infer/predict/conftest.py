@@ -1,19 +1,16 @@
-"""A finished predict run on the tiny model, and what two of them have in common."""
+"""A finished predict run on the tiny model."""
 
 import json
+import logging
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
 import pytest
-from PIL import Image
 
 from infer.__main__ import main
 from tests.conftest import CAPTIONS
-
-STEPS = 6
-COSTS = ["seconds", "peak_memory_gib"]  # differ from run to run
+from tests.infer.predict.runs import STEPS
 
 
 @pytest.fixture(scope="module")
@@ -48,22 +45,17 @@ def copy(finished: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished, tmp_path / "copy"))
 
 
-def times(folder: Path) -> dict[str, int]:
-    return {path.name: path.stat().st_mtime_ns for path in (folder / "images").iterdir()}
+@pytest.fixture
+def warned(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
+    """What we and those who embed the prompts log as a warning or worse, kept from the root logger or not."""
+    embedders = ("diffusers", "transformers")
+    for name in embedders:
+        monkeypatch.setattr(logging.getLogger(name), "propagate", True)
 
+    def records() -> list[str]:
+        return [
+            record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING
+            and record.name.split(".")[0] in (*embedders, "infer", "data", "callbacks")
+        ]  # fmt: skip
 
-def pixels(folder: Path) -> dict[str, np.ndarray]:
-    return {path.name: np.array(Image.open(path), int) for path in (folder / "images").iterdir()}
-
-
-def assert_same_run(folder: Path, other: Path, tolerance: int = 0) -> None:
-    """The same rows in the same order, but for what they cost, and the same images."""
-    for name, key in (("samples", ["prompt_id", "sample"]), ("traces", ["prompt_id", "sample", "step"])):
-        a, b = (pd.read_parquet(path / f"{name}.parquet") for path in (folder, other))
-        assert not a.duplicated(key).any()
-        pd.testing.assert_frame_equal(a.drop(columns=COSTS, errors="ignore"),
-                                      b.drop(columns=COSTS, errors="ignore"), rtol=1e-3)  # fmt: skip
-    a, b = pixels(folder), pixels(other)
-    assert a.keys() == b.keys()
-    assert all(np.abs(a[name] - b[name]).max() <= tolerance for name in a)
-    assert not (folder / "parts").exists()
+    return records
