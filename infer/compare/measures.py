@@ -48,7 +48,7 @@ class MeasureOptions:
         """Check models and sources now: they are needed after all images are generated."""
         self.of_the_run = bool(
             self.run and not self.training
-        )  # then only images that the run showed are searched
+        )  # then images that it never showed do not count
         if self.run:
             provenance = provenance_of(self.run)
             self.training = self.training or [*provenance["sources"], *provenance["ordinary"]]
