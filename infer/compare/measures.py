@@ -46,9 +46,7 @@ class MeasureOptions:
 
     def __post_init__(self) -> None:
         """Check models and sources now: they are needed after all images are generated."""
-        self.of_the_run = bool(
-            self.run and not self.training
-        )  # then images that it never showed do not count
+        self.of_the_run = bool(self.run and not self.training)  # search only images that it showed
         if self.run:
             provenance = provenance_of(self.run)
             self.training = self.training or [*provenance["sources"], *provenance["ordinary"]]
