@@ -45,8 +45,8 @@ class MeasureOptions:
     cache: str = "outputs/cache/embeddings"
 
     def __post_init__(self) -> None:
-        """Check before anything is generated what is needed at the end only."""
-        self.of_the_run = bool(self.run and not self.training)  # else all of them are searched
+        """Check models and sources now: they are needed after all images are generated."""
+        self.of_the_run = bool(self.run and not self.training)  # search only images that it showed
         if self.run:
             provenance = provenance_of(self.run)
             self.training = self.training or [*provenance["sources"], *provenance["ordinary"]]
@@ -67,7 +67,7 @@ class MeasureOptions:
         check_distinct(ids, self.on_disk())
 
     def training_images(self) -> CaptionedImages:
-        """What is searched: all of the sources given, or those images of its own that the run showed."""
+        """The images to search: all of the given sources, or of a run's own sources those that it showed."""
         images = load_captioned(*self.training)
         if not (self.of_the_run and (shown := Path(self.run) / "exposures.parquet").exists()):
             return images

@@ -48,7 +48,7 @@ class Scoring(MeasureOptions):
                 raise ValueError(f"{self.runs[0]} and {run} were sampled differently ({'; '.join(changed)})")
 
     def folders(self) -> dict[str, Path]:
-        """The runs by their mitigation; those of one mitigation have their folder beside it."""
+        """The runs by mitigation; where several have the same one, the folder follows it."""
         mitigations = {run: config["mitigation"] for run, config in self.configs.items()}
         often = Counter(mitigations.values())
         return {
