@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from data.sources.image import decoded, problem
-from data.sources.layouts import open_source
+from data.sources.layouts import open_source, with_options
 from data.sources.rows import NAMED, Row, clean
 from data.sources.stored import Stored, read
 
