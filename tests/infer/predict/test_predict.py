@@ -15,6 +15,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from callbacks.provenance import git_commit
 from infer.__main__ import main
 from tests.conftest import CAPTIONS, ROOT
 from tests.infer.predict.runs import STEPS, assert_same_run, times
@@ -53,6 +54,7 @@ def test_a_run_folder_is_complete(finished: Path, tiny_pipeline: Path) -> None:
     assert config["pipeline"] == str(tiny_pipeline) and config["guidance_scale"] == 7.5
     summary = json.loads((finished / "summary.json").read_text())
     assert summary["images"] == 6 and summary["nfe_mean"] == 10 and summary["fired"] == 6
+    assert summary["commit"] == git_commit()
     assert summary["never_fired"] == summary["failed"] == 0 and summary["transition_timestep_median"] == 499
     names = {path.name for path in finished.iterdir()}
     assert names == {"images", "samples.parquet", "traces.parquet", "config.yaml", "summary.json"}
