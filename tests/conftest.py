@@ -15,10 +15,7 @@ import webdataset as wds
 from PIL import Image
 
 # whose assertions say what differs, as those of tests do
-pytest.register_assert_rewrite(
-    "tests.callbacks.mitigations.curves",
-    "tests.infer.models.model_files",
-)
+pytest.register_assert_rewrite("tests.callbacks.mitigations.curves", "tests.infer.models.model_files")
 os.environ.setdefault("ATTRACTION_BASIN_CACHE", str(Path(tempfile.gettempdir(), "attraction_basin_tests")))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")

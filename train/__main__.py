@@ -198,11 +198,7 @@ def run(kind: str, cli: Any) -> None:
             options = WandbOptions(**{each.name: cli.config[each.name] for each in fields(WandbOptions)})
             wandb = options.logger(folder, redacted(cli.config.as_dict()))
             trainer.loggers += items(wandb)
-            try:
-                trainer.fit(model, data, ckpt_path=path and str(path), weights_only=True)
-            finally:
-                if wandb and first:
-                    wandb.close()
+            trainer.fit(model, data, ckpt_path=path and str(path), weights_only=True)
         step = trainer.global_step
         more = "" if ends(step) else f" of {trainer.max_steps:,}: the same command continues"
         ended = f"model after {step:,} steps{more}"

@@ -7,7 +7,7 @@ from typing import Literal
 
 import pandas as pd
 
-from data.captioned import CaptionedImages, check_distinct, load_captioned, texts
+from data.captioned import CaptionedImages, check_distinct, load_captioned
 from data.files import redacted
 from data.sources.layouts import open_source
 from infer.metrics.clip_score import ClipScore, check_clip
@@ -63,7 +63,7 @@ class MeasureOptions:
     def check_ids(self) -> None:
         """Raise ValueError for an id that two training images on disk share; decodes none of them."""
         rows = (row for source in self.on_disk() for row in open_source(source, Counter()).rows)
-        ids = (row.id for row in rows if row.image is not None and texts(row.captions)[0])
+        ids = (row.id for row in rows if row.image is not None and row.captions)
         check_distinct(ids, self.on_disk())
 
     def training_images(self) -> CaptionedImages:

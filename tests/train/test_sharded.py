@@ -119,10 +119,7 @@ def test_a_sharded_run_leaves_the_same_folder(sharded: Path, ddp: Path) -> None:
 @pytest.mark.slow
 def test_a_share_that_breaks_is_seen(world: Path, tmp_path: Path) -> None:
     """One line, also where it is another rank's; nothing is made of it."""
-    settings = SETTINGS | {
-        "trainer__callbacks": [poison(1, after=True)],
-        "trainer__max_steps": 1,
-    }
+    settings = SETTINGS | {"trainer__callbacks": [poison(1, after=True)], "trainer__max_steps": 1}
     settings |= {"model__warmup_steps": 0, "trainer__accumulate_grad_batches": 1}
     errors = run_process(short(world, tmp_path / "run", trainer__strategy="sharded", **settings), 1)
     assert "the training broke in step 1" in errors

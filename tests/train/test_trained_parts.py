@@ -17,17 +17,7 @@ from infer.models.lora import LORA_FILE
 from infer.models.pipeline import load_pipeline
 from tests.infer.models.model_files import assert_equal, failure, weights
 from tests.train import fits
-from tests.train.fits import (
-    ACCUMULATED,
-    BATCH,
-    STEPS,
-    assert_same_run,
-    full,
-    interrupt,
-    spied,
-    spy,
-    unet,
-)
+from tests.train.fits import ACCUMULATED, BATCH, STEPS, assert_same_run, full, interrupt, spied, spy, unet
 from train.__main__ import main
 from train.base_model.unet import BaseTraining
 
