@@ -60,7 +60,7 @@ class Hub(BaseHTTPRequestHandler):
             regular = {"uploadMode": "regular", "shouldIgnore": False}
             self.answer(200, {"files": [{"path": f["path"]} | regular for f in json.loads(data)["files"]]})
         elif state["broken"]:
-            self.answer(500, "out of order")
+            self.answer(507, "out of order")  # no client tries this again
         else:
             state["commits"].append([json.loads(line) for line in data.splitlines()])
             self.answer(200, {"commitUrl": f"{state['url']}/me/x/commit/1", "commitOid": "1" * 40})
