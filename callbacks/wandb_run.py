@@ -93,7 +93,7 @@ def flat(settings: dict[str, Any], within: str = "") -> dict[str, Any]:
 
 
 class SafeWandbLogger(WandbLogger):
-    """A W&B logger that is switched off by its first error, such as a full disk: the run goes on."""
+    """A W&B logger that is switched off by its first error, such as a full disk; the run continues."""
 
     broken = False
 

@@ -89,5 +89,5 @@ def report(error: Exception) -> None:
 
 
 def warn_no_effect(option: str, why: str) -> None:
-    """Log that an option does nothing here, once for each command: the run goes on without it."""
+    """Log that an option has no effect here, and why; the command continues without it."""
     logging.getLogger("attraction_basin").warning("%s has no effect: %s", option, why)

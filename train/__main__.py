@@ -56,13 +56,12 @@ def build(kind: str, args: list[str]):
     from callbacks.provenance import Provenance
     from callbacks.wandb_run import WandbOptions
     from data.arguments import as_list, changed, parse
-    from infer.predict.trainer import check_slurm
+    from infer.predict.trainer import check_slurm, quiet_lightning
     from train.checkpoint_file import WholeFile
-    from train.quiet import quiet
     from train.sharded import Sharded, check
     from train.trainer_options import check_options
 
-    quiet()
+    quiet_lightning()
     StrategyRegistry.register("sharded", Sharded, "weights spread over the devices", override=True)
 
     class TrainCLI(LightningCLI):

@@ -11,20 +11,27 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 
 from data.cli import as_users
 
-# hints of Lightning that do not apply to predicting
-NOT_FOR_US = (
-    "does not have many workers",  # requests are tuples: there is nothing to load
+WARNINGS = (  # of Lightning, which no user of these commands can act on
+    ".* does not have many workers",
+    "The number of training batches",
+    "You're resuming from a checkpoint that ended before the epoch ended",
+    "Checkpoint directory .* exists and is not empty",
+    "Experiment logs directory .* exists and is not empty",
+    "Found .* module\\(s\\) in eval mode at the start of training",
     "You are using the plain ModelCheckpoint",
-    "litlogger|litmodels|Tip:",
-    "`isinstance\\(treespec, LeafSpec\\)`",
+    "You defined a `validation_step` but have no `val_dataloader`",
+    "You passed in a `val_dataloader` but have no `validation_step`",
+    "Trying to infer the `batch_size` from an ambiguous collection",
+    "`isinstance\\(treespec, LeafSpec\\)` is deprecated",
 )
 
 
 def quiet_lightning() -> None:
-    """Silence Lightning's hints, by their messages, and its notes on devices."""
-    for message in NOT_FOR_US:
-        warnings.filterwarnings("ignore", f".*({message})")
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    """Silence Lightning's warnings and tips, each by its text."""
+    for text in WARNINGS:
+        warnings.filterwarnings("ignore", message=rf"\W*{text}")
+    rank_zero = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    rank_zero.addFilter(lambda record: "Tip:" not in record.getMessage())
 
 
 def trainer_for(
@@ -46,6 +53,7 @@ def trainer_for(
     loggers = options.get("logger") or False
     if logger:
         loggers = [logger, *(loggers if isinstance(loggers, list) else [loggers] if loggers else [])]
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its notes on devices, for each run
     ours = {"default_root_dir": out, "callbacks": callbacks, "logger": loggers}
     with as_users("trainer"):  # PromptData gives each rank its share
         trainer = pl.Trainer(**options | ours | {"use_distributed_sampler": False})
