@@ -7,6 +7,7 @@ import lightning.pytorch as pl
 import torch
 from diffusers import AutoencoderKL
 from diffusers.models.resnet import ResnetBlock2D
+from jsonargparse.typing import PositiveInt
 from torch import Tensor
 
 from train.schedule import lr_schedule
@@ -28,6 +29,8 @@ class AutoencoderTraining(pl.LightningModule):
 
     Args:
         architecture: keyword arguments of diffusers' AutoencoderKL.
+        autoencoder: folder with `vae/` to go on with, in place of an architecture.
+        latent_channels: of this autoencoder, if more than it has.
         lr: peak of the learning rate (linear warm-up, cosine to zero).
         warmup_steps: steps of the warm-up.
         edge_weight: weight of the edge term, which keeps outlines sharp.
@@ -38,7 +41,9 @@ class AutoencoderTraining(pl.LightningModule):
 
     def __init__(
         self,
-        architecture: dict[str, Any],
+        architecture: dict[str, Any] | None = None,
+        autoencoder: str | None = None,
+        latent_channels: PositiveInt | None = None,
         lr: float = 1e-3,
         warmup_steps: int = 300,
         edge_weight: float = 0.5,
@@ -48,8 +53,16 @@ class AutoencoderTraining(pl.LightningModule):
         super().__init__()
         self.lr, self.warmup_steps = lr, warmup_steps
         self.edge_weight, self.kl_weight = edge_weight, kl_weight
-        self.vae = AutoencoderKL(**architecture).to(memory_format=torch.channels_last)
-        quiet_start(self.vae, initial_log_variance)
+        if (architecture is None) == (autoencoder is None):
+            raise ValueError("give model.architecture for a new autoencoder, or model.autoencoder")
+        if autoencoder:
+            self.vae = AutoencoderKL.from_pretrained(Path(autoencoder) / "vae", use_safetensors=True).float()
+            if latent_channels:
+                self.vae = widened(self.vae, int(latent_channels), initial_log_variance)
+        else:
+            self.vae = AutoencoderKL(**architecture)
+            quiet_start(self.vae, initial_log_variance)
+        self.vae.to(memory_format=torch.channels_last)
 
     def training_step(self, batch: dict, step: int) -> Tensor:
         pixels = self.images(batch)
@@ -102,6 +115,33 @@ def quiet_start(vae: AutoencoderKL, log_variance: float) -> None:
     half = vae.config.latent_channels
     vae.quant_conv.weight[half:] *= 0.1
     vae.quant_conv.bias[half:] = log_variance
+
+
+@torch.no_grad()
+def widened(vae: AutoencoderKL, latent_channels: int, log_variance: float) -> AutoencoderKL:
+    """The same autoencoder with further latent channels, which its decoder hardly reads yet."""
+    former, c = vae.config.latent_channels, latent_channels
+    wide = AutoencoderKL.from_config({**vae.config, "latent_channels": c})
+    for name, value in wide.state_dict().items():
+        if vae.state_dict()[name].shape == value.shape:
+            value.copy_(vae.state_dict()[name])
+    kept = torch.cat([torch.arange(former), c + torch.arange(former)])  # means, then log-variances
+    quant, post, reader = wide.quant_conv, wide.post_quant_conv, wide.decoder.conv_in
+    for layer, size in ((quant, 2 * c), (post, c)):
+        layer.weight.copy_(torch.eye(size)[:, :, None, None])
+        layer.bias.zero_()
+    quant.weight[c + former :] = 0
+    quant.bias[c + former :] = log_variance
+    quant.weight[kept[:, None], kept] = vae.quant_conv.weight
+    quant.bias[kept] = vae.quant_conv.bias
+    wide.encoder.conv_out.weight[kept] = vae.encoder.conv_out.weight
+    wide.encoder.conv_out.bias[kept] = vae.encoder.conv_out.bias
+    post.weight[:former, :former] = vae.post_quant_conv.weight
+    post.bias[:former] = vae.post_quant_conv.bias
+    reader.weight *= 0.1
+    reader.weight[:, :former] = vae.decoder.conv_in.weight
+    reader.bias.copy_(vae.decoder.conv_in.bias)
+    return wide
 
 
 def whiten(vae: AutoencoderKL, mean: Tensor, std: Tensor) -> None:

@@ -3,6 +3,7 @@
 import lightning.pytorch as pl
 import numpy as np
 import torch
+from jsonargparse.typing import PositiveInt
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
@@ -10,13 +11,16 @@ from data.captioned import load_captioned
 
 
 class Pixels(Dataset):
-    """Decoded once: {id, pixels: uint8 (3, H, W), caption}; half of the visits mirrored when `flip`."""
+    """Decoded once: {id, pixels: uint8 (3, H, W), caption}: each visit draws one of an image's captions.
 
-    def __init__(self, sources: list[str], resolution: int, flip: bool):
-        images = load_captioned(*sources)
-        self.ids = [sample.id for sample in images.samples]
-        self.captions = [sample.caption for sample in images.samples]
-        self.pixels = np.stack([sample.pixels(resolution) for sample in tqdm(images.samples, desc="decode")])
+    Half of the visits are mirrored when `flip`.
+    """
+
+    def __init__(self, sources: list[str], resolution: int, flip: bool, limit: int | None = None):
+        samples = load_captioned(*sources).samples[:limit]
+        self.ids = [sample.id for sample in samples]
+        self.captions = [sample.captions for sample in samples]
+        self.pixels = np.stack([sample.pixels(resolution) for sample in tqdm(samples, desc="decode")])
         self.flip = flip
 
     def __len__(self) -> int:
@@ -26,7 +30,9 @@ class Pixels(Dataset):
         pixels = torch.from_numpy(self.pixels[index])
         if self.flip and torch.rand(()) < 0.5:
             pixels = pixels.flip(-1)
-        return {"id": self.ids[index], "pixels": pixels, "caption": self.captions[index]}
+        captions = self.captions[index]
+        caption = captions[int(torch.randint(len(captions), ()))]
+        return {"id": self.ids[index], "pixels": pixels, "caption": caption}
 
 
 class ImageData(pl.LightningDataModule):
@@ -37,14 +43,19 @@ class ImageData(pl.LightningDataModule):
         resolution: side in pixels.
         batch_size: images per step and device.
         flip: mirror half of the images.
+        limit: the first so many images of the sources.
     """
 
-    def __init__(self, sources: list[str], resolution: int = 64, batch_size: int = 16, flip: bool = True):
+    def __init__(
+        self, sources: list[str], resolution: int = 64, batch_size: int = 16, flip: bool = True,
+        limit: PositiveInt | None = None,
+    ):  # fmt: skip
         super().__init__()
         self.sources, self.resolution, self.batch_size, self.flip = sources, resolution, batch_size, flip
+        self.limit = limit
 
     def setup(self, stage: str) -> None:
-        self.train = Pixels(self.sources, self.resolution, self.flip)
+        self.train = Pixels(self.sources, self.resolution, self.flip, self.limit)
 
     def train_dataloader(self) -> DataLoader:
         return DataLoader(self.train, batch_size=self.batch_size, shuffle=True, drop_last=True)
