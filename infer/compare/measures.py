@@ -12,6 +12,7 @@ from data.files import redacted
 from data.sources.layouts import open_source
 from infer.metrics.clip_score import ClipScore, check_clip
 from infer.metrics.distances import extractor
+from infer.metrics.objects import ObjectSearch, read_objects
 from infer.metrics.similarity import CORRELATION, Descriptor, pixel_descriptor
 from infer.metrics.sscd import ProtocolName, check_sscd, sscd_descriptor
 from infer.options import need, provenance_of
@@ -31,6 +32,8 @@ class MeasureOptions:
             (320x320, ImageNet's mean and std) or resize288 (288x288, ImageNet's). Figures of two protocols
             are not comparable.
         sscd_sha256: checksum of the SSCD model.
+        objects: file of the objects that prompts may name, one a line ("a red apple"): CLIP then looks for
+            each object that a prompt names, for objects_found; null: not at all.
         features: what FID, KID and CMMD are measured on: the CLIP model, or Inception; null: not at all.
         cache: folder for the embeddings of training images.
     """
@@ -41,6 +44,7 @@ class MeasureOptions:
     sscd: str | None = None
     sscd_protocol: ProtocolName = "skew320"
     sscd_sha256: str | None = None
+    objects: str | None = None
     features: Literal["clip", "inception"] | None = "clip"
     cache: str = "outputs/cache/embeddings"
 
@@ -53,6 +57,8 @@ class MeasureOptions:
         need(self, "training")
         check_clip(self.clip)
         check_sscd(self.sscd, self.sscd_sha256, self.sscd_protocol)
+        if self.objects:
+            read_objects(self.objects)
         for source in self.on_disk():
             open_source(source, Counter())
 
@@ -78,7 +84,11 @@ class MeasureOptions:
     def measured_by(self) -> dict[str, str]:
         """Names of the similarities, with their protocol, and of the CLIP model."""
         sscd = self.sscd and f"SSCD {redacted(self.sscd)}, protocol {self.sscd_protocol}"
-        return {"descriptor": "; ".join(filter(None, [CORRELATION, sscd])), "clip": redacted(self.clip)}
+        return {
+            "descriptor": "; ".join(filter(None, [CORRELATION, sscd])),
+            "clip": redacted(self.clip),
+            "objects": self.objects,
+        }
 
 
 class Measures:
@@ -88,6 +98,7 @@ class Measures:
         descriptors: by the prefix of their columns.
         clip: the alignment.
         features: what FID, KID and CMMD are measured on, or None.
+        objects: finds the objects that prompts name, or None.
     """
 
     def __init__(self, options: MeasureOptions, device: str):
@@ -96,4 +107,5 @@ class Measures:
             sscd = options.sscd, options.sscd_protocol, options.sscd_sha256, device
             self.descriptors["sscd"] = sscd_descriptor(*sscd)
         self.clip = ClipScore(options.clip, device)
+        self.objects = ObjectSearch(self.clip, read_objects(options.objects)) if options.objects else None
         self.features = extractor(options.features, self.clip, device) if options.features else None

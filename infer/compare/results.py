@@ -147,7 +147,10 @@ def measure(
     check_same_images(samples)
     extract = measures.features
     training = TrainingSet(options.training_images(), resolution, measures.descriptors, options.cache)
-    scored = {name: score_folder(path, training, measures.clip, extract) for name, path in folders.items()}
+    scored = {
+        name: score_folder(path, training, measures.clip, extract, measures.objects)
+        for name, path in folders.items()
+    }
     for folder in folders.values():
         write_json(folder / "scores.json", options.measured_by() | {"training": options.training})
     summaries = {name: json.loads((path / "summary.json").read_text()) for name, path in folders.items()}

@@ -15,6 +15,7 @@ from data.batches import in_batches
 from data.files import one_line, write_atomically
 from infer.metrics.clip_score import ClipScore
 from infer.metrics.distances import Extractor
+from infer.metrics.objects import ObjectSearch, share_found
 from infer.metrics.similarity import are_constant, match, thumbnails
 from infer.metrics.training_set import TrainingSet
 from infer.predict.run_folder import KEY
@@ -60,9 +61,10 @@ def score_folder(
     training: TrainingSet,
     clip: ClipScore,
     extractor: Extractor | None = None,
+    objects: ObjectSearch | None = None,
     batch_size: int = 64,
 ) -> tuple[pd.DataFrame, Tensor]:
-    """Fill `similarity_own`, `similarity_top`, `top_train_id`, `clip_score`, `sscd_*` in samples.parquet.
+    """Fill `similarity_own`, `similarity_top`, `top_train_id`, `clip_score`, `sscd_*`, `objects_found`.
 
     Failed (black) and `unreadable` images get no score; images of one colour (`undefined`) no similarity.
 
@@ -74,6 +76,8 @@ def score_folder(
     flags = {name: np.zeros(len(rows), bool) for name in ("unreadable", "undefined")}
     names = [f"{prefix}_{kind}" for prefix in training.measures for kind in ("own", "top")]
     scores = {name: np.full(len(rows), np.nan) for name in [*names, "clip_score"]}
+    if objects:
+        scores["objects_found"] = np.full(len(rows), np.nan)
     nearest = {TOP_IDS[prefix]: np.full(len(rows), None) for prefix in training.measures}
 
     for batch in in_batches(read_images(folder, rows, flags["unreadable"]), batch_size):
@@ -87,6 +91,9 @@ def score_folder(
             nearest[TOP_IDS[prefix]][indices] = np.where(matches.top.isnan(), None, ids)
         features = clip.image_features(images)
         scores["clip_score"][indices] = clip.cosines(features, list(rows["prompt"].iloc[indices]))
+        if objects:
+            found = objects(images, list(rows["prompt"].iloc[indices]))
+            scores["objects_found"][indices] = [share_found(each) for each in found]
         if extractor:
             parts.append(features if extractor.name == "clip" else extractor(images))
     results = scores | {name: pd.array(ids, "str") for name, ids in nearest.items()} | flags

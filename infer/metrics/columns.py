@@ -58,6 +58,10 @@ COLUMNS = {
     "sscd_own_p95": Column(SSCD, "p95", "↓", "{:.3f}", COPIES, "p95"),
     "sscd_share_above_05": Column(SSCD, ABOVE, "↓", "{:.1%}", ABOVE_HINT),
     "clip_score_mean": Column(QUALITY, "CLIP", "↑", "{:.3f}", "Alignment with the prompt, mean.", "CLIP"),
+    "objects_found_mean": Column(
+        QUALITY, "objects", "↑", "{:.1%}", "Share of the named objects that CLIP finds in the image.",
+        "objects",
+    ),
     "fid": Column(QUALITY, "FID", "↓", "{:.1f}", "Fréchet distance of generated to training images.", "FID"),
     "kid": Column(QUALITY, "KID", "↓", "{:.4f}", "Kernel distance of generated to training images."),
     "cmmd": Column(QUALITY, "CMMD", "↓", "{:.3f}", "Maximum mean discrepancy of CLIP embeddings."),
@@ -89,7 +93,8 @@ COLUMNS = {
 }  # fmt: skip
 LOST = ("failed", "unreadable", "undefined")  # images without similarity; shown where there are any
 FIGURES = [name for name, column in COLUMNS.items() if column.group not in ("", TRANSITION, COUNTS)]
-MEASURES = ("similarity_own", "similarity_top", "sscd_own", "sscd_top", "clip_score")  # columns of an image
+# columns of an image
+MEASURES = ("similarity_own", "similarity_top", "sscd_own", "sscd_top", "clip_score", "objects_found")
 SHARES = {
     "similarity_own": {"share_above_05": "share_above_05", "share_above_07": "share_above_07"},
     "sscd_own": {"sscd_share_above_05": "share_above_05", "sscd_share_above_07": "share_above_07"},
@@ -105,6 +110,7 @@ IMAGE_COLUMNS = {
     "sscd_top_id": ("SSCD nearest image", "{}"),
     "undefined": ("one colour: no similarity", "yes"),
     "clip_score": ("CLIP score", "{:.3f}"),
+    "objects_found": ("named objects found", "{:.0%}"),
     "transition_timestep": ("transition", "timestep {:.0f}"),
     "gated": ("below the gate", "yes"),
     "guidance_scale": ("guidance scale", "{:g}"),
