@@ -31,6 +31,7 @@ class AutoencoderTraining(pl.LightningModule):
         architecture: keyword arguments of diffusers' AutoencoderKL.
         autoencoder: folder with `vae/` to go on with, in place of an architecture.
         latent_channels: of this autoencoder, if more than it has.
+        freeze_encoder: train the decoder alone: the latents stay those that a UNet knows.
         lr: peak of the learning rate (linear warm-up, cosine to zero).
         warmup_steps: steps of the warm-up.
         edge_weight: weight of the edge term, which keeps outlines sharp.
@@ -44,6 +45,7 @@ class AutoencoderTraining(pl.LightningModule):
         architecture: dict[str, Any] | None = None,
         autoencoder: str | None = None,
         latent_channels: PositiveInt | None = None,
+        freeze_encoder: bool = False,
         lr: float = 1e-3,
         warmup_steps: int = 300,
         edge_weight: float = 0.5,
@@ -63,6 +65,10 @@ class AutoencoderTraining(pl.LightningModule):
             self.vae = AutoencoderKL(**architecture)
             quiet_start(self.vae, initial_log_variance)
         self.vae.to(memory_format=torch.channels_last)
+        self.freeze_encoder = freeze_encoder
+        if freeze_encoder:
+            self.vae.encoder.requires_grad_(False)
+            self.vae.quant_conv.requires_grad_(False)
 
     def training_step(self, batch: dict, step: int) -> Tensor:
         pixels = self.images(batch)
@@ -88,21 +94,31 @@ class AutoencoderTraining(pl.LightningModule):
         return (batch["pixels"].float() / 127.5 - 1).to(memory_format=torch.channels_last)
 
     def configure_optimizers(self) -> dict:
-        optimizer = torch.optim.AdamW(self.vae.parameters(), self.lr, betas=(0.9, 0.99), weight_decay=1e-4)
+        weights = [weight for weight in self.vae.parameters() if weight.requires_grad]
+        optimizer = torch.optim.AdamW(weights, self.lr, betas=(0.9, 0.99), weight_decay=1e-4)
         return lr_schedule(optimizer, "cosine", self.warmup_steps, self.trainer.max_steps)
 
     @torch.no_grad()
     def export(self, folder: Path) -> None:
-        """Write a diffusers AutoencoderKL folder; its latents have mean 0 and deviation 1 in each channel."""
-        means = []
-        for batch in self.trainer.datamodule.val_dataloader():
-            batch = self.transfer_batch_to_device(batch, self.device, 0)
-            means.append(self.vae.encode(self.images(batch)).latent_dist.mean.float().cpu())
-        latents = torch.cat(means)
+        """Write a diffusers AutoencoderKL folder.
+
+        Its latents have mean 0 and deviation 1 in each channel, or are as they were with `freeze_encoder`.
+        """
         vae = AutoencoderKL.from_config(self.vae.config)
         vae.load_state_dict(self.vae.state_dict())
-        whiten(vae, latents.mean((0, 2, 3)), latents.std((0, 2, 3)))
+        if not self.freeze_encoder:
+            latents = self.latents()
+            whiten(vae, latents.mean((0, 2, 3)), latents.std((0, 2, 3)))
         vae.half().save_pretrained(folder / "vae")
+
+    def latents(self) -> Tensor:
+        """Means of the latents of all images, (N, C, h, w)."""
+        batches = (
+            self.transfer_batch_to_device(batch, self.device, 0)
+            for batch in self.trainer.datamodule.val_dataloader()
+        )
+        means = [self.vae.encode(self.images(batch)).latent_dist.mean.float().cpu() for batch in batches]
+        return torch.cat(means)
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from transformers import CLIPModel, CLIPProcessor
 
 from data.captioned import load_captioned
 from train.__main__ import main
+from train.base_model.autoencoder import widened
 
 LAYERS = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 AUTOENCODER = {
@@ -96,3 +97,42 @@ def test_a_base_model_from_nothing(tiny_shards: Path, tmp_path: Path) -> None:
     pipe = StableDiffusionPipeline.from_pretrained(base)
     assert pipe.scheduler.config.prediction_type == "v_prediction"
     assert pipe("sun", num_inference_steps=2).images[0].size == (16, 16)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_an_autoencoder_goes_on_wider_and_then_with_its_decoder_alone(
+    tiny_shards: Path, tmp_path: Path
+) -> None:
+    options = {"model.warmup_steps": 1, "data.resolution": 16, "trainer.limit_val_batches": 0}
+    first = train(
+        "autoencoder", tmp_path / "first", tiny_shards, **options, **{"model.architecture": AUTOENCODER}
+    )
+    wide = train(
+        "autoencoder", tmp_path / "wide", tiny_shards, **options,
+        **{"model.autoencoder": str(first), "model.latent_channels": 6},
+    )  # fmt: skip
+    sharper = train(
+        "autoencoder", tmp_path / "sharper", tiny_shards, **options,
+        **{"model.autoencoder": str(wide), "model.freeze_encoder": True},
+    )  # fmt: skip
+    pixels = torch.rand(2, 3, 16, 16) * 2 - 1
+    before, after = (AutoencoderKL.from_pretrained(folder / "vae").float() for folder in (wide, sharper))
+    with torch.no_grad():
+        latents = before.encode(pixels).latent_dist.mean
+        assert latents.shape[1] == 6
+        torch.testing.assert_close(after.encode(pixels).latent_dist.mean, latents)
+        assert (after.decode(latents).sample - before.decode(latents).sample).abs().max() > 1e-3
+
+
+def test_further_latent_channels_change_nothing_while_they_are_zero() -> None:
+    narrow = AutoencoderKL(**AUTOENCODER)
+    wide = widened(narrow, 6, -6.0)
+    pixels = torch.rand(2, 3, 16, 16) * 2 - 1
+    with torch.no_grad():
+        mean, log_variance = (getattr(wide.encode(pixels).latent_dist, name) for name in ("mean", "logvar"))
+        former = narrow.encode(pixels).latent_dist
+        torch.testing.assert_close(mean[:, :4], former.mean)
+        torch.testing.assert_close(log_variance[:, :4], former.logvar)
+        assert (log_variance[:, 4:] == -6).all() and mean[:, 4:].std() > 0.01
+        mean[:, 4:] = 0
+        torch.testing.assert_close(wide.decode(mean).sample, narrow.decode(mean[:, :4]).sample)
