@@ -1,5 +1,6 @@
 """Train a small CLIP from nothing: text encoder of the bundled pipeline, and its alignment metric."""
 
+import json
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
+from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextModel, CLIPTokenizer
 
@@ -15,10 +17,27 @@ from train.schedule import lr_schedule
 
 
 def train_tokenizer(captions: list[str], vocabulary: int, length: int) -> CLIPTokenizer:
-    """A CLIPTokenizer (byte-level BPE, lower case) learned from the captions, padded to `length` tokens."""
-    special = {"<|startoftext|>": 0, "<|endoftext|>": 1}
-    tokenizer = CLIPTokenizer(vocab=special, merges=[], model_max_length=length)
-    return tokenizer.train_new_from_iterator([captions], vocabulary, show_progress=False)
+    """A CLIPTokenizer (byte-level BPE, lower case) learned from the captions, padded to `length` tokens.
+
+    As in OpenAI's CLIP, the vocabulary holds every byte twice: inside a word (`x`) and at its end (`x</w>`).
+    So any prompt is read to its end. BPE training alone gives only the ends that the captions have, and what
+    is unknown becomes the end token. What was learned from the captions follows.
+
+    Args:
+        captions: texts to learn from.
+        vocabulary: largest number of tokens; the two special ones and the bytes are 514.
+        length: tokens of a padded caption.
+    """
+    special = ["<|startoftext|>", "<|endoftext|>"]
+    tokenizer = CLIPTokenizer(vocab={token: index for index, token in enumerate(special)})
+    learned = tokenizer.train_new_from_iterator([captions], vocabulary, show_progress=False)
+    letters = sorted(ByteLevel.alphabet())
+    tokens = special + letters + [f"{letter}</w>" for letter in letters]
+    merges = json.loads(learned.backend_tokenizer.to_str())["model"]["merges"]
+    merges = [tuple(pair) for pair in merges[: max(vocabulary - len(tokens), 0)]]
+    tokens = dict.fromkeys(tokens + ["".join(pair) for pair in merges])
+    vocab = {token: index for index, token in enumerate(tokens)}
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=length)
 
 
 def contrastive_loss(logits: Tensor, same: Tensor) -> Tensor:
