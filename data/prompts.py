@@ -74,6 +74,8 @@ def load_prompts(source: str) -> list[Prompt]:
         raise ValueError(f"{source!r} is no UTF-8 text: {error}") from error
     if not prompts:
         raise ValueError(f"{source!r} holds no prompt")
+    if any("\0" in prompt.text for prompt in prompts):
+        raise ValueError(f"{source!r} is no UTF-8 text: it holds null characters, as UTF-16 does")
     return distinct(prompts, source)
 
 
@@ -220,7 +222,10 @@ def tab_rows(lines: list[str]) -> Iterator[tuple[int, list[str]]]:
                 (f"{line}\n" for line in islice(lines, number, None)), "excel-tab", strict=True
             )
             with suppress(csv.Error):
-                if len(row := next(reader)) == columns:
+                row = next(reader)
+                own = (line.count("\t") + 1 for line in lines[number : number + reader.line_num])
+                # lines that are rows by themselves stay rows, whatever marks they begin and end with
+                if len(row) == columns and (columns == 1 or any(count != columns for count in own)):
                     cells, last = row, number + reader.line_num
         else:
             quoted = [re.fullmatch(r'\s*"((?:[^"]|"")*)"\s*', cell) for cell in cells]

@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 IMAGE_SUFFIXES = ("webp", "png", "jpg", "jpeg", "jfif", "gif", "bmp", "avif")
 UNREAD_SUFFIXES = {"tif", "tiff", "heic", "heif", "jxl", "jp2", "psd", "svg", "ico", "ppm", "tga"}
 NOT_READ = "images in a format that is not read"
+ARCHIVES = (".zip", ".7z", ".rar", ".tar.bz2", ".tar.xz", ".tar.zst")  # which are not read either
 NAMED = 5  # of each reason this many are named in the log
 SPLITS = ("train", "val", "valid", "validation", "test")
 LONGEST_ID = 120  # bytes; a file name may have 255, and what is made from an id adds a seed and a suffix
@@ -150,9 +151,14 @@ def images_below(folder: Path) -> list[Path]:
 
 
 def caption_in_json(content: bytes | str | None) -> Any:
-    """The field `caption` of a JSON object; None if there is none, or the text is no JSON."""
+    """The field `caption` of a JSON object; None if there is none, or the text is no JSON.
+
+    Bytes that are in no encoding of JSON are returned as they are, to be counted as such.
+    """
     try:
         value = json.loads(content or b"null")
+    except UnicodeDecodeError:
+        return content
     except (ValueError, RecursionError):
         return None
     return value.get("caption") if isinstance(value, dict) else None

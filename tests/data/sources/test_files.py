@@ -97,6 +97,13 @@ def test_a_prefix_stands_beside_other_options(tmp_path: Path) -> None:
         load_captioned(f"{tmp_path}?color=red&prefix=a")
 
 
+def test_a_question_mark_in_a_folders_name_begins_no_options(tmp_path: Path) -> None:
+    folder = tmp_path / "who?name=me"
+    folder.mkdir()
+    write_shard(folder / "0.tar", "a")
+    assert captions_of(f"{folder}/*.tar?prefix=b_") == {"b_a": ("a a",)}
+
+
 def test_a_name_that_is_no_utf8(tmp_path: Path) -> None:
     name = os.fsdecode(b"\xff1")
     try:
