@@ -87,7 +87,7 @@ def source_fingerprint(source: str) -> str:
     path = Path(location)
     if path.is_dir():
         run = path / "exposures.parquet"
-        files = [run] if run.exists() else files_below(path)
+        files = [run] if run.exists() else files_below(path, Path.is_file)
     elif location.endswith((*SHARD_SUFFIXES, ".parquet")):
         files = [Path(file) for file in matching_files(location)]
     else:

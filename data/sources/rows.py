@@ -108,7 +108,10 @@ def count_unused(source: str, reason: str, names: Sequence[str | Path], skipped:
 
 
 def files_below(folder: Path, wanted: Callable[[Path], bool] = lambda path: True) -> list[Path]:
-    """Files at any depth, without hidden ones; links to folders elsewhere are followed, once each."""
+    """Files at any depth, without hidden ones; links to folders elsewhere are followed, once each.
+
+    Links that lead nowhere are among them: as images they cannot be read, and are counted.
+    """
     paths: list[Path] = []
     seen: set[str] = set()
     tops = [str(folder)]
@@ -121,7 +124,7 @@ def files_below(folder: Path, wanted: Callable[[Path], bool] = lambda path: True
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             tops += [path for name in folders if os.path.islink(path := os.path.join(where, name))]
             paths += [Path(where, name) for name in files if not name.startswith(".")]
-    return sorted(path for path in paths if wanted(path) and path.is_file())
+    return sorted(path for path in paths if wanted(path) and (path.is_file() or path.is_symlink()))
 
 
 def matching_files(pattern: str) -> list[str]:
