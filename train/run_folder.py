@@ -1,7 +1,6 @@
 """A training run's folder: which run it belongs to, whether that is finished, and its metrics."""
 
 import errno
-import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +13,8 @@ from filelock import FileLock, Timeout
 
 from callbacks.monitor import memorized_share
 from callbacks.wandb_run import flat
-from data.files import redacted, remove_temporary_files, write_atomically
+from data.files import read_object, redacted, remove_temporary_files, write_atomically
+from infer.models.pipeline import check_pipeline
 
 # Settings that may change between two starts of the same run; `out` and the cache because they may be moved.
 FREE = re.compile(
@@ -72,12 +72,21 @@ def settings(config: str) -> dict[str, Any]:
     return kept | {"trainer.max_steps": rows.get("trainer.max_steps")}
 
 
-def exported_steps(folder: Path, *others: str) -> int | None:
-    """Optimizer steps of the exported model; None if it, or one of the other files, is missing."""
-    path = folder / "pipeline" / "training.json"
-    if not path.exists() or not all((folder / name).exists() for name in others):
+def exported_steps(folder: Path, denoiser: bool) -> int | None:
+    """Optimizer steps of the exported model; None if it is missing or not whole.
+
+    A denoiser's is a pipeline with all its parts, and has `exposures.parquet` beside it.
+    """
+    exported = folder / "pipeline"
+    steps = read_object(exported / "training.json").get("steps")
+    if steps is None or not denoiser:
+        return steps
+    try:
+        check_pipeline(str(exported))
+        whole = (folder / "exposures.parquet").read_bytes().endswith(b"PAR1")
+    except (OSError, ValueError):
         return None
-    return json.loads(path.read_text())["steps"]
+    return steps if whole else None
 
 
 def memorized(folder: Path, monitor: Any, step: int) -> bool:
@@ -126,13 +135,23 @@ def full_disk_named(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        text = str(error)
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(
-            part in text
-            for part in ("No space left", "Disk quota", "PytorchStreamWriter failed", "os error 28")
-        ):
+        if any(map(is_full_disk, chain_of(error))):
             raise ValueError(
                 f"no space left for {folder} (or data.cache): free some; the same command continues from the "
                 "last checkpoint"
             ) from error
         raise
+
+
+def chain_of(error: BaseException | None) -> Iterator[BaseException]:
+    """The error, and those in whose handling it came: torch's writer raises others than the disk's."""
+    while error:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Whether the error is a full disk's, or a full quota's, in the words of any library."""
+    parts = ("No space left", "Disk quota", "PytorchStreamWriter failed", "os error 28")
+    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+    return full or any(part in str(error) for part in parts)

@@ -3,6 +3,8 @@
 import logging
 import re
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from data.sources import captions_file, folders, tables
@@ -141,14 +143,22 @@ def is_data(source: str) -> bool:
     """Whether `load_captioned` would find a layout here; nothing is downloaded to know it."""
     if source.startswith("hf:"):
         return True
-    sources = logging.getLogger("data.sources")
-    level = sources.level
-    sources.setLevel(logging.ERROR)  # `load_captioned` names what is left aside
     try:
-        return open_source(source, Counter()).layout != EMPTY
+        with unsaid():
+            return open_source(source, Counter()).layout != EMPTY
     except FileNotFoundError:
         return False
     except ValueError:  # it exists, and `load_captioned` says what is wrong with it
         return True
+
+
+@contextmanager
+def unsaid() -> Iterator[None]:
+    """Name nothing that is left aside: a check comes before `load_captioned`, which names it once."""
+    sources = logging.getLogger("data.sources")
+    level = sources.level
+    sources.setLevel(logging.ERROR)
+    try:
+        yield
     finally:
         sources.setLevel(level)

@@ -1,6 +1,7 @@
 """Lightning's trainer for predict runs: its options, its callbacks, its quiet."""
 
 import logging
+import re
 import warnings
 from typing import Any
 
@@ -31,7 +32,7 @@ def quiet_lightning() -> None:
     for text in WARNINGS:
         warnings.filterwarnings("ignore", message=rf"\W*{text}")
     rank_zero = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    rank_zero.addFilter(lambda record: "Tip:" not in record.getMessage())
+    rank_zero.addFilter(lambda record: not re.search("Tip:|TPU available: False", record.getMessage()))
 
 
 def trainer_for(
