@@ -4,6 +4,7 @@ import glob
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 from collections import Counter
@@ -100,11 +101,20 @@ def is_image(path: Path) -> bool:
     return path.suffix[1:].lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 
-def count_unused(source: str, reason: str, names: Sequence[str | Path], skipped: Counter) -> None:
-    """Count files that a layout leaves aside, and name the first in the log."""
+def count_unused(
+    source: str, reason: str, names: Sequence[str | Path], skipped: Counter, most: float = math.inf
+) -> None:
+    """Count files that a layout leaves aside, and name the first in the log.
+
+    `most`: where as many were counted already, of a thousand shards or of earlier epochs, none is named.
+    """
     if names:
+        few = skipped[reason] < most
         skipped[reason] += len(names)
-        log.warning("%s: not used: %d %s, such as %s", source, len(names), reason, [*map(str, names[:NAMED])])
+        if few:
+            log.warning(
+                "%s: not used: %d %s, such as %s", source, len(names), reason, [*map(str, names[:NAMED])]
+            )
 
 
 def files_below(folder: Path, wanted: Callable[[Path], bool] = lambda path: True) -> list[Path]:

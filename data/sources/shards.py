@@ -12,6 +12,7 @@ from pathlib import Path
 
 from data.sources.rows import (
     IMAGE_SUFFIXES,
+    NAMED,
     NOT_READ,
     UNREAD_SUFFIXES,
     Row,
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 COUNTS = ("count", "successes", "failed_to_download", "failed_to_resize")
 Members = dict[str, Stored]  # of one key, by suffix
+APART: set[str] = set()  # folders of which this process has said that members are no neighbours
 
 
 def is_shard(path: Path) -> bool:
@@ -66,16 +68,16 @@ def read_shards(paths: list[str], skipped: Counter) -> Iterator[Row]:
     Of a plain tar the headers are read, and images stay in it. What is compressed is held in memory: a shard
     at a time here, all shards where all rows are kept.
     """
-    said = False
     for path in paths:
         keys, repeated, apart = members_of(path, skipped)
-        if apart and not said:
-            said = True  # once: all shards of a set are written alike
+        folder = os.path.dirname(path)
+        if apart and folder not in APART and log.isEnabledFor(logging.WARNING):
+            APART.add(folder)
             log.warning(
                 "%s: the members of %d keys are no neighbours, such as %r: they are read together here, but "
                 "not by webdataset", path, len(apart), min(apart),
             )  # fmt: skip
-        count_unused(path, "repeated members", repeated, skipped)
+        count_unused(path, "repeated members", repeated, skipped, NAMED)
         yield from rows_of(path, keys, skipped)
 
 
@@ -144,7 +146,7 @@ def rows_of(path: str, keys: dict[str, Members], skipped: Counter) -> Iterator[R
             further.append(f"{key}.{images[0]}")
         elif has_caption(keys[shorter]):
             borrowed.setdefault(shorter, []).append(key)
-    count_unused(path, "further images of one key", further, skipped)
+    count_unused(path, "further images of one key", further, skipped, NAMED)
     for key, members in keys.items():
         if key in parts or [key] in borrowed.values():
             continue

@@ -64,6 +64,17 @@ def test_a_caption_under_a_longer_key_is_named(tmp_path: Path, caplog: pytest.Lo
     assert "'0': without caption: it has .jpg, .caption.txt" in caplog.text
 
 
+def test_of_many_shards_only_the_first_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Nor are they again in the next epoch of a stream."""
+    for number in range(8):
+        write_tar(tmp_path / f"{number}.tar", {"a.jpg": IMAGES[0], "a.jpeg": IMAGES[1], "a.txt": b"a"})
+    skipped = Counter()
+    for _ in range(2):
+        assert len(list(read_shards([str(path) for path in sorted(tmp_path.iterdir())], skipped))) == 8
+    assert skipped == {"further images of one key": 16}
+    assert len(caplog.messages) == 5 and "further images of one key, such as ['a.jpeg']" in caplog.text
+
+
 @pytest.mark.parametrize("names, apart", [
     ("0.jpg 1.jpg 0.txt 1.txt", 2), ("0.jpg 0.txt 1.jpg 1.txt 0.jpg", 0), ("0.jpg 0.seg.png 0.txt", 0),
 ])  # fmt: skip
