@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, NamedTuple
 
 from data.captioned import load_captioned
@@ -115,8 +116,9 @@ def distinct(prompts: list[Prompt], source: str) -> list[Prompt]:
     for prompt in prompts:
         other = by_id.setdefault(prompt.id, prompt)
         if other != prompt:
-            texts = [each.text if other.text != prompt.text else each[1:] for each in (other, prompt)]
-            raise ValueError(f"{source!r}: id {prompt.id!r} has two prompts, {texts[0]!r} and {texts[1]!r}")
+            texts = [each.text if other.text != prompt.text else str(each[1:]) for each in (other, prompt)]
+            one, two = (shorten(text, 80, placeholder="...") for text in texts)
+            raise ValueError(f"{source!r}: id {prompt.id!r} has two prompts, {one!r} and {two!r}")
     if len(by_id) < len(prompts):
         log.warning("%s: %d prompts are repeated and used once", source, len(prompts) - len(by_id))
     return list(by_id.values())

@@ -144,7 +144,8 @@ def items(value: Any) -> list:
 
 def fit(kind: str, args: list[str]) -> None:
     """Train, or continue where the last start stopped; do nothing when the run is finished."""
-    from train.run_folder import claim, full_disk_named
+    from data.disk import full_disk_named
+    from train.run_folder import claim
 
     cli = build(kind, args)
     if cli.trainer.fast_dev_run:

@@ -223,7 +223,9 @@ def summary_line(folder: Path) -> str:
     if summary["without_alternative"]:
         line += f"; {summary['without_alternative']} had no alternative and took the plain rule"
     if summary["failed"]:
-        line += f"; {summary['failed']} FAILED (latents not finite): black images, left out of scores"
+        line += (
+            f"; {summary['failed']} FAILED (latents or pixels not finite): black images, left out of scores"
+        )
     return line
 
 

@@ -15,6 +15,7 @@ from data.cli import as_users
 WARNINGS = (  # of Lightning, which no user of these commands can act on
     ".* does not have many workers",
     "The number of training batches",
+    "Total length of `DataLoader` across ranks is zero",
     "You're resuming from a checkpoint that ended before the epoch ended",
     "Checkpoint directory .* exists and is not empty",
     "Experiment logs directory .* exists and is not empty",
