@@ -17,7 +17,9 @@ from callbacks.provenance import git_commit
 from data.files import one_line, redacted
 
 log = logging.getLogger(__name__)
-START = 60  # seconds that a server may take to answer
+START = (
+    40  # seconds that a server may take to answer; W&B needs more to give up, and a start waits 60 at most
+)
 
 
 @dataclass(kw_only=True)
@@ -42,7 +44,7 @@ class WandbOptions:
         """The started logger of a run folder; None where W&B is off or cannot start, which a warning says.
 
         The run's id is kept in `<folder>/wandb_id.txt`: started again, it is the same run. A server that does
-        not answer within 60 s, or a missing key, makes the run an offline one. Of several processes the first
+        not answer within 40 s, or a missing key, makes the run an offline one. Of several processes the first
         logs.
 
         Args:

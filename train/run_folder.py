@@ -40,7 +40,7 @@ def claim(folder: Path, config: str) -> Iterator[None]:
             remove_temporary_files(folder)
             path, config = folder / "config.yaml", redacted(config)
             if path.exists() and (last_checkpoint(folder) or (folder / "pipeline").exists()):
-                check_same_run(folder, settings(path.read_text()), settings(config))
+                check_same_run(folder, read_settings(path), settings(config))
             write_atomically(path, lambda part: part.write_text(config))
             yield
         finally:
@@ -62,6 +62,16 @@ def check_same_run(folder: Path, before: dict[str, Any], now: dict[str, Any]) ->
         raise ValueError(
             f"{folder} holds a different run ({listed}{hint}): choose another --out, or delete it"
         )
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """`settings` of a file; ValueError for one that holds none."""
+    try:
+        return settings(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} holds no settings: restore it, or delete it if the run is the one that it began as"
+        ) from error
 
 
 def settings(config: str) -> dict[str, Any]:
