@@ -116,9 +116,9 @@ def distinct(prompts: list[Prompt], source: str) -> list[Prompt]:
     for prompt in prompts:
         other = by_id.setdefault(prompt.id, prompt)
         if other != prompt:
-            texts = [each.text if other.text != prompt.text else str(each[1:]) for each in (other, prompt)]
-            one, two = (shorten(text, 80, placeholder="...") for text in texts)
-            raise ValueError(f"{source!r}: id {prompt.id!r} has two prompts, {one!r} and {two!r}")
+            texts = [each.text if other.text != prompt.text else each[1:] for each in (other, prompt)]
+            one, two = (shorten(repr(text), 80, placeholder="...") for text in texts)
+            raise ValueError(f"{source!r}: id {prompt.id!r} has two prompts, {one} and {two}")
     if len(by_id) < len(prompts):
         log.warning("%s: %d prompts are repeated and used once", source, len(prompts) - len(by_id))
     return list(by_id.values())
