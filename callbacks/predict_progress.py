@@ -8,7 +8,7 @@ import pandas as pd
 
 from callbacks.wandb_run import SafeWandbLogger, flat
 from callbacks.writer import SampleWriter
-from data.files import read_object
+from data.files import read_object, redacted
 
 SHOWN = 32  # images in a run's table
 
@@ -23,7 +23,7 @@ class PredictProgress(pl.Callback):
         self.images = 0
         writer = next(callback for callback in trainer.callbacks if isinstance(callback, SampleWriter))
         for logger in trainer.loggers:
-            logger.log_hyperparams(flat(writer.identity))
+            logger.log_hyperparams(flat(redacted(writer.identity)))
 
     def on_predict_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, *_: Any) -> None:
         self.images += len(outputs.images) * trainer.world_size

@@ -2,7 +2,9 @@
 
 import logging
 import os
-from contextlib import suppress
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -12,10 +14,12 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from callbacks.provenance import git_commit
-from data.files import one_line
+from data.files import one_line, redacted
 
 log = logging.getLogger(__name__)
-START = 60  # seconds that a server may take to answer
+START = (
+    40  # seconds that a server may take to answer; W&B needs more to give up, and a start waits 60 at most
+)
 
 
 @dataclass(kw_only=True)
@@ -40,12 +44,12 @@ class WandbOptions:
         """The started logger of a run folder; None where W&B is off or cannot start, which a warning says.
 
         The run's id is kept in `<folder>/wandb_id.txt`: started again, it is the same run. A server that does
-        not answer within 60 s, or a missing key, makes the run an offline one. Of several processes the first
+        not answer within 40 s, or a missing key, makes the run an offline one. Of several processes the first
         logs.
 
         Args:
             folder: run folder; its name is the run's.
-            config: nested settings, logged under dotted names, with the git commit.
+            config: nested settings, logged under dotted names and without secrets, with the git commit.
         """
         if self.wandb == "off":
             return None
@@ -61,14 +65,16 @@ class WandbOptions:
                 offline=mode == "offline", resume="allow",
                 project=self.wandb_project or os.environ.get("WANDB_PROJECT", "attraction-basin"),
                 entity=self.wandb_entity, group=self.wandb_group, tags=self.wandb_tags or None,
-                config=flat(config or {}) | {"git_commit": git_commit()},
-                settings=wandb.Settings(init_timeout=START, quiet=True, mode=mode),
+                config=flat(redacted(config or {})) | {"git_commit": git_commit()},
+                # silent would also hide the question for a key
+                settings=wandb.Settings(init_timeout=START, quiet=True, silent=mode == "offline", mode=mode),
             )  # fmt: skip
             logger._wandb_init.pop("anonymous", None)  # W&B warns of it, whatever it is
             if not first:
                 return logger
             try:
-                logger.experiment  # noqa: B018  (starts the run)
+                with arguments_without_secrets():
+                    logger.experiment  # noqa: B018  (starts the run)
                 return logger
             except Exception as error:  # W&B raises many kinds: none of them is worth a run
                 later = f"logging offline, for `{sync_command(folder)}` later"
@@ -77,6 +83,20 @@ class WandbOptions:
                 with suppress(Exception):
                     wandb.teardown()  # the failed start would keep the run's id
         return None
+
+
+@contextmanager
+def arguments_without_secrets() -> Iterator[None]:
+    """Hide passwords and queries of URLs in `sys.argv`, which W&B records when a run starts.
+
+    Lightning starts other processes with it later.
+    """
+    arguments = sys.argv
+    sys.argv = redacted(arguments)
+    try:
+        yield
+    finally:
+        sys.argv = arguments
 
 
 def sync_command(folder: Path) -> str:
@@ -111,8 +131,8 @@ class SafeWandbLogger(WandbLogger):
     def log_metrics(self, *args: Any, **options: Any) -> None:
         self.safely(super().log_metrics, *args, **options)
 
-    def log_hyperparams(self, *args: Any, **options: Any) -> None:
-        self.safely(super().log_hyperparams, *args, **options)
+    def log_hyperparams(self, params: Any, *args: Any, **options: Any) -> None:
+        self.safely(super().log_hyperparams, redacted(params), *args, **options)
 
     def log_image(self, *args: Any, **options: Any) -> None:
         self.safely(super().log_image, *args, **options)

@@ -94,7 +94,7 @@ class SampleWriter(BasePredictionWriter):
             traces.append(trace)
             if failed_at >= 0:
                 log.warning(
-                    "%s, sample %d: latents are not finite after step %d (t = %g): its image is black",
+                    "%s, sample %d: latents or pixels are not finite after step %d (t = %g): a black image",
                     request.prompt_id, request.sample, failed_at, trace["timestep"][failed_at],
                 )  # fmt: skip
         write_part(folder, rows, pd.concat(traces, ignore_index=True))

@@ -108,12 +108,13 @@ def listed(skipped: Counter) -> str:
 
 
 def decoded_text(text: bytes) -> str | None:
-    """UTF-8, or UTF-16 with a byte order mark; None for anything else."""
+    """UTF-8, or UTF-16 with a byte order mark; None for anything else, such as UTF-16 without the mark."""
     wide = text.startswith((BOM_UTF16_LE, BOM_UTF16_BE))
     try:
-        return text.decode("utf-16" if wide else "utf-8-sig")
+        decoded = text.decode("utf-16" if wide else "utf-8-sig")
     except UnicodeDecodeError:
         return None
+    return None if "\0" in decoded else decoded
 
 
 def texts(captions: Any) -> tuple[str, ...]:

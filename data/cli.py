@@ -51,6 +51,17 @@ def as_users(what: str) -> Iterator[None]:
         raise ValueError(f"{what}: {reasons(str(error))}") from error
 
 
+class AboveBars(logging.Handler):
+    """Write warnings without secrets to stderr, each on a line of its own above the progress bars."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = redacted(self.format(record))
+        if "tqdm" in sys.modules:
+            sys.modules["tqdm"].tqdm.write(line, file=sys.stderr)
+        else:
+            print(line, file=sys.stderr)
+
+
 def run(program: str, text: str, commands: dict[str, Callable[[list[str]], None]], args: list[str]) -> int:
     """Run `commands[args[0]]` on the rest; the exit code. `text` is the help.
 
@@ -64,6 +75,7 @@ def run(program: str, text: str, commands: dict[str, Callable[[list[str]], None]
     if command not in commands:
         print(f"{program}: no command {command!r}; there are {', '.join(commands)}", file=sys.stderr)
         return 2
+    logging.lastResort = AboveBars(logging.WARNING)  # takes what no handler of the caller's takes
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it asks for kernels that nothing here uses
     try:
         commands[command](rest)

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, NamedTuple
 
 from data.captioned import load_captioned
@@ -74,6 +75,8 @@ def load_prompts(source: str) -> list[Prompt]:
         raise ValueError(f"{source!r} is no UTF-8 text: {error}") from error
     if not prompts:
         raise ValueError(f"{source!r} holds no prompt")
+    if any("\0" in prompt.text for prompt in prompts):
+        raise ValueError(f"{source!r} is no UTF-8 text: it holds null characters, as UTF-16 does")
     return distinct(prompts, source)
 
 
@@ -85,7 +88,7 @@ def source_fingerprint(source: str) -> str:
     path = Path(location)
     if path.is_dir():
         run = path / "exposures.parquet"
-        files = [run] if run.exists() else files_below(path)
+        files = [run] if run.exists() else files_below(path, Path.is_file)
     elif location.endswith((*SHARD_SUFFIXES, ".parquet")):
         files = [Path(file) for file in matching_files(location)]
     else:
@@ -114,7 +117,8 @@ def distinct(prompts: list[Prompt], source: str) -> list[Prompt]:
         other = by_id.setdefault(prompt.id, prompt)
         if other != prompt:
             texts = [each.text if other.text != prompt.text else each[1:] for each in (other, prompt)]
-            raise ValueError(f"{source!r}: id {prompt.id!r} has two prompts, {texts[0]!r} and {texts[1]!r}")
+            one, two = (shorten(repr(text), 80, placeholder="...") for text in texts)
+            raise ValueError(f"{source!r}: id {prompt.id!r} has two prompts, {one} and {two}")
     if len(by_id) < len(prompts):
         log.warning("%s: %d prompts are repeated and used once", source, len(prompts) - len(by_id))
     return list(by_id.values())
@@ -220,7 +224,10 @@ def tab_rows(lines: list[str]) -> Iterator[tuple[int, list[str]]]:
                 (f"{line}\n" for line in islice(lines, number, None)), "excel-tab", strict=True
             )
             with suppress(csv.Error):
-                if len(row := next(reader)) == columns:
+                row = next(reader)
+                own = (line.count("\t") + 1 for line in lines[number : number + reader.line_num])
+                # lines that are rows by themselves stay rows, whatever marks they begin and end with
+                if len(row) == columns and (columns == 1 or any(count != columns for count in own)):
                     cells, last = row, number + reader.line_num
         else:
             quoted = [re.fullmatch(r'\s*"((?:[^"]|"")*)"\s*', cell) for cell in cells]

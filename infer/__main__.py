@@ -36,6 +36,7 @@ def predict(args: list[str]) -> None:
     from callbacks.wandb_run import WandbOptions
     from callbacks.writer import SampleWriter
     from data.arguments import as_list, built, changed, command_parser, parse, with_prompts
+    from data.disk import full_disk_named
     from infer.options import DenoiseOptions, PromptOptions
     from infer.predict.module import Generate, PromptData
     from infer.predict.options import GenerateOptions
@@ -68,7 +69,8 @@ def predict(args: list[str]) -> None:
     logger = wandb.logger(Path(options.out), {"label": name})
     ours = [mitigation, SampleWriter(name), PredictProgress()]
     trainer = trainer_for(options.out, ours, trainer_options, logger)
-    trainer.predict(module, data, return_predictions=False)
+    with full_disk_named(Path(options.out)):
+        trainer.predict(module, data, return_predictions=False)
     if trainer.is_global_zero:
         print(summary_line(Path(options.out)))
         print(f"images: {options.out}/images, rows: {options.out}/samples.parquet")
@@ -84,6 +86,7 @@ def compare(args: list[str]) -> None:
     from callbacks.wandb_run import WandbOptions
     from callbacks.writer import SampleWriter
     from data.arguments import options_of, with_prompts, with_sweep
+    from data.disk import full_disk_named
     from infer.compare.folder import finish
     from infer.compare.measures import Measures
     from infer.compare.options import Comparison
@@ -120,14 +123,16 @@ def compare(args: list[str]) -> None:
         trainer = trainer_for(str(out / job.label), ours, vars(comparison.trainer))
         if first:
             print(f"{job.label}:", flush=True)
-        trainer.predict(module, PromptData(comparison), return_predictions=False)
+        with full_disk_named(out):
+            trainer.predict(module, PromptData(comparison), return_predictions=False)
         if first:
             print(summary_line(out / job.label), flush=True)
     if first:
         folders = {job.label: out / job.label for job in jobs}
-        table = finish(comparison, measures, folders, resolution)
+        with full_disk_named(out):
+            table, page = finish(comparison, measures, folders, resolution), write_report(out)
         Console().print(terminal_table(table))
-        print(f"report: {write_report(out).resolve()}")
+        print(f"report: {page.resolve()}")
         if logger := wandb.logger(out, {"model": comparison.model.identity(), "seed": comparison.seed}):
             logger.safely(log_to_wandb, out, logger.experiment)
             logger.finalize()

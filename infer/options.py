@@ -1,6 +1,5 @@
 """What the commands of `python -m infer` share: run folders, prompts, the model and how it denoises."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from jsonargparse.typing import PositiveInt
 from tqdm import tqdm
 
 from data.batches import in_batches
+from data.files import read_object
 from infer.denoising.hooks import GuidanceRule
 from infer.denoising.loop import Denoised, prepare
 from infer.denoising.requests import Request
@@ -167,11 +167,11 @@ class TrainerOptions:
 
 
 def provenance_of(run: str) -> dict[str, Any]:
-    """The `provenance.json` of a training run; FileNotFoundError when it has none."""
-    path = Path(run) / "provenance.json"
-    if not path.exists():
-        raise FileNotFoundError(f"{run!r} is no training run: it has no provenance.json")
-    return json.loads(path.read_text())
+    """The `provenance.json` of a training run; FileNotFoundError when it has none that can be read."""
+    provenance = read_object(Path(run) / "provenance.json")
+    if not provenance:
+        raise FileNotFoundError(f"{run!r} is no training run: it has no provenance.json that can be read")
+    return provenance
 
 
 def need(options: Any, *names: str) -> None:

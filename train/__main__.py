@@ -144,7 +144,8 @@ def items(value: Any) -> list:
 
 def fit(kind: str, args: list[str]) -> None:
     """Train, or continue where the last start stopped; do nothing when the run is finished."""
-    from train.run_folder import claim, full_disk_named
+    from data.disk import full_disk_named
+    from train.run_folder import claim
 
     cli = build(kind, args)
     if cli.trainer.fast_dev_run:
@@ -162,7 +163,6 @@ def run(kind: str, cli: Any) -> None:
     from callbacks.hub import PushToHub
     from callbacks.monitor import Monitor
     from callbacks.wandb_run import WandbOptions
-    from data.files import redacted
     from train.checkpoint_file import read_checkpoint
     from train.resume import write_results
     from train.run_folder import exported_steps, join_metrics, keep_metrics, last_checkpoint, memorized
@@ -170,12 +170,11 @@ def run(kind: str, cli: Any) -> None:
     folder, trainer, model, data = cli.folder, cli.trainer, cli.model, cli.datamodule
     by_type = {type(callback): callback for callback in trainer.callbacks}
     monitor, hub = by_type.get(Monitor), by_type.get(PushToHub)
-    results = ["exposures.parquet"] if kind in DENOISERS else []
 
     def ends(step: int | None) -> bool:
         return step is not None and (step >= trainer.max_steps or memorized(folder, monitor, step))
 
-    step, first = exported_steps(folder, *results), trainer.is_global_zero
+    step, first = exported_steps(folder, kind in DENOISERS), trainer.is_global_zero
     if ends(step):
         ended = f"{folder} is finished ({step:,} steps)"
     else:
@@ -184,6 +183,11 @@ def run(kind: str, cli: Any) -> None:
         if monitor:
             monitor.check_scheduler(model.pipe.scheduler)
         path, checkpoint = last_checkpoint(folder), None
+        if step is None and not path and (folder / "pipeline").exists():  # perhaps after days of training
+            raise ValueError(
+                f"{folder} has an exported model, but not all results, and no checkpoints/last.ckpt to make "
+                f"them from: restore what is missing, or delete {folder / 'pipeline'} to train again"
+            )
         if path:
             keys = [type(data).__qualname__, "frozen_parts"] if kind in DENOISERS else []
             checkpoint = read_checkpoint(path, *keys)
@@ -195,7 +199,7 @@ def run(kind: str, cli: Any) -> None:
             write_results(trainer, model, data, path, checkpoint["global_step"])
         else:
             options = WandbOptions(**{each.name: cli.config[each.name] for each in fields(WandbOptions)})
-            wandb = options.logger(folder, redacted(cli.config.as_dict()))
+            wandb = options.logger(folder, cli.config.as_dict())
             trainer.loggers += items(wandb)
             trainer.fit(model, data, ckpt_path=path and str(path), weights_only=True)
         step = trainer.global_step

@@ -20,9 +20,10 @@ from jsonargparse.typing import (
 from torch import Tensor, nn
 
 from data.cli import warn_no_effect
+from data.files import digest
 from infer.models.pipeline import load_pipeline
 from infer.models.weights import no_warnings, quiet_bars
-from train.dataset.encoders import encode_images, encode_prompts, weights_digest
+from train.dataset.encoders import encode_images, encode_prompts, settings, weights_digest
 from train.embedding_noise import with_gaussian, with_mixup
 from train.lora_layers import add_lora, has_lora, save_lora
 from train.model_check import check_model, config_of
@@ -248,13 +249,20 @@ class Finetune(pl.LightningModule):
 
     @cached_property
     def frozen_parts(self) -> dict[str, str]:
-        """Digest of each part of the pipeline that is not trained, or of the weights below its LoRA."""
+        """Digest of each part of the pipeline that is not trained, or of the weights below its LoRA.
+
+        The scheduler decides what the UNet is trained to predict, the tokenizer what a caption is.
+        """
         parts = {"vae": self.pipe.vae}
         if not self.train_text_encoder or self.lora_rank:
             parts["text_encoder"] = self.pipe.text_encoder
         if self.lora_rank:
             parts["unet"] = self.pipe.unet
-        return {name: weights_digest(part) for name, part in parts.items()}
+        tokenizer = self.pipe.tokenizer
+        return {name: weights_digest(part) for name, part in parts.items()} | {
+            "scheduler": digest(settings(self.pipe.scheduler.config)),
+            "tokenizer": digest(sorted(tokenizer.get_vocab().items()), tokenizer.model_max_length),
+        }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         frozen, weights = self.frozen(), checkpoint["state_dict"]
@@ -262,8 +270,8 @@ class Finetune(pl.LightningModule):
         checkpoint["frozen_parts"] = self.frozen_parts
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        before = checkpoint["frozen_parts"]
-        if changed := [name for name, digest in self.frozen_parts.items() if before.get(name) != digest]:
+        before, now = checkpoint["frozen_parts"], self.frozen_parts
+        if changed := [name for name, old in before.items() if now.get(name) != old]:
             raise ValueError(
                 f"the {', '.join(changed)} of {self.pipeline!r} changed since the checkpoint was written: "
                 "restore the model, or choose another --out"

@@ -1,7 +1,5 @@
 """A training run's folder: which run it belongs to, whether that is finished, and its metrics."""
 
-import errno
-import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +12,8 @@ from filelock import FileLock, Timeout
 
 from callbacks.monitor import memorized_share
 from callbacks.wandb_run import flat
-from data.files import redacted, remove_temporary_files, write_atomically
+from data.files import read_object, redacted, remove_temporary_files, write_atomically
+from infer.models.pipeline import check_pipeline
 
 # Settings that may change between two starts of the same run; `out` and the cache because they may be moved.
 FREE = re.compile(
@@ -41,7 +40,7 @@ def claim(folder: Path, config: str) -> Iterator[None]:
             remove_temporary_files(folder)
             path, config = folder / "config.yaml", redacted(config)
             if path.exists() and (last_checkpoint(folder) or (folder / "pipeline").exists()):
-                check_same_run(folder, settings(path.read_text()), settings(config))
+                check_same_run(folder, read_settings(path), settings(config))
             write_atomically(path, lambda part: part.write_text(config))
             yield
         finally:
@@ -65,6 +64,16 @@ def check_same_run(folder: Path, before: dict[str, Any], now: dict[str, Any]) ->
         )
 
 
+def read_settings(path: Path) -> dict[str, Any]:
+    """`settings` of a file; ValueError for one that holds none."""
+    try:
+        return settings(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} holds no settings: restore it, or delete it if the run is the one that it began as"
+        ) from error
+
+
 def settings(config: str) -> dict[str, Any]:
     """The dotted names of a YAML file and their values, without those in FREE but with trainer.max_steps."""
     rows = flat(yaml.safe_load(config))
@@ -72,12 +81,21 @@ def settings(config: str) -> dict[str, Any]:
     return kept | {"trainer.max_steps": rows.get("trainer.max_steps")}
 
 
-def exported_steps(folder: Path, *others: str) -> int | None:
-    """Optimizer steps of the exported model; None if it, or one of the other files, is missing."""
-    path = folder / "pipeline" / "training.json"
-    if not path.exists() or not all((folder / name).exists() for name in others):
+def exported_steps(folder: Path, denoiser: bool) -> int | None:
+    """Optimizer steps of the exported model; None if it is missing or not whole.
+
+    A denoiser's is a pipeline with all its parts, and has `exposures.parquet` beside it.
+    """
+    exported = folder / "pipeline"
+    steps = read_object(exported / "training.json").get("steps")
+    if steps is None or not denoiser:
+        return steps
+    try:
+        check_pipeline(str(exported))
+        whole = (folder / "exposures.parquet").read_bytes().endswith(b"PAR1")
+    except (OSError, ValueError):
         return None
-    return json.loads(path.read_text())["steps"]
+    return steps if whole else None
 
 
 def memorized(folder: Path, monitor: Any, step: int) -> bool:
@@ -118,21 +136,3 @@ def read_metrics(*paths: Path) -> list[pd.DataFrame]:
     return [
         pd.read_csv(path, on_bad_lines="skip") for path in paths if path.exists() and path.read_text().strip()
     ]
-
-
-@contextmanager
-def full_disk_named(folder: Path) -> Iterator[None]:
-    """Raise ValueError with the folder in place of the many errors of a full disk."""
-    try:
-        yield
-    except Exception as error:
-        text = str(error)
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(
-            part in text
-            for part in ("No space left", "Disk quota", "PytorchStreamWriter failed", "os error 28")
-        ):
-            raise ValueError(
-                f"no space left for {folder} (or data.cache): free some; the same command continues from the "
-                "last checkpoint"
-            ) from error
-        raise

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from data.sources.rows import IMAGE_SUFFIXES, Row, Source, file_id, images_below, path_ids
+from data.sources.rows import IMAGE_SUFFIXES, Row, Source, count_unused, file_id, images_below, path_ids
 from data.sources.stored import WholeFile
 
 log = logging.getLogger(__name__)
@@ -86,9 +86,9 @@ def open_captions(folder: Path, file: Path, skipped: Counter) -> Source:
             f"the {len(images)} images in {folder}"
         )
     log.info("%s: %d of %d captions match the %d images", file, len(pairs), len(captions), len(images))
-    for reason, count in (("without caption", len(images)), ("captions without image", len(captions))):
-        if lost := count - len(pairs):
-            skipped[reason] += lost
+    count_unused(str(file), "without caption", [path for path in images if path not in pairs], skipped)
+    used = set(pairs.values())
+    count_unused(str(file), "captions without image", [key for key in captions if key not in used], skipped)
     layout = f"images with a captions file ({file.name}: {len(pairs):,} of {len(captions):,} match)"
     ids = path_ids(images, folder)
     rows = (Row(ids[path], WholeFile(str(path)), captions[pairs[path]]) for path in images if path in pairs)
@@ -124,8 +124,7 @@ def replaced(
             f"{file}: none of its {len(captions)} keys, such as {next(iter(captions))!r}, is the id of one "
             f"of the {count} images, such as {first!r}"
         )
-    if unused:
-        skipped["captions without image"] += len(unused)
+    count_unused(str(file), "captions without image", sorted(unused), skipped)
     used = len(captions) - len(unused)
     notes.append(f"captions of {file.name}: {used:,} of {len(captions):,} match")
     log.info("%s: %d of %d captions match the %d images", file, used, len(captions), count)

@@ -24,7 +24,7 @@ from data.sources.stored import WholeFile
 
 log = logging.getLogger(__name__)
 METADATA = ("metadata.jsonl", "metadata.csv")
-CAPTION_SUFFIXES = (".txt", ".caption")
+CAPTION_SUFFIXES = (".txt", ".TXT", ".caption")
 NO_CLASSES = ("images", "image", "imgs", "img", "pictures", "photos", "data", "files")
 
 
@@ -41,10 +41,11 @@ def open_captions_beside(folder: Path, skipped: Counter) -> Source:
     """Images directly in the folder; those in subfolders belong to another layout, and are counted."""
     images = images_below(folder)
     paths = [path for path in images if path.parent == folder]
-    if deeper := len(images) - len(paths):
-        skipped["in a subfolder"] += deeper
+    count_unused(
+        str(folder), "images in subfolders", [path for path in images if path.parent != folder], skipped
+    )
     refuse_trainers_folders(folder, paths)
-    count_lone(paths, (path for path in folder.iterdir() if is_caption(path)), skipped)
+    count_lone(folder, paths, filter(is_caption, sorted(folder.iterdir())), skipped)
     return Source("images with captions beside them", file_rows(paths, folder, beside), len(paths))
 
 
@@ -57,18 +58,18 @@ def refuse_trainers_folders(folder: Path, images: list[Path]) -> None:
     for path in images:
         if path.stem.endswith(("-masklabel", "-condlabel")):
             raise ValueError(f"{path} is a mask of OneTrainer, which is not read: move masks out of {folder}")
-        if path.parent != folder and re.match(r"[1-9]\d*_", path.parent.name):
+        if path.parent != folder and re.match(r"[1-9]\d{0,2}_", path.parent.name):  # 2024_01 is a date
             raise ValueError(
                 f"{path.parent.name!r} in {folder} is a folder for Kohya's scripts, whose number means "
                 "repeats: rename it without the number, and set exposure.copies for repeats"
             )
 
 
-def count_lone(images: list[Path], captions: Iterable[Path], skipped: Counter) -> None:
+def count_lone(folder: Path, images: list[Path], captions: Iterable[Path], skipped: Counter) -> None:
     """Count the text files that stand beside no image of their name."""
     names = {path.with_suffix("") for path in images}
-    if lone := sum(path.with_suffix("") not in names for path in captions):
-        skipped["captions without image"] += lone
+    lone = [path for path in captions if path.with_suffix("") not in names]
+    count_unused(str(folder), "captions without image", lone, skipped)
 
 
 def open_nested(folder: Path, paths: list[Path], skipped: Counter) -> Source:
@@ -78,7 +79,7 @@ def open_nested(folder: Path, paths: list[Path], skipped: Counter) -> Source:
     """
     refuse_trainers_folders(folder, paths)
     if any(beside(path) is not None for path in paths):
-        count_lone(paths, files_below(folder, is_caption), skipped)
+        count_lone(folder, paths, files_below(folder, is_caption), skipped)
         layout = "folders of images with captions beside them"
         return Source(layout, file_rows(paths, folder, beside), len(paths))
     classes = sorted({path.parent.name for path in paths})
@@ -90,7 +91,9 @@ def open_nested(folder: Path, paths: list[Path], skipped: Counter) -> Source:
     if unnamed := [name for name in classes if re.fullmatch(r"n\d{8}", name) and name not in IMAGENETTE]:
         log.warning("%s: WordNet ids without a known name appear in prompts as they are: %s", folder, unnamed)
     example = f"captions made of folder names, such as {CLASS_PROMPT.format(readable(classes[0]))!r}"
-    if doubtful := [name for name in classes if name.isdigit() or name.lower() in NO_CLASSES]:
+    if doubtful := [
+        name for name in classes if not any(map(str.isalpha, name)) or name.lower() in NO_CLASSES
+    ]:
         log.warning(
             "%s: NO CAPTIONS FOUND: %s. If folders such as %r are no classes, give captions as "
             "'%s?captions=FILE.json'", folder, example, doubtful[0], folder,
@@ -165,8 +168,8 @@ def rows_of_table(folder: Path, captions: dict[str, list[Any]], skipped: Counter
     for name, each in captions.items():
         path = inside.get(name)
         yield Row(ids[path] if path else name, path and WholeFile(str(path)), merged(each))
-    if unlisted := len(inside.keys() - captions.keys()):
-        skipped["without caption"] += unlisted
+    unlisted = [path for name, path in inside.items() if name not in captions]
+    count_unused(str(folder), "without caption", unlisted, skipped)
 
 
 def merged(captions: list[Any]) -> Any:

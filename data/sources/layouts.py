@@ -3,10 +3,13 @@
 import logging
 import re
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from data.sources import captions_file, folders, tables
 from data.sources.rows import (
+    ARCHIVES,
     NOT_READ,
     SPLITS,
     UNREAD_SUFFIXES,
@@ -27,10 +30,12 @@ EMPTY = "nothing that can be read"
 
 
 def with_options(source: str) -> tuple[str, dict[str, str]]:
-    """`PATH?name=value&name=value` apart; a `?` without a name and `=` after it is part of a glob."""
+    """`PATH?name=value&name=value` apart; a `?` of an existing folder, or without `name=`, is the path's."""
     path, query = source, ""
-    if not Path(source).exists() and (match := re.match(r"(.*?)\?(\w+=.*)$", source)):
-        path, query = match.groups()
+    slashes = [match.end() for match in re.finditer("/", source)]
+    there = max((end for end in slashes if Path(source[:end]).is_dir()), default=0)
+    if not Path(source).exists() and (match := re.match(r"(.*?)\?(\w+=.*)$", source[there:])):
+        path, query = source[:there] + match[1], match[2]
     options = dict(part.partition("=")[::2] for part in query.split("&") if part)
     if empty := [name for name, value in options.items() if not value]:
         raise ValueError(f"{source!r}: the option {empty[0]!r} has no value")
@@ -101,6 +106,8 @@ def open_folder(folder: Path, options: dict[str, str], skipped: Counter) -> Sour
     images = [path for path in files if is_image(path)]
     unread = [path for path in files if path.suffix[1:].lower() in UNREAD_SUFFIXES]
     count_unused(where, NOT_READ, unread, skipped)
+    archives = [path for path in files if path.name.lower().endswith(ARCHIVES)]
+    count_unused(where, "archives that are not read", archives, skipped)
     shards = shards_in(folder)
     deeper = [path for path in files if is_shard(path) and path.parent != folder]
     count_unused(where, "shards in subfolders", deeper, skipped)
@@ -136,14 +143,22 @@ def is_data(source: str) -> bool:
     """Whether `load_captioned` would find a layout here; nothing is downloaded to know it."""
     if source.startswith("hf:"):
         return True
-    sources = logging.getLogger("data.sources")
-    level = sources.level
-    sources.setLevel(logging.ERROR)  # `load_captioned` names what is left aside
     try:
-        return open_source(source, Counter()).layout != EMPTY
+        with unsaid():
+            return open_source(source, Counter()).layout != EMPTY
     except FileNotFoundError:
         return False
     except ValueError:  # it exists, and `load_captioned` says what is wrong with it
         return True
+
+
+@contextmanager
+def unsaid() -> Iterator[None]:
+    """Name nothing that is left aside: a check comes before `load_captioned`, which names it once."""
+    sources = logging.getLogger("data.sources")
+    level = sources.level
+    sources.setLevel(logging.ERROR)
+    try:
+        yield
     finally:
         sources.setLevel(level)

@@ -4,6 +4,7 @@ import glob
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 from collections import Counter
@@ -18,6 +19,7 @@ log = logging.getLogger(__name__)
 IMAGE_SUFFIXES = ("webp", "png", "jpg", "jpeg", "jfif", "gif", "bmp", "avif")
 UNREAD_SUFFIXES = {"tif", "tiff", "heic", "heif", "jxl", "jp2", "psd", "svg", "ico", "ppm", "tga"}
 NOT_READ = "images in a format that is not read"
+ARCHIVES = (".zip", ".7z", ".rar", ".tar.bz2", ".tar.xz", ".tar.zst")  # which are not read either
 NAMED = 5  # of each reason this many are named in the log
 SPLITS = ("train", "val", "valid", "validation", "test")
 LONGEST_ID = 120  # bytes; a file name may have 255, and what is made from an id adds a seed and a suffix
@@ -99,15 +101,27 @@ def is_image(path: Path) -> bool:
     return path.suffix[1:].lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 
-def count_unused(source: str, reason: str, names: Sequence[str | Path], skipped: Counter) -> None:
-    """Count files that a layout leaves aside, and name the first in the log."""
+def count_unused(
+    source: str, reason: str, names: Sequence[str | Path], skipped: Counter, most: float = math.inf
+) -> None:
+    """Count files that a layout leaves aside, and name the first in the log.
+
+    `most`: where as many were counted already, of a thousand shards or of earlier epochs, none is named.
+    """
     if names:
+        few = skipped[reason] < most
         skipped[reason] += len(names)
-        log.warning("%s: not used: %d %s, such as %s", source, len(names), reason, [*map(str, names[:NAMED])])
+        if few:
+            log.warning(
+                "%s: not used: %d %s, such as %s", source, len(names), reason, [*map(str, names[:NAMED])]
+            )
 
 
 def files_below(folder: Path, wanted: Callable[[Path], bool] = lambda path: True) -> list[Path]:
-    """Files at any depth, without hidden ones; links to folders elsewhere are followed, once each."""
+    """Files at any depth, without hidden ones; links to folders elsewhere are followed, once each.
+
+    Links that lead nowhere are among them: as images they cannot be read, and are counted.
+    """
     paths: list[Path] = []
     seen: set[str] = set()
     tops = [str(folder)]
@@ -120,7 +134,7 @@ def files_below(folder: Path, wanted: Callable[[Path], bool] = lambda path: True
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             tops += [path for name in folders if os.path.islink(path := os.path.join(where, name))]
             paths += [Path(where, name) for name in files if not name.startswith(".")]
-    return sorted(path for path in paths if wanted(path) and path.is_file())
+    return sorted(path for path in paths if wanted(path) and (path.is_file() or path.is_symlink()))
 
 
 def matching_files(pattern: str) -> list[str]:
@@ -150,9 +164,14 @@ def images_below(folder: Path) -> list[Path]:
 
 
 def caption_in_json(content: bytes | str | None) -> Any:
-    """The field `caption` of a JSON object; None if there is none, or the text is no JSON."""
+    """The field `caption` of a JSON object; None if there is none, or the text is no JSON.
+
+    Bytes that are in no encoding of JSON are returned as they are, to be counted as such.
+    """
     try:
         value = json.loads(content or b"null")
+    except UnicodeDecodeError:
+        return content
     except (ValueError, RecursionError):
         return None
     return value.get("caption") if isinstance(value, dict) else None

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from data.sources.rows import (
     IMAGE_SUFFIXES,
+    NAMED,
     NOT_READ,
     UNREAD_SUFFIXES,
     Row,
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 COUNTS = ("count", "successes", "failed_to_download", "failed_to_resize")
 Members = dict[str, Stored]  # of one key, by suffix
+APART: set[str] = set()  # folders of which this process has said that members are no neighbours
 
 
 def is_shard(path: Path) -> bool:
@@ -67,15 +69,26 @@ def read_shards(paths: list[str], skipped: Counter) -> Iterator[Row]:
     at a time here, all shards where all rows are kept.
     """
     for path in paths:
-        keys, repeated = members_of(path, skipped)
-        count_unused(path, "repeated members", repeated, skipped)
+        keys, repeated, apart = members_of(path, skipped)
+        folder = os.path.dirname(path)
+        if apart and folder not in APART and log.isEnabledFor(logging.WARNING):
+            APART.add(folder)
+            log.warning(
+                "%s: the members of %d keys are no neighbours, such as %r: they are read together here, but "
+                "not by webdataset", path, len(apart), min(apart),
+            )  # fmt: skip
+        count_unused(path, "repeated members", repeated, skipped, NAMED)
         yield from rows_of(path, keys, skipped)
 
 
-def members_of(path: str, skipped: Counter) -> tuple[dict[str, Members], list[str]]:
-    """Members of a shard by key (the name without its last suffix) and suffix; the names that repeat one."""
+def members_of(path: str, skipped: Counter) -> tuple[dict[str, Members], list[str], set[str]]:
+    """Members of a shard by key (the name without its last suffix) and suffix; the names that repeat one.
+
+    Third, the keys by webdataset's rule (the name up to its first dot) whose members are no neighbours.
+    """
     keys: dict[str, Members] = {}
     repeated: list[str] = []
+    begun, apart, previous = set(), set(), None
     try:
         with tarfile.open(path) as archive:
             size = os.path.getsize(path) if isinstance(archive.fileobj, io.BufferedReader) else None
@@ -88,7 +101,13 @@ def members_of(path: str, skipped: Counter) -> tuple[dict[str, Members], list[st
                 members = keys.setdefault(f"{folder}/{stem}" if folder else stem, {})
                 if suffix.lower() in members:
                     repeated.append(member.name)
-                elif size is None or member.issparse():
+                    continue
+                sample = f"{folder}/{base.partition('.')[0]}"
+                if sample != previous and sample in begun:
+                    apart.add(sample.removeprefix("/"))
+                begun.add(sample)
+                previous = sample
+                if size is None or member.issparse():
                     members[suffix.lower()] = archive.extractfile(member).read()
                 elif member.offset_data + member.size <= size:
                     members[suffix.lower()] = Span(path, member.offset_data, member.size)
@@ -100,7 +119,7 @@ def members_of(path: str, skipped: Counter) -> tuple[dict[str, Members], list[st
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
         skipped["broken shards"] += 1
         log.warning("%s breaks off, what came after is lost: %s", path, error)
-    return keys, repeated
+    return keys, repeated, apart
 
 
 def rows_of(path: str, keys: dict[str, Members], skipped: Counter) -> Iterator[Row]:
@@ -111,6 +130,7 @@ def rows_of(path: str, keys: dict[str, Members], skipped: Counter) -> Iterator[R
     image of that key, and `000.image.png` alone has the caption `000.txt`.
     """
     further, parts, borrowed = [], set(), {}
+    found = {key: [f".{suffix}" for suffix in members] for key, members in keys.items()}
     for key, members in keys.items():
         images = images_in(members)
         further += [f"{key}.{suffix}" for suffix in images[1:]]
@@ -120,12 +140,13 @@ def rows_of(path: str, keys: dict[str, Members], skipped: Counter) -> Iterator[R
         if not images:
             if not has_caption(members) or images_in(keys[shorter]):
                 parts.add(key)
+                found[shorter] += [f"{key.removeprefix(shorter)}{suffix}" for suffix in found[key]]
         elif images_in(keys[shorter]):
             parts.add(key)
             further.append(f"{key}.{images[0]}")
         elif has_caption(keys[shorter]):
             borrowed.setdefault(shorter, []).append(key)
-    count_unused(path, "further images of one key", further, skipped)
+    count_unused(path, "further images of one key", further, skipped, NAMED)
     for key, members in keys.items():
         if key in parts or [key] in borrowed.values():
             continue
@@ -137,7 +158,7 @@ def rows_of(path: str, keys: dict[str, Members], skipped: Counter) -> Iterator[R
         yield Row(
             file_id(key), members[images[0]] if images else None, caption,
             missing=NOT_READ if unread else "without image",
-            detail=f"it has {', '.join(f'.{suffix}' for suffix in members)}",
+            detail=f"it has {', '.join(found[key])}",
         )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """Tables with the images in them: Hugging Face datasets from the Hub or from disk, and parquet files."""
 
 import logging
+import math
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -88,6 +89,8 @@ def choose(schema: "pa.Schema", options: dict[str, str], source: str) -> Columns
             )
     if image not in pictures:
         raise ValueError(f"{source}: the column {image!r} holds no images; {pictures} would")
+    if unused := [name for name in pictures if name != image]:
+        log.warning("%s: images of %s are not used; ?image= reads another column", source, unused)
     key = options.get("id") or next((name for name in ID if name in schema.names), None)
     return Columns(image, caption, label, key)
 
@@ -123,6 +126,13 @@ def captions_of(cell: Any) -> Any:
     return caption_in_json(cell) if isinstance(cell, str) and cell.startswith("{") else cell
 
 
+def whole_number(key: Any) -> Any:
+    """7 for the 7.0 that pandas makes of it in a column with gaps, and None for a gap, which is NaN there."""
+    if isinstance(key, float):
+        return None if math.isnan(key) else int(key) if key.is_integer() else key
+    return key
+
+
 def rows_of(
     records: Iterable[tuple[Stored, dict[str, Any]]], columns: Columns, name: str,
     classes: dict[str, list[str]],
@@ -133,7 +143,7 @@ def rows_of(
     columns of classes. Without a column of captions the class makes the caption.
     """
     for number, (image, record) in enumerate(records):
-        key = record[columns.id] if columns.id else None
+        key = whole_number(record[columns.id]) if columns.id else None
         key = f"{name}_{number:07d}" if key is None else str(key)
         label = label_of(record[columns.label], classes.get(columns.label)) if columns.label else None
         if columns.caption:
@@ -145,7 +155,7 @@ def rows_of(
 
 def distinct(columns: Columns, ids: Iterable[Any], options: dict[str, str], source: str) -> Columns:
     """Without the id column, if it was guessed and does not tell the rows apart."""
-    ids = list(ids)
+    ids = [key for key in map(whole_number, ids) if key is not None]  # a gap has its row's number
     if columns.id is None or "id" in options or len({file_id(str(key)) for key in ids}) == len(ids):
         return columns
     log.warning("%s: the column %r repeats, so ids are row numbers", source, columns.id)

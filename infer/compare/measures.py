@@ -9,7 +9,7 @@ import pandas as pd
 
 from data.captioned import CaptionedImages, check_distinct, load_captioned
 from data.files import redacted
-from data.sources.layouts import open_source
+from data.sources.layouts import open_source, unsaid
 from infer.metrics.clip_score import ClipScore, check_clip
 from infer.metrics.distances import extractor
 from infer.metrics.objects import ObjectSearch, read_objects
@@ -59,8 +59,9 @@ class MeasureOptions:
         check_sscd(self.sscd, self.sscd_sha256, self.sscd_protocol)
         if self.objects:
             read_objects(self.objects)
-        for source in self.on_disk():
-            open_source(source, Counter())
+        with unsaid():
+            for source in self.on_disk():
+                open_source(source, Counter())
 
     def on_disk(self) -> list[str]:
         """The sources that need no download."""
@@ -70,7 +71,8 @@ class MeasureOptions:
         """Raise ValueError for an id that two training images on disk share; decodes none of them."""
         rows = (row for source in self.on_disk() for row in open_source(source, Counter()).rows)
         ids = (row.id for row in rows if row.image is not None and row.captions)
-        check_distinct(ids, self.on_disk())
+        with unsaid():
+            check_distinct(ids, self.on_disk())
 
     def training_images(self) -> CaptionedImages:
         """The images to search: all of the given sources, or of a run's own sources those that it showed."""

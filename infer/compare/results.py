@@ -139,7 +139,7 @@ class Measured:
 def measure(
     options: MeasureOptions, measures: Measures, folders: dict[str, Path], resolution: int
 ) -> Measured:
-    """Score run folders of the same images, else ValueError.
+    """Score run folders of the same images, else ValueError; ValueError where no image has a score.
 
     Scores are written to each run's `samples.parquet`, and to `scores.json` what they were measured by.
     """
@@ -151,6 +151,8 @@ def measure(
         name: score_folder(path, training, measures.clip, extract, measures.objects)
         for name, path in folders.items()
     }
+    if not any(was_scored(rows).any() for rows, _ in scored.values()):
+        raise ValueError(f"no image of {', '.join(folders)} can be scored: each failed or cannot be read")
     for folder in folders.values():
         write_json(folder / "scores.json", options.measured_by() | {"training": options.training})
     summaries = {name: json.loads((path / "summary.json").read_text()) for name, path in folders.items()}

@@ -18,7 +18,7 @@ from infer.metrics.distances import Extractor
 from infer.metrics.objects import ObjectSearch, share_found
 from infer.metrics.similarity import are_constant, match, thumbnails
 from infer.metrics.training_set import TrainingSet
-from infer.predict.run_folder import KEY
+from infer.predict.run_folder import KEY, read_parquet
 
 log = logging.getLogger(__name__)
 TOP_IDS = {"similarity": "top_train_id", "sscd": "sscd_top_id"}  # columns of the nearest image's id
@@ -26,7 +26,7 @@ TOP_IDS = {"similarity": "top_train_id", "sscd": "sscd_top_id"}  # columns of th
 
 def read_samples(folder: Path) -> pd.DataFrame:
     """The rows of a run; ValueError where an image is listed twice."""
-    rows = pd.read_parquet(folder / "samples.parquet").reset_index(drop=True)
+    rows = read_parquet(folder / "samples.parquet").reset_index(drop=True)
     if len(repeated := rows[rows.duplicated(KEY)]):
         key, sample = repeated[KEY].iloc[0]
         raise ValueError(

@@ -40,7 +40,7 @@ ABOVE_HINT = f"Share of images above {COPY_THRESHOLD:g}, which count as copies."
 # `<measure>_<statistic>`, or in SHARES: a statistic of bootstrap.py over the images' column <measure>
 COLUMNS = {
     "images": Column("", "images", "", "{:.0f}", "Images generated."),
-    "failed": Column("", "failed", "", "{:.0f}", "Images whose latents were not finite.", "failed", True),
+    "failed": Column("", "failed", "", "{:.0f}", "Latents or pixels are not finite.", "failed", True),
     "unreadable": Column("", "unreadable", "", "{:.0f}", "Images that could not be read.", "unread.", True),
     "undefined": Column(
         "", "undefined", "", "{:.0f}", "Images of one colour: they have no similarity, and are left out.",

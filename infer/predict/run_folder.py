@@ -19,6 +19,7 @@ from PIL import Image
 
 from data.files import (
     digest,
+    one_line,
     read_object,
     redacted,
     remove,
@@ -129,10 +130,22 @@ def write_part(folder: Path, samples: list[dict], traces: pd.DataFrame) -> None:
     write_table(pd.DataFrame(samples), parts / f"{name}.samples.parquet")
 
 
+def read_parquet(path: Path) -> pd.DataFrame:
+    """The rows of a run folder's file; ValueError, with its name, where it is cut or something else."""
+    try:
+        return pd.read_parquet(path)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{path} cannot be read ({one_line(error)}): delete it, and predict makes again what it listed"
+        ) from error
+
+
 def read_rows(folder: Path, kind: str) -> pd.DataFrame:
     """All `samples` or `traces` rows, merged or not; without samples whose image is missing or cut."""
     paths = [folder / f"{kind}.parquet", *sorted((folder / "parts").glob(f"*.{kind}.parquet"))]
-    tables = [pd.read_parquet(path) for path in paths if path.exists()]
+    tables = [read_parquet(path) for path in paths if path.exists()]
     if not tables:
         return pd.DataFrame()
     key = KEY if kind == "samples" else [*KEY, "step"]
@@ -210,7 +223,9 @@ def summary_line(folder: Path) -> str:
     if summary["without_alternative"]:
         line += f"; {summary['without_alternative']} had no alternative and took the plain rule"
     if summary["failed"]:
-        line += f"; {summary['failed']} FAILED (latents not finite): black images, left out of scores"
+        line += (
+            f"; {summary['failed']} FAILED (latents or pixels not finite): black images, left out of scores"
+        )
     return line
 
 

@@ -1,6 +1,7 @@
 """Lightning's trainer for predict runs: its options, its callbacks, its quiet."""
 
 import logging
+import re
 import warnings
 from typing import Any
 
@@ -14,6 +15,7 @@ from data.cli import as_users
 WARNINGS = (  # of Lightning, which no user of these commands can act on
     ".* does not have many workers",
     "The number of training batches",
+    "Total length of `DataLoader` across ranks is zero",
     "You're resuming from a checkpoint that ended before the epoch ended",
     "Checkpoint directory .* exists and is not empty",
     "Experiment logs directory .* exists and is not empty",
@@ -31,7 +33,7 @@ def quiet_lightning() -> None:
     for text in WARNINGS:
         warnings.filterwarnings("ignore", message=rf"\W*{text}")
     rank_zero = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    rank_zero.addFilter(lambda record: "Tip:" not in record.getMessage())
+    rank_zero.addFilter(lambda record: not re.search("Tip:|TPU available: False", record.getMessage()))
 
 
 def trainer_for(

@@ -11,7 +11,7 @@ import pandas as pd
 
 from infer.metrics.aggregate import in_order, memorized_prompts
 from infer.plotting import colors_of
-from infer.predict.run_folder import file_stems
+from infer.predict.run_folder import file_stems, read_parquet
 
 
 @dataclass(frozen=True)
@@ -90,9 +90,9 @@ def read_study(folder: Path) -> Study:
     names = tables["all"]["mitigation"].tolist()
     if (subset := folder / "comparison_memorized.parquet").is_file():
         tables["memorized"] = read_table(subset)
-    samples = {name: finite(pd.read_parquet(inside(folder, f"{name}/samples.parquet"))) for name in names}
+    samples = {name: finite(read_parquet(inside(folder, f"{name}/samples.parquet"))) for name in names}
     paths = {name: inside(folder, f"{name}/traces.parquet") for name in names}
-    traces = {name: finite(pd.read_parquet(path)) for name, path in paths.items() if path.is_file()}
+    traces = {name: finite(read_parquet(path)) for name, path in paths.items() if path.is_file()}
     described = json.loads(about.read_text(encoding="utf-8"))
     return Study(folder, described, tables, samples, traces, sweeps_of(described["sweeps"], names))
 

@@ -1,7 +1,9 @@
 """W&B: what a run carries, and that its trouble ends no run."""
 
 import logging
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -82,3 +84,22 @@ def test_a_server_that_does_not_answer(
         assert WandbOptions(wandb=mode).logger(tmp_path) is None
     assert seen == ["online", "offline"][2 - starts :]
     assert caplog.text.count("W&B cannot start (no answer)") == starts
+
+
+def test_no_secret_of_a_url_is_recorded(
+    started: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not in the settings, and not in the command line, of which W&B makes a note when a run starts."""
+    secret = "https://me:pass@host/model.pt?X-Amz-Signature=signed"  # noqa: S105
+    arguments, seen = ["-m", "--sscd", secret], []
+    monkeypatch.setattr("sys.argv", arguments)
+    monkeypatch.setattr(
+        "wandb.init", lambda **given: seen.extend(sys.argv) or started.update(given) or Broken(2)
+    )
+    logger = WandbOptions(wandb="offline").logger(tmp_path, {"model": {"sources": [secret]}})
+    assert seen == ["-m", "--sscd", "https://host/model.pt"] and sys.argv is arguments
+    assert started["config"]["model.sources"] == ["https://host/model.pt"]
+    updates: list[dict] = []
+    logger.experiment.config = SimpleNamespace(update=lambda given, **_: updates.append(given))
+    logger.log_hyperparams({"sscd": secret})
+    assert updates == [{"sscd": "https://host/model.pt"}]

@@ -51,6 +51,7 @@ SUFFIXES = ("txt", "jsonl", "csv", "tsv")
         for suffix in SUFFIXES
     ),
     *((f"a.{suffix}", "text\none".encode("utf-16"), f"a.{suffix}' is no UTF-8") for suffix in SUFFIXES),
+    ("a.txt", "one\ntwo".encode("utf-16-le"), "a.txt' is no UTF-8 text: it holds null characters"),
 ])  # fmt: skip
 def test_what_is_wrong_with_a_file_is_said(
     tmp_path: Path, name: str, content: str | bytes, error: str

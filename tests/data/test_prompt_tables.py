@@ -69,6 +69,7 @@ WEN = """{"caption": "Mothers, and a hippo", "index": 964841345, "url": "https:/
             Prompt("4", '"open'),
         ],
     ),
+    ("rows.tsv", 'id\ttext\n1\t"begins\n2\tends"\n', [Prompt("1", '"begins'), Prompt("2", 'ends"')]),
     ("cells.tsv", 'text\tid\n"a\tcat"\t1\n"a\ndog"\t2\n', [Prompt("1", "a\tcat"), Prompt("2", "a\ndog")]),
     (
         "gap.csv",

@@ -21,6 +21,7 @@ from train.__main__ import main
 
 EXPOSURE = Exposure(copies=3, duplicated_fraction=0.5, ordinary_share=0.5)
 STEPS, BATCH, ACCUMULATED = 8, 4, 2
+USELESS = ("torchvision", "bitsandbytes", "anonymous", "FLOPs", "TPU available", "Tip:")
 DRAWS = STEPS * BATCH * ACCUMULATED  # 4 passes of 2 x 3 duplicated, 2 others and 8 ordinary images
 
 
@@ -112,10 +113,11 @@ def start(args: list[str]) -> subprocess.Popen:
 
 
 def run_process(args: list[str], code: int = 0) -> str:
-    """Run the command as a process of its own; its stderr."""
+    """Run the command as a process of its own; its stderr, in which nothing is that nobody can use."""
     process = start(args)
     _, errors = process.communicate(timeout=200)
     assert process.returncode == code, errors
+    assert not [line for line in errors.splitlines() if any(map(line.__contains__, USELESS))]
     return errors
 
 

@@ -41,6 +41,16 @@ def retrain(folder: Path, model: Path) -> None:
     pipe.save_pretrained(model)
 
 
+def predict_noise(folder: Path, model: Path) -> None:
+    path = model / "scheduler/scheduler_config.json"
+    path.write_text(path.read_text().replace("v_prediction", "epsilon"))
+
+
+def read_less(folder: Path, model: Path) -> None:
+    path = model / "tokenizer/tokenizer_config.json"
+    path.write_text(path.read_text().replace('"model_max_length": 8', '"model_max_length": 7'))
+
+
 @pytest.mark.parametrize(
     "change, words",
     [
@@ -48,6 +58,8 @@ def retrain(folder: Path, model: Path) -> None:
         (rename_image, "1 gone ('i1'); 1 new ('j1')"),
         (edit_caption, "1 with other captions ('i2')"),
         (retrain, "the vae of"),
+        (predict_noise, "the scheduler of"),
+        (read_less, "the tokenizer of"),
     ],
 )
 def test_a_run_does_not_continue_on_other_data_or_another_model(
@@ -63,7 +75,7 @@ def test_a_run_does_not_continue_on_other_data_or_another_model(
     change(images, model)
     line = error_line(args, capsys)
     assert words in line and "changed since the checkpoint" in line
-    if change is not retrain:
+    if change in (replace_image, rename_image, edit_caption):
         assert len(list((tmp_path / "cache").iterdir())) == caches
 
 
@@ -110,7 +122,9 @@ def test_a_broken_or_foreign_checkpoint_is_named(
     assert str(path) in line and "weights_only" not in line
 
 
-@pytest.mark.parametrize("missing", ["pipeline", "exposures.parquet"])
+@pytest.mark.parametrize(
+    "missing", ["pipeline", "pipeline/vae", "pipeline/unet/*.safetensors", "exposures.parquet"]
+)
 def test_missing_results_of_a_finished_run_are_written_again(
     missing: str, world: Path, tmp_path: Path
 ) -> None:
@@ -120,12 +134,29 @@ def test_missing_results_of_a_finished_run_are_written_again(
     assert main(args) == 0
     weights, rows = unet(run / "pipeline"), pd.read_parquet(run / "exposures.parquet")
     metrics = (run / "metrics.csv").read_text()
-    shutil.rmtree(run / missing) if missing == "pipeline" else (run / missing).unlink()
+    for path in run.glob(missing):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
     assert main(args) == 0
     again = unet(run / "pipeline")
     assert all(torch.equal(weights[key], again[key]) for key in weights)
     pd.testing.assert_frame_equal(pd.read_parquet(run / "exposures.parquet"), rows)
     assert (run / "metrics.csv").read_text() == metrics
+
+
+def test_a_finished_run_is_not_trained_again_unasked(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Where results are missing or cut, and there is no checkpoint to make them from."""
+    run = tmp_path / "run"
+    assert main(short(world, run)) == 0
+    (run / "checkpoints/last.ckpt").unlink()
+    assert main(short(world, run)) == 0  # finished, and whole
+    rows = (run / "exposures.parquet").read_bytes()
+    (run / "exposures.parquet").write_bytes(rows[: len(rows) // 2])
+    assert "not all results, and no checkpoints/last.ckpt" in error_line(short(world, run), capsys)
+    (run / "exposures.parquet").write_bytes(rows)
+    (run / "pipeline/training.json").write_text("{")
+    assert "not all results, and no checkpoints/last.ckpt" in error_line(short(world, run), capsys)
 
 
 def test_no_row_of_the_metrics_is_lost_by_a_kill(world: Path, tmp_path: Path) -> None:

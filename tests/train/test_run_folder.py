@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import yaml
 
 from train.run_folder import claim
@@ -13,6 +14,20 @@ def test_a_config_keeps_no_secret(tmp_path: Path) -> None:
         pass
     config = yaml.safe_load((tmp_path / "config.yaml").read_text())
     assert config == {"sscd": {"path": "https://host/sscd.pt", "sha256": None}, "lr": 1e-5}
+
+
+@pytest.mark.parametrize("content", ["", "a: [", "- a"])
+def test_a_file_without_settings_is_named(tmp_path: Path, content: str) -> None:
+    """Of a run that has a checkpoint: whether it is the same cannot be known."""
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints/last.ckpt").write_bytes(b"")
+    (tmp_path / "config.yaml").write_text(content)
+    with (
+        pytest.raises(ValueError, match=f"{tmp_path}/config.yaml holds no settings"),
+        claim(tmp_path, "a: 1"),
+    ):
+        pass
+    assert (tmp_path / "config.yaml").read_text() == content
 
 
 def test_what_a_killed_run_left_is_removed(tmp_path: Path) -> None:

@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from data.captioned import load_captioned
+from infer.models.weights import no_warnings
 from train.schedule import lr_schedule
 
 
@@ -99,6 +100,9 @@ class ClipTraining(pl.LightningModule):
 
     def export(self, folder: Path) -> None:
         """Write `clip/` (model, tokenizer, image processor), and `text_encoder/` and `tokenizer/` apart."""
+        with no_warnings():  # of a library that is not needed here
+            from transformers import CLIPImageProcessor
+
         size, half = self.clip.config.vision_config.image_size, [0.5] * 3
         crop = {"height": size, "width": size}
         images = CLIPImageProcessor(

@@ -4,6 +4,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+from infer.models.pipeline import pipeline_class
 from train.finetune import Finetune
 
 
@@ -27,14 +28,14 @@ class BaseTraining(Finetune):
         self.parts = (Path(autoencoder), Path(clip), unet, scheduler)
 
     def load_pipeline(self) -> Any:
-        from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+        from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
         from transformers import CLIPTextModel, CLIPTokenizer
 
         autoencoder, clip, unet, scheduler = self.parts
         vae = AutoencoderKL.from_pretrained(autoencoder / "vae", use_safetensors=True)
         text_encoder = CLIPTextModel.from_pretrained(clip / "text_encoder", use_safetensors=True)
         channels = vae.config.latent_channels
-        return StableDiffusionPipeline(
+        return pipeline_class()(
             vae=vae.float(),
             text_encoder=text_encoder.float(),
             tokenizer=CLIPTokenizer.from_pretrained(clip / "tokenizer"),

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -99,7 +100,7 @@ class LatentData(pl.LightningDataModule):
         texts = self.chosen_captions.texts
         if trainer.is_global_zero and (long := too_long(module.pipe, texts)):
             text = "%d of %d captions are longer than the model reads: their ends are ignored (the first: %r)"
-            log.warning(text, len(long), len(texts), long[0])
+            log.warning(text, len(long), len(texts), shorten(long[0], 80, placeholder="..."))
         self.contents = contents_of(samples, self.chosen_captions.choices)
         self.fingerprint = key_of(*self.contents.values())
         if self.previous:

@@ -78,19 +78,31 @@ class StreamedData(pl.LightningDataModule):
             pin_memory=torch.cuda.is_available(),
         )  # fmt: skip
 
-    def state_dict(self) -> dict[str, int]:
-        """What the order of the images depends on, besides the run's options."""
+    @property
+    def files(self) -> list[str]:
+        """Name and size of each shard: a moved folder is the same, and to read all of it would take hours."""
+        return [f"{Path(path).name} of {Path(path).stat().st_size:,} bytes" for path in self.paths]
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the images and their order depend on, besides the run's options."""
         return {
             "world_size": self.trainer.world_size,
             "accumulate_grad_batches": self.trainer.accumulate_grad_batches,
             "shards": len(self.paths),
             "workers": int(self.workers),  # the parser's own types are not loaded with weights alone
+            "files": self.files,
         }
 
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """ValueError where the images would come in another order, and some be left out."""
-        now = self.state_dict()
-        changed = [f"{key}: {old} -> {now[key]}" for key, old in state_dict.items() if old != now[key]]
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """ValueError where the images would be others, or come in another order, and some be left out."""
+        now, before = self.state_dict(), dict(state_dict)
+        files = zip(before.pop("files", []), now.pop("files"), strict=False)
+        if different := [f"{old} is now {new}" for old, new in files if old != new]:
+            raise ValueError(
+                f"{len(different)} shards changed since the checkpoint was written ({different[0]}): restore "
+                "them, or choose another --out"
+            )
+        changed = [f"{key}: {old} -> {now[key]}" for key, old in before.items() if old != now[key]]
         if changed:
             raise ValueError(
                 "a stream resumes only with the same devices, workers, accumulation and shards "
@@ -104,8 +116,5 @@ class StreamedData(pl.LightningDataModule):
             "ordinary": [],
             "shards": len(self.paths),
             "streamed": True,
-            # names and sizes: a moved folder is the same, and to read all that it holds would take hours
-            "data_fingerprint": key_of(
-                *((Path(path).name, Path(path).stat().st_size) for path in self.paths)
-            ),
+            "data_fingerprint": key_of(*self.files),
         }

@@ -22,12 +22,22 @@ def test_linked_folders_are_read(tmp_path: Path) -> None:
 
 
 def test_links_in_a_circle_end(tmp_path: Path) -> None:
-    """And what lies in the folder is not read again under the name of a link, nor is a broken one."""
+    """And what lies in the folder is not read again under the name of a link."""
     write_folder(tmp_path, {"b/1.png": encoded(), "b/c/2.png": encoded()})
     (tmp_path / "a").symlink_to(tmp_path / "b")
     (tmp_path / "b/c/up").symlink_to(tmp_path)
-    (tmp_path / "b/gone.png").symlink_to(tmp_path / "nowhere")
     assert files_below(tmp_path) == [tmp_path / "b/1.png", tmp_path / "b/c/2.png"]
+
+
+def test_a_link_that_leads_nowhere_is_an_unreadable_image(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Such as one of git-annex or DVC, whose content was not fetched."""
+    source = write_folder(tmp_path, {"a.png": encoded(), "a.txt": "a", "b.txt": "b"})
+    (tmp_path / "b.png").symlink_to(tmp_path / "nowhere")
+    images = load_captioned(source)
+    assert len(images) == 1 and images.skipped == {"unreadable images": 1}
+    assert "'b': unreadable images" in caplog.text and source_fingerprint(source)
 
 
 def test_hidden_folders_are_not_read(tmp_path: Path) -> None:
@@ -95,6 +105,13 @@ def test_a_prefix_stands_beside_other_options(tmp_path: Path) -> None:
     assert captions_of(f"{tmp_path}?captions=b.json&prefix=../x_") == {"x_a": ("a",)}
     with pytest.raises(ValueError, match="no option 'color' here, it takes captions, prefix"):
         load_captioned(f"{tmp_path}?color=red&prefix=a")
+
+
+def test_a_question_mark_in_a_folders_name_begins_no_options(tmp_path: Path) -> None:
+    folder = tmp_path / "who?name=me"
+    folder.mkdir()
+    write_shard(folder / "0.tar", "a")
+    assert captions_of(f"{folder}/*.tar?prefix=b_") == {"b_a": ("a a",)}
 
 
 def test_a_name_that_is_no_utf8(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def test_img2datasets_files_output(tmp_path: Path) -> None:
 def test_images_in_subfolders_beside_captioned_ones_are_counted(tmp_path: Path) -> None:
     write_folder(tmp_path, {"a.png": encoded(), "a.txt": "a", "old/b.png": encoded(), "old/b.txt": "b"})
     images = load_captioned(str(tmp_path))
-    assert len(images) == 1 and images.skipped == {"in a subfolder": 1}
+    assert len(images) == 1 and images.skipped == {"images in subfolders": 1}
 
 
 def test_dcrs_laion(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -214,6 +214,7 @@ def test_an_image_on_several_rows_of_metadata(tmp_path: Path) -> None:
 @pytest.mark.parametrize("files, message", [
     ({"10_zxq woman/1.png": 0, "10_zxq woman/2.png": 1}, "'10_zxq woman' .* whose number means repeats"),
     ({"10_a/1.png": 0, "10_a/1.txt": "a", "1_b/2.png": 1}, "'10_a' .* whose number means repeats"),
+    ({"img/10_a/1.png": 0, "img/10_a/1.txt": "a"}, "'10_a' .* whose number means repeats"),
     ({"1.png": 0, "1.txt": "a", "1-masklabel.png": 1}, "1-masklabel.png is a mask of OneTrainer"),
 ])  # fmt: skip
 def test_folders_of_other_trainers_are_refused(tmp_path: Path, files: dict, message: str) -> None:
@@ -223,10 +224,11 @@ def test_folders_of_other_trainers_are_refused(tmp_path: Path, files: dict, mess
 
 
 def test_caption_files_of_other_trainers_are_read(tmp_path: Path) -> None:
-    assert captions_of(write_folder(tmp_path, {"1.png": noise(0), "1.caption": "a"})) == {"1": ("a",)}
+    files = {"1.png": noise(0), "1.caption": "a", "2.PNG": noise(1), "2.TXT": "b"}
+    assert captions_of(write_folder(tmp_path, files)) == {"1": ("a",), "2": ("b",)}
 
 
-@pytest.mark.parametrize("name", ["00000", "images"])
+@pytest.mark.parametrize("name", ["00000", "images", "2024 01"])
 def test_doubtful_classes_are_named_loudly(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
@@ -244,13 +246,37 @@ def test_what_a_layout_leaves_aside_is_counted(tmp_path: Path, caplog: pytest.Lo
     assert "1 shards in subfolders, such as" in caplog.text and "sub/1.tar" in caplog.text
 
 
+@pytest.mark.parametrize("files, reason, name", [
+    ({"a.txt": "a", "sub/b.png": noise(1)}, "images in subfolders", "sub/b.png"),
+    ({"a.txt": "a", "b.txt": "b"}, "captions without image", "b.txt"),
+    ({"a.txt": "a", "more.zip": b"PK"}, "archives that are not read", "more.zip"),
+    ({"metadata.csv": "file_name,text\na.png,a", "b.png": noise(1)}, "without caption", "b.png"),
+    ({"c.json": '{"a.png": "a"}', "b.png": noise(1)}, "without caption", "b.png"),
+    ({"c.json": '{"a.png": "a", "b.png": "b"}'}, "captions without image", "b.png"),
+])  # fmt: skip
+def test_what_is_left_aside_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, files: dict, reason: str, name: str
+) -> None:
+    images = load_captioned(write_folder(tmp_path, {"a.png": noise(0)} | files))
+    assert len(images) == 1 and images.skipped == {reason: 1}
+    assert any(f"not used: 1 {reason}" in line and f"{name}'" in line for line in caplog.messages)
+
+
+def test_folders_that_begin_with_a_year_are_classes(tmp_path: Path) -> None:
+    """And not for Kohya's scripts."""
+    source = write_folder(tmp_path, {"2024_paris/1.png": noise(0), "2023_rome/2.png": noise(1)})
+    assert captions_of(source) == {"1": ("An image of 2024 paris",), "2": ("An image of 2023 rome",)}
+
+
 @pytest.mark.parametrize("text, expected", [
     ("Löwe".encode("utf-16"), "Löwe"), ("ein Löwe".encode("latin-1"), None),
-    ("猫がいる".encode("shift-jis"), None),
+    ("猫がいる".encode("shift-jis"), None), ("a lion".encode("utf-16-le"), None),
+    ('{"caption": "Löwe"}'.encode("utf-16"), "Löwe"), ('{"caption": "Löwe"}'.encode("latin-1"), None),
 ])  # fmt: skip
 def test_captions_that_are_no_utf8(tmp_path: Path, text: bytes, expected: str | None) -> None:
-    """Decoded where a mark says so, else left out."""
-    files = {"a.png": noise(0), "a.txt": text, "b.png": noise(1), "b.txt": "b"}
+    """Decoded where a mark says so, else left out; a null character shows UTF-16 without a mark."""
+    beside = "a.json" if "{" in text.decode("latin-1") else "a.txt"
+    files = {"a.png": noise(0), beside: text, "b.png": noise(1), "b.txt": "b"}
     images = load_captioned(write_folder(tmp_path, files))
     assert [sample.caption for sample in images.samples] == [*filter(None, [expected]), "b"]
     assert images.skipped == ({} if expected else {"captions that are not UTF-8": 1})

@@ -87,3 +87,20 @@ def test_what_is_suggested_can_be_given(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"Say it as '{tmp_path}/cats.caption=COLUMN'"):
         load_captioned(f"{tmp_path}/cats")
     assert pairs(f"{tmp_path}/cats?caption=title") == [("cats_test_0000000", "a")]
+
+
+def test_ids_that_pandas_made_floats(tmp_path: Path) -> None:
+    """Gaps in a column of whole numbers: the others keep theirs, as prompts do, and a gap has its row's."""
+    images = [noise(number) for number in range(4)]
+    table = {"image": images, "text": list("abcd"), "id": [7.0, float("nan"), float("nan"), 8.5]}
+    pq.write_table(pa.table(table), tmp_path / "x.parquet")
+    ids = [key for key, _ in pairs(str(tmp_path / "x.parquet"))]
+    assert ids == ["7", "x_0000001", "x_0000002", "8.5"]
+
+
+def test_a_second_column_of_images_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    table = pa.table({"image": [noise(0)], "edited": [noise(1)], "text": ["a"]})
+    pq.write_table(table, tmp_path / "x.parquet")
+    assert load_captioned(str(tmp_path))[0].image == noise(0)
+    assert "images of ['edited'] are not used; ?image= reads another column" in caplog.text
+    assert load_captioned(f"{tmp_path}?image=edited")[0].image == noise(1)

@@ -57,6 +57,44 @@ def test_what_a_row_lacks_is_named_with_what_it_has(tmp_path: Path, caplog: pyte
     assert "'0.image': without caption: it has .jpg" in caplog.text and "it has .txt" in caplog.text
 
 
+def test_a_caption_under_a_longer_key_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_tar(tmp_path / "a.tar", {"0.jpg": IMAGES[0], "0.caption.txt": b"a"})
+    with pytest.raises(ValueError, match="1 without caption"):
+        load_captioned(str(tmp_path))
+    assert "'0': without caption: it has .jpg, .caption.txt" in caplog.text
+
+
+def test_of_many_shards_only_the_first_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Nor are they again in the next epoch of a stream."""
+    for number in range(8):
+        write_tar(tmp_path / f"{number}.tar", {"a.jpg": IMAGES[0], "a.jpeg": IMAGES[1], "a.txt": b"a"})
+    skipped = Counter()
+    for _ in range(2):
+        assert len(list(read_shards([str(path) for path in sorted(tmp_path.iterdir())], skipped))) == 8
+    assert skipped == {"further images of one key": 16}
+    assert len(caplog.messages) == 5 and "further images of one key, such as ['a.jpeg']" in caplog.text
+
+
+@pytest.mark.parametrize("names, apart", [
+    ("0.jpg 1.jpg 0.txt 1.txt", 2), ("0.jpg 0.txt 1.jpg 1.txt 0.jpg", 0), ("0.jpg 0.seg.png 0.txt", 0),
+])  # fmt: skip
+def test_members_that_are_no_neighbours_are_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, names: str, apart: int
+) -> None:
+    """webdataset would give halves of such samples."""
+    for shard in "ab":
+        with tarfile.open(tmp_path / f"{shard}.tar", "w") as archive:
+            for name in names.split():
+                content = b"text" if name.endswith("txt") else IMAGES[0]
+                member = tarfile.TarInfo(f"{shard}{name}")
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+    load_captioned(str(tmp_path))
+    lines = [line for line in caplog.messages if "are no neighbours" in line]
+    assert len(lines) == bool(apart)
+    assert not apart or f"the members of {apart} keys are no neighbours, such as 'a0'" in lines[0]
+
+
 def test_shards_joined_without_care_are_broken(tmp_path: Path) -> None:
     """What follows an end mark would be lost silently."""
     parts = [write_shard(tmp_path / f"{ids}.tar", ids) for ids in ("ab", "cd")]

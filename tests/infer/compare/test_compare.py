@@ -12,6 +12,7 @@ from PIL import Image
 from infer.__main__ import main
 from infer.compare.measures import MeasureOptions
 from tests.conftest import CAPTIONS
+from tests.data.image_files import noise, write_folder
 from tests.infer.report.folders import Page
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -177,3 +178,16 @@ def test_bad_input_is_one_clear_error_before_anything_is_generated(
     error = capsys.readouterr().err
     assert code in (1, 2) and message in error and "Traceback" not in error
     assert not list(tmp_path.glob("*/images"))
+
+
+def test_what_the_training_images_sources_leave_aside_is_named_once(
+    tmp_path: Path, tiny_clip: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And not by each check before they are loaded."""
+    source = write_folder(tmp_path, {"a.png": noise(0), "a.txt": "a", "b.tiff": b"", "c.zip": b"PK"})
+    options = MeasureOptions(training=[source], clip=str(tiny_clip))
+    options.check_ids()
+    assert len(options.training_images()) == 1
+    assert (
+        caplog.text.count("not used: 1 images in a format") == caplog.text.count("not used: 1 archives") == 1
+    )

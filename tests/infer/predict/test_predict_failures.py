@@ -62,9 +62,11 @@ def test_one_that_fails_leaves_the_others_alone(
     assert set(images) == {f"s{n}-0.png" for n in range(4)}
     assert images["s1-0.png"].shape == (16, 16, 3) and not images["s1-0.png"].any()
     assert all(np.array_equal(images[name], before[name]) for name in images if name != "s1-0.png")
-    assert warned() == ["s1, sample 0: latents are not finite after step 2 (t = 251): its image is black"]
+    assert warned() == [
+        "s1, sample 0: latents or pixels are not finite after step 2 (t = 251): a black image"
+    ]
     assert summary_of(out)["failed"] == 1 and summary_of(out)["images"] == 4
-    assert "; 1 FAILED (latents not finite): black images" in capsys.readouterr().out
+    assert "; 1 FAILED (latents or pixels not finite): black images" in capsys.readouterr().out
 
 
 def test_failures_are_left_out_of_the_scores(

@@ -9,6 +9,7 @@ import pytest
 import yaml
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
 
+from infer.denoising.sampling import warn_once
 from infer.models.pipeline import load_pipeline
 from tests.conftest import ROOT
 from tests.infer.models.model_files import kohya_lora
@@ -37,6 +38,19 @@ def test_the_timestep_spacing_can_be_chosen(predict: Callable[..., Path], tiny_p
     assert list(pd.read_parquet(out / "traces.parquet")["timestep"]) == [999, 749, 499, 249]
     config = yaml.safe_load((out / "config.yaml").read_text())
     assert config["timestep_spacing"] == "trailing" and config["scheduler"] == "own"
+
+
+def test_a_negative_prompt_without_guidance_is_named_once(
+    predict: Callable[..., Path], caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """Where no rule brings guidance back, only the conditional prediction is used."""
+    warn_once.cache_clear()
+    given = ("--prompt", "red square", "--prompt", "old map", "--batch_size", "1")
+    given += ("--model.guidance_scale", "1", "--model.negative_prompt", "blue circle")
+    predict(*given, "--mitigation", "stp", "--out", str(tmp_path / "stp"))
+    assert "negative_prompt" not in caplog.text
+    predict(*given)
+    assert caplog.text.count("negative_prompt has no effect: guidance_scale is 1") == 1
 
 
 def test_a_lora(predict: Callable[..., Path], tiny_pipeline: Path, tmp_path: Path) -> None:

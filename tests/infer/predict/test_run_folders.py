@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from infer.predict.run_folder import claim, differences
+from infer.predict.run_folder import claim, differences, done
 from tests.infer.predict.runs import command, summary_of
 from tests.infer.predict.test_predict_refusals import refused
 
@@ -95,3 +95,15 @@ def test_only_what_differs_is_warned() -> None:
     other = before | {"mitigations": [rule("Detour", scale=1.0, transition=rule("B", t=2))]}
     assert differences(before, other) == ["mitigations.0.transition: A -> B"]
     assert differences(before, before | {"mitigations": []}) == ["mitigations.0: Detour -> None"]
+
+
+def test_a_table_that_is_cut_is_named_and_made_again(predict: Callable[..., Path]) -> None:
+    """And not the library's message alone, which says no name."""
+    out = predict("--prompt", "red square")
+    rows = pd.read_parquet(out / "samples.parquet")
+    path = out / "samples.parquet"
+    path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(ValueError, match=f"{path} cannot be read .*: delete it, and predict makes again"):
+        done(out)
+    path.unlink()
+    assert len(pd.read_parquet(predict("--prompt", "red square") / "samples.parquet")) == len(rows)

@@ -194,7 +194,7 @@ def test_columns_wait_unless_they_have_something_to_say(sweep_page: Page, folder
     change(folder / "comparison.parquet", failed=0, unreadable=[0, 3, 0])
     page = Page(write_report(folder))
     classes = heads(page)
-    assert "minor" in classes["failed: Images whose latents were not finite."]
+    assert "minor" in classes["failed: Latents or pixels are not finite."]
     assert "minor" not in classes["unreadable: Images that could not be read."]
     groups = [head for head in page.all("th") if "group" in head.get("class", "")]
     shown = sum(int(head["colspan"]) for head in groups if "minor" not in head["class"])

@@ -112,6 +112,20 @@ def edit(folder: Path, **columns) -> None:
     rows.to_parquet(folder / "samples.parquet")
 
 
+def test_runs_whose_images_all_failed_are_an_error(
+    command: tuple[Path, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Of all runs; those of one run among others are counted."""
+    folder, args = command
+    edit(folder / "stp", failed_step=3.0)
+    assert main(args) == 0
+    table = pd.read_parquet(tmp_path / "table.parquet").set_index("mitigation")
+    assert table["failed"].to_dict() == {"none": 0, "stp": 4} and np.isnan(table["clip_score_mean"]["stp"])
+    edit(folder / "none", failed_step=3.0)
+    assert main(args) == 1
+    assert "no image of none, stp can be scored: each failed" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "change, message",
     [

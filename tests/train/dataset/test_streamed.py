@@ -206,10 +206,28 @@ def test_a_stream_resumes_in_its_order_only(
     line = error_line(stream(shards, out, trainer__accumulate_grad_batches=1), capsys)
     assert "only with the same devices" in line and "(accumulate_grad_batches: 2 -> 1)" in line
 
+    one, two = (str(write_tar(tmp_path / f"{name}.tar", {f"{name}.txt": b"a"})) for name in "ab")
     data = StreamedData([])
-    data.paths, data.trainer = ["a.tar"], SimpleNamespace(world_size=2, accumulate_grad_batches=1)
+    data.paths, data.trainer = [one], SimpleNamespace(world_size=2, accumulate_grad_batches=1)
     before = data.state_dict()
     data.load_state_dict(before)
-    data.paths, data.trainer.world_size = ["a.tar", "b.tar"], 3
+    data.paths, data.trainer.world_size = [one, two], 3
     with pytest.raises(ValueError, match="world_size: 2 -> 3; shards: 1 -> 2"):
         data.load_state_dict(before)
+
+
+@pytest.mark.parametrize("change", ["renamed", "another size"])
+def test_a_stream_does_not_continue_on_other_shards(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture, change: str
+) -> None:
+    """Of the same number: what changed is named."""
+    out, folder = tmp_path / "run", shutil.copytree(shards, tmp_path / "shards")
+    interrupt(stream(shards, out, data__sources=[str(folder)]), 3)
+    last = max(folder.iterdir())
+    if change == "renamed":
+        last.rename(folder / "x.tar")
+    else:
+        last.write_bytes(last.read_bytes() + bytes(512))
+    line = error_line(stream(shards, out, data__sources=[str(folder)]), capsys)
+    assert "1 shards changed since the checkpoint was written" in line
+    assert (f"{last.name} of" if change == "another size" else "is now x.tar of") in line

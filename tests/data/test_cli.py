@@ -1,0 +1,61 @@
+"""What the commands say: errors in one line, of several processes once, and warnings above progress bars."""
+
+import logging
+import sys
+from argparse import ArgumentError
+
+import pytest
+from tqdm import tqdm
+
+from data.cli import AboveBars, run
+
+SECRET = "https://me:pass@host/model.pt?X-Amz-Signature=signed"  # noqa: S105
+
+
+def fail(error: Exception) -> None:
+    raise error
+
+
+@pytest.mark.parametrize("error, code", [
+    (ValueError("no such thing"), 1), (FileNotFoundError("no such thing"), 1),
+    (ArgumentError(None, "no such thing"), 2),
+])  # fmt: skip
+def test_an_error_stands_below_the_bar(capsys: pytest.CaptureFixture, error: Exception, code: int) -> None:
+    with tqdm(total=3, file=sys.stderr) as bar:
+        bar.update()
+        assert run("python -m x", "", {"go": lambda args: fail(error)}, ["go"]) == code
+    assert capsys.readouterr().err.splitlines()[-1] == "error: no such thing"
+
+
+@pytest.mark.parametrize("name", ["RANK", "SLURM_PROCID", "LOCAL_RANK"])
+def test_an_error_of_all_processes_is_said_by_the_first(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """One of a disk may be another machine's, so each says its own."""
+    for variable in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv(name, "1")
+    for error in (ValueError("of all"), OSError("of a disk")):
+        assert run("python -m x", "", {"go": lambda args, error=error: fail(error)}, ["go"]) == 1
+    assert capsys.readouterr().err == "error (process 1): of a disk\n"
+
+
+def test_a_warning_stands_on_a_line_of_its_own(capsys: pytest.CaptureFixture) -> None:
+    """Without secrets; the bar is drawn again below it."""
+    log = logging.Logger("x")
+    log.addHandler(AboveBars(logging.WARNING))
+    with tqdm(total=3, desc="bar", file=sys.stderr) as bar:
+        bar.update()
+        log.warning("cannot load %s", SECRET)
+        log.info("unimportant")
+        log.warning("another")
+    drawn = [line.rpartition("\r")[2] for line in capsys.readouterr().err.rstrip().split("\n")]
+    assert drawn[:2] == ["cannot load https://host/model.pt", "another"] and drawn[-1].startswith("bar:")
+
+
+def test_commands_warn_above_bars(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging, "lastResort", None)
+    assert run("python -m x", "", {"go": lambda args: None}, ["go"]) == 0
+    assert isinstance(logging.lastResort, AboveBars)
+    logging.lastResort.handle(logging.makeLogRecord({"msg": "here", "levelno": logging.WARNING}))
+    assert capsys.readouterr().err == "here\n"
