@@ -8,10 +8,10 @@ from matplotlib.figure import Figure
 from infer import plotting
 from infer.detect.detectors import DETECTORS
 from infer.detect.summary import LABELS, Detected
-from infer.metrics.roc import auc, roc, threshold
+from infer.metrics.roc import auc, roc
 from infer.plotting import PALETTE
 
-COLORS = dict(zip(DETECTORS, (*PALETTE[:4], PALETTE[5]), strict=True))
+COLORS = dict(zip(DETECTORS, PALETTE, strict=False))
 
 
 def draw_roc(ax: Axes, detected: Detected) -> None:
@@ -34,15 +34,15 @@ def draw_scores(ax: Axes, detected: Detected, name: str) -> None:
     plotting.share_histogram(ax, {group: detected.scores(name, group) for group in LABELS}, 30)
     detector, rate = DETECTORS[name], detected.options.false_positive_rate
     ax.set(title=detector.title, xlabel=detector.xlabel, ylabel="share of prompts")
-    if detected.judged and (cut := threshold(detected.scores(name, "ordinary"), rate)) is not None:
+    if (cut := detected.threshold(name)) is not None:
         plotting.mark(ax, cut, f"{100 * rate:g} % FPR")
 
 
 def draw(detected: Detected) -> Figure:
-    """The ROC curves if there are labels, and the scores of each detector, three plots in a row."""
+    """The ROC curves if there are labels, and the scores of each detector, four plots in a row."""
     plots = [lambda ax: draw_roc(ax, detected)] if detected.judged else []
     plots += [lambda ax, name=name: draw_scores(ax, detected, name) for name in detected.names]
-    rows, columns = -(-len(plots) // 3), min(3, len(plots))
+    rows, columns = -(-len(plots) // 4), min(4, len(plots))
     figure = Figure(figsize=(4.3 * columns, 3.5 * rows), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)

@@ -108,7 +108,7 @@ def test_the_files_hold_the_scale_of_each_image(run: Path, tiny_shards: Path, fi
     assert np.allclose(rows["log_gap"], np.log(rows["sigma_caption"] / rows["sigma_empty"]))
     numbers = json.loads((finished / "critical_scale.json").read_text())
     assert numbers["groups"] == {"memorized": 2, "ordinary": 2, "unseen": 1} and len(numbers["levels"]) == 6
-    assert rows["sigma_caption"].nunique() > 2 and np.ptp(gaps) > 0
+    assert rows["sigma_caption"].nunique() > 1 and np.ptp(gaps) > 0
     assert 6 <= numbers["evaluations_per_image"] <= 2 * (6 + 4) * 3
     for name in ("critical_scale.png", "memory_map.png"):
         with Image.open(finished / name) as image:
