@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,11 @@ class Detected:
             "tpr_interval_at_fpr": dict(zip(rates, intervals, strict=True)),
         }  # fmt: skip
 
+    @cached_property
+    def verdicts(self) -> dict[str, dict[str, Any]]:
+        """`judge` of each detector: its intervals take a second."""
+        return {name: self.judge(name) for name in self.names}
+
     def notes(self) -> list[str]:
         """What is missing, and why."""
         notes, counts = [], self.counts()
@@ -137,7 +143,7 @@ class Detected:
             "counts": self.counts(), "left_out": self.left_out, "failed": self.failed(),
             "rank_by": options.prompts and options.rank_by, "seconds_per_prompt": self.seconds,
             "false_positive_rate": options.false_positive_rate,
-            "detectors": {name: self.judge(name) for name in self.names}, "notes": self.notes(),
+            "detectors": self.verdicts, "notes": self.notes(),
         }  # fmt: skip
 
     def write(self) -> list[Path]:
@@ -168,7 +174,7 @@ class Detected:
         if not self.judged:
             numbers = self.rows[name].median(), self.rows[name].max(), self.threshold(name)
             return ["–" if number is None else f"{number:.4g}" for number in numbers]
-        numbers = self.judge(name)
+        numbers = self.verdicts[name]
         ends = numbers["auc_low"], numbers["auc_high"]
         interval = "–" if None in ends else "–".join(f"{end:.3f}" for end in ends)
         cells = [f"{numbers['auc']:.3f}", interval]
