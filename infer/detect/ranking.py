@@ -43,7 +43,7 @@ def write_ranking(detected: Detected) -> Path:
 def ranking_table(detected: Detected) -> Table:
     """The first rows of the ranking."""
     rows, by = ranking(detected), detected.options.rank_by
-    count, cuts = len(detected.names), sum(detected.threshold(name) is not None for name in detected.names)
+    cuts = sum(detected.threshold(name) is not None for name in detected.names)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("", justify="right", no_wrap=True)
     table.add_column(DETECTORS[by].title, justify="right", no_wrap=True)
@@ -51,7 +51,7 @@ def ranking_table(detected: Detected) -> Table:
         table.add_column(f"flags of {cuts}", justify="right", no_wrap=True)
     if "ordinary_above" in rows:
         table.add_column("ordinary above", justify="right", no_wrap=True)
-    table.add_column(f"prompt ({len(rows)}, {count} detectors)", overflow="fold")
+    table.add_column("prompt", overflow="fold")
     for row in rows.head(SHOWN).to_dict("records"):
         cells = [str(row["rank"]), f"{row[by]:.4g}"]
         cells += [str(row["flags"])] if cuts else []

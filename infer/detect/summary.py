@@ -156,16 +156,19 @@ class Detected:
         return [scores, numbers]
 
     def table(self) -> Table:
-        """How well each detector tells the groups apart, and its cost; without both groups, its scores."""
+        """How well each detector tells the groups apart, and its UNet rows (those with gradients).
+
+        Without both groups its scores.
+        """
         columns = ["AUC", "95 %", *(f"TPR@{100 * rate:g}%" for rate in self.rates)]
         table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
         table.add_column("detector", no_wrap=True)
         for name in columns if self.judged else ("median", "highest", "threshold"):
             table.add_column(name, justify="right", no_wrap=True)
-        table.add_column("evaluations", justify="right", no_wrap=True)
+        table.add_column("UNet rows", justify="right", no_wrap=True)
         for name in self.names:
             cost = self.cost(name)
-            gradients = f", {cost['gradients']} of them with gradients" if cost["gradients"] else ""
+            gradients = f" ({cost['gradients']})" if cost["gradients"] else ""
             table.add_row(name, *self.cells(name), f"{cost['evaluations']}{gradients}")
         return table
 
@@ -180,7 +183,7 @@ class Detected:
         cells = [f"{numbers['auc']:.3f}", interval]
         for rate, share in numbers["tpr_at_fpr"].items():
             low, high = numbers["tpr_interval_at_fpr"][rate]
-            spread = "" if low is None else f" ({100 * low:.0f}–{100 * high:.0f})"
+            spread = "" if low is None else f"\n{100 * low:.0f}–{100 * high:.0f}"
             cells.append("" if share is None else f"{share:.0%}{spread}")
         return cells
 
