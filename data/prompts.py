@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from data.captioned import load_captioned
 from data.files import digest, remembered_sha256
+from data.prompt_tables import coco_rows, is_prompt_parquet, parquet_rows
 from data.sources.captions_file import captions_file
 from data.sources.layouts import is_data, with_options
 from data.sources.rows import files_below, matching_files
@@ -48,8 +49,9 @@ def text_id(text: str) -> str:
 def load_prompts(source: str) -> list[Prompt]:
     """Prompts in the source's order; repeated ones are dropped and counted in the log.
 
-    From `.txt`, `.jsonl`, `.csv` and `.tsv` files, a training run folder (the images that it showed, only the
-    duplicated ones if it duplicated some), or captioned images; data/README.md shows the forms.
+    From `.txt`, `.jsonl`, `.csv`, `.tsv` and `.parquet` files, COCO's captions JSON, a training run folder
+    (the images that it showed, only the duplicated ones if it duplicated some), or captioned images;
+    data/README.md shows the forms.
 
     Raises FileNotFoundError for a missing source; ValueError for an unknown one, one without prompts, a row
     that cannot be read, or one id on two prompts.
@@ -59,6 +61,8 @@ def load_prompts(source: str) -> list[Prompt]:
     try:
         if (path / "exposures.parquet").exists():
             prompts = from_training_run(path)
+        elif is_prompt_parquet(source):
+            prompts = from_rows(path, parquet_rows(path, KNOWN, TEXT))
         elif path.is_dir() or source.endswith(SHARD_SUFFIXES) or is_data(source):
             prompts = from_captioned_images(source)
         elif not path.exists():
@@ -69,8 +73,11 @@ def load_prompts(source: str) -> list[Prompt]:
             prompts = from_rows(path, json_rows(path))
         elif suffix in (".csv", ".tsv"):
             prompts = from_rows(path, table_rows(path))
+        elif suffix == ".json":
+            prompts = from_rows(path, coco_rows(path))
         else:
-            raise ValueError(f"{source!r}: only .txt, .jsonl, .csv, .tsv, shards and folders are read")
+            known = ".txt, .jsonl, .csv, .tsv, .parquet, COCO's captions .json, shards and folders"
+            raise ValueError(f"{source!r}: only {known} are read")
     except UnicodeDecodeError as error:
         raise ValueError(f"{source!r} is no UTF-8 text: {error}") from error
     if not prompts:

@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data.batches import in_batches
-from data.captioned import load_captioned
+from data.captioned import CaptionedImages
 from data.prompts import Prompt, load_ordinary, load_prompts, spread
 from infer.basin.options import Basin
 from infer.basin.summary import Findings, clamp_point
@@ -107,18 +107,18 @@ def generate(options: Basin, pipe: Any, job: Job, bar: tqdm) -> Generated:
     return Generated(images, failed, joined(curves), joined(fired))
 
 
-def explore(options: Basin, transition: Transition, dynamic: Rules) -> Findings:
+def explore(options: Basin, samples: CaptionedImages, transition: Transition, dynamic: Rules) -> Findings:
     """Generate and measure everything that the figures show.
 
     Args:
         options: which prompts and points.
+        samples: the training images.
         transition: makes the rule that gives full guidance from a timestep on.
         dynamic: rules whose firing timesteps are recorded, by watched space.
 
     Raises:
         ValueError, FileNotFoundError: before anything is generated, for what cannot be.
     """
-    samples = load_captioned(*options.training)
     prompts, first, left_out = choose(options, samples.position)
     sscd = options.sscd, options.sscd_protocol, options.sscd_sha256, options.device
     descriptor = sscd_descriptor(*sscd) if options.sscd else pixel_descriptor

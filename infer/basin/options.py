@@ -2,12 +2,46 @@
 
 from dataclasses import dataclass, field
 
-from jsonargparse.typing import NonNegativeFloat, PositiveInt, restricted_number_type
+from jsonargparse.typing import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    OpenUnitInterval,
+    PositiveInt,
+    restricted_number_type,
+)
 
+from infer.basin.critical_scale import Criterion
 from infer.metrics.sscd import ProtocolName, check_sscd
 from infer.options import DenoiseOptions, device_of, need, provenance_of
 
 NegativeFloat = restricted_number_type("NegativeFloat", float, ("<", 0))
+Levels = restricted_number_type("Levels", int, (">=", 2))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CriticalScaleOptions:
+    """How wide the basin of each image is: the noise level up to which the denoiser, iterated, keeps it.
+
+    Args:
+        images: how many training images to measure of each group, memorized or not, and of each doubling of
+            the number of times that they were shown; 0: none.
+        controls: source of captioned images that training never showed; as many of them.
+        levels: noise levels, evenly in their logarithm over the model's schedule.
+        iterations: of the denoiser on itself at each level.
+        tolerance: an image is kept while its latents have moved by at most this share of their norm.
+        local_tolerance: the same at each location of the latents.
+    """
+
+    images: NonNegativeInt = 0
+    controls: str | None = None
+    levels: Levels = 24
+    iterations: PositiveInt = Criterion().iterations
+    tolerance: OpenUnitInterval = Criterion().tolerance
+    local_tolerance: OpenUnitInterval = Criterion().local_tolerance
+
+    @property
+    def criterion(self) -> Criterion:
+        return Criterion(self.iterations, self.tolerance, self.local_tolerance)
 
 
 @dataclass(kw_only=True)
@@ -25,11 +59,12 @@ class Basin(DenoiseOptions):
         opposite: the negative scale before the transition.
         limit: at most this many prompts of each group, spread evenly over all of it.
         samples_per_prompt: noises per prompt; figures of single images show the first.
-        rows: prompts shown in sweep.png, spread evenly over the memorized ones.
+        rows: prompts shown in sweep.png, and images of each group in memory_map.png, spread evenly.
         sscd: SSCD model for the similarity, as in compare; null: correlation of 32x32 RGB.
         sscd_protocol: preprocessing for SSCD, as in compare.
         sscd_sha256: checksum of the SSCD model.
         device: such as cpu or cuda:1; null: a GPU where there is one.
+        critical_scale: how wide the basins are; off unless images are asked for.
     """
 
     prompts: str | None = None
@@ -45,6 +80,7 @@ class Basin(DenoiseOptions):
     sscd_protocol: ProtocolName = "skew320"
     sscd_sha256: str | None = None
     device: str | None = None
+    critical_scale: CriticalScaleOptions = field(default_factory=CriticalScaleOptions)
 
     def __post_init__(self) -> None:
         if self.run:

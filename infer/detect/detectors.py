@@ -1,25 +1,48 @@
-"""Detectors of memorized prompts that read the curves of a run; and the registry of all detectors."""
+"""The registry of the detectors, and those that read the curves of a run."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+GUIDED, UNGUIDED, NOISE, GRADIENT = "guided run", "unguided run", "noise alone", "noise and gradients"
+
 
 class Detector(NamedTuple):
-    """What a detector needs, and how a figure names it and its score."""
+    """Where its score comes from, what it costs alone, and how a figure names it and the score.
 
-    needs: str
+    `evaluations` of the UNet and `gradients`, rows of those that are differentiated too, are for one noise:
+    a number of rows, and further rows for each step of a run.
+    """
+
+    run: str
     title: str
     xlabel: str
+    rows: int = 0
+    rows_per_step: int = 0
+    gradients: int = 0
+
+    def evaluations(self, steps: int) -> int:
+        return self.rows + self.rows_per_step * steps
 
 
+RMS = "RMS(conditional − unconditional)"
 DETECTORS = {
-    "first_step": Detector("1 step", "Difference, first step", "RMS(conditional − unconditional)"),
-    "all_steps": Detector("guided run", "Difference, all steps", "RMS(conditional − unconditional), mean"),
-    "fall": Detector("unguided run", "Fall to the first minimum", "share of the highest difference"),
-    "attention_d": Detector("guided run", "Attention entropy D", "entropy and its change (nats)"),
-    "attention_e": Detector("1 step", "Attention entropy E", "entropy (nats)"),
+    "first_step": Detector(GUIDED, "Difference, first step", RMS, rows=2),
+    "all_steps": Detector(GUIDED, "Difference, all steps", f"{RMS}, mean", rows_per_step=2),
+    "dsm_01": Detector(GUIDED, "Change, 1st to 2nd step", "squared change of the prediction", rows=3),
+    "dsm_12": Detector(GUIDED, "Change, 2nd to 3rd step", "squared change of the prediction", rows=5),
+    "fall": Detector(
+        UNGUIDED, "Fall to the first minimum", "share of the highest difference", rows_per_step=2
+    ),
+    "attention_d": Detector(GUIDED, "Attention entropy D", "entropy and its change (nats)", rows_per_step=2),
+    "attention_e": Detector(GUIDED, "Attention entropy E", "entropy (nats)", rows=1),
+    "alignment": Detector(NOISE, "Alignment at low noise", "cosine by location, mean", rows=2),
+    "anisotropy": Detector(NOISE, "Anisotropy", "cosine + norm of the difference", rows=4),
+    "sharpness": Detector(GRADIENT, "Sharpness", "squared change along the score", rows=4, gradients=2),
+    "hessian": Detector(
+        GRADIENT, "Decoupled Hessian", "squared difference of gradients", rows=2, gradients=2
+    ),
 }
 
 

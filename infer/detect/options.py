@@ -2,11 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from jsonargparse.typing import OpenUnitInterval, PositiveInt
 
+from data.cli import warn_no_effect
 from data.prompts import Prompt, load_ordinary, load_prompts, spread
 from infer.detect.attention import LAYER
+from infer.detect.detectors import DETECTORS
 from infer.options import DenoiseOptions, device_of
 
 
@@ -17,8 +20,11 @@ class Detection(DenoiseOptions):
     Args:
         memorized: memorized prompts (what --prompts takes); null: those that `run` duplicated.
         ordinary: prompts that are not memorized; a prompt that equals a memorized or an earlier one is left
-            out. Null: no detector is judged.
-        prompts: prompts without a known label, in place of both.
+            out, and so is one of `prompts`. Null: no detector is judged.
+        prompts: prompts of which it is not known whether they are memorized: they are ranked. With
+            `ordinary`, thresholds say which of them are suspicious.
+        detectors: those to compute; null: all. Runs that none of them needs are left out.
+        rank_by: the detector that orders the ranking of `prompts`; null: the first of `detectors`.
         limit: at most this many prompts of each group, spread evenly over all of it.
         samples_per_prompt: noises per prompt; the scores of a prompt are the means over them.
         false_positive_rate: share of the ordinary prompts that a detector's threshold may flag.
@@ -30,6 +36,8 @@ class Detection(DenoiseOptions):
     memorized: str | None = None
     ordinary: str | None = None
     prompts: str | None = None
+    detectors: list[Literal[*DETECTORS]] | None = None
+    rank_by: Literal[*DETECTORS] | None = None
     samples_per_prompt: PositiveInt = 1
     false_positive_rate: OpenUnitInterval = 0.01
     attention_layer: PositiveInt = LAYER
@@ -37,8 +45,13 @@ class Detection(DenoiseOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.prompts and (self.memorized or self.ordinary):
-            raise ValueError("give either --prompts, or --memorized and --ordinary")
+        chosen = self.detectors or [*DETECTORS]
+        self.detectors = [name for name in DETECTORS if name in chosen]
+        if self.rank_by and not self.prompts:
+            warn_no_effect("--rank_by", "only --prompts are ranked")
+        self.rank_by = self.rank_by or self.detectors[0]
+        if self.rank_by not in self.detectors:
+            raise ValueError(f"--rank_by {self.rank_by} is not among --detectors {', '.join(chosen)}")
         if not self.prompts:
             self.memorized = self.memorized or self.run
             if not self.memorized:
@@ -49,16 +62,22 @@ class Detection(DenoiseOptions):
             raise ValueError(f"--out {self.out!r} is a file: name a folder")
         self.device = str(device_of(self.device))
 
+    @property
+    def runs(self) -> set[str]:
+        """What the detectors need."""
+        return {DETECTORS[name].run for name in self.detectors}
+
     def groups(self) -> tuple[dict[bool | None, list[Prompt]], int]:
         """Prompts by whether they are memorized (None: unknown), and how many ordinary ones were left out.
 
         ValueError for an empty group.
         """
-        if self.prompts:
-            return {None: spread(load_prompts(self.prompts), self.limit)}, 0
-        memorized = load_prompts(self.memorized)
-        groups, left_out = {True: spread(memorized, self.limit)}, 0
-        if self.ordinary:
-            ordinary, left_out = load_ordinary(self.ordinary, memorized)
-            groups[False] = spread(ordinary, self.limit)
-        return groups, left_out
+        groups: dict[bool | None, list[Prompt]] = {}
+        memorized, unknown = (load_prompts(file) if file else [] for file in (self.memorized, self.prompts))
+        for label, prompts in ((None, unknown), (True, memorized)):
+            if prompts:
+                groups[label] = spread(prompts, self.limit)
+        if not self.ordinary:
+            return groups, 0
+        ordinary, left_out = load_ordinary(self.ordinary, [*memorized, *unknown])
+        return groups | {False: spread(ordinary, self.limit)}, left_out

@@ -4,14 +4,15 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from infer import plotting
 from infer.detect.detectors import DETECTORS
 from infer.detect.summary import LABELS, Detected
-from infer.metrics.roc import auc, roc, threshold
+from infer.metrics.roc import auc, roc
 from infer.plotting import PALETTE
 
-COLORS = dict(zip(DETECTORS, (*PALETTE[:4], PALETTE[5]), strict=True))
+COLORS = dict(zip(DETECTORS, PALETTE, strict=False))
 
 
 def draw_roc(ax: Axes, detected: Detected) -> None:
@@ -25,24 +26,38 @@ def draw_roc(ax: Axes, detected: Detected) -> None:
     ax.set(title="ROC", xlim=(0, 1), ylim=(0, 1), xlabel="ordinary prompts flagged")
     ax.set_ylabel("memorized prompts flagged")
     ax.grid(True)
+    if len(scores) <= 6:  # else the curves would lie behind it
+        draw_legend(ax, ax)
+
+
+def draw_legend(ax: Axes, of: Axes) -> None:
+    """The AUC of each curve of `of`, in these axes."""
     box = {"frameon": True, "framealpha": 0.8, "edgecolor": "none", "borderpad": 0.4}
-    ax.legend(loc="lower right", title="AUC", alignment="left", bbox_to_anchor=(1, 0.02), **box)
+    ax.legend(
+        *of.get_legend_handles_labels(), loc="lower right", title="AUC", alignment="left",
+        bbox_to_anchor=(1, 0.02), **box,
+    )  # fmt: skip
+    if ax is not of:
+        ax.set_axis_off()
 
 
 def draw_scores(ax: Axes, detected: Detected, name: str) -> None:
     """The share of each group's prompts by score, and the detector's threshold."""
     plotting.share_histogram(ax, {group: detected.scores(name, group) for group in LABELS}, 30)
+    ax.xaxis.set_major_locator(MaxNLocator(5))
     detector, rate = DETECTORS[name], detected.options.false_positive_rate
     ax.set(title=detector.title, xlabel=detector.xlabel, ylabel="share of prompts")
-    if detected.judged and (cut := threshold(detected.scores(name, "ordinary"), rate)) is not None:
+    if (cut := detected.threshold(name)) is not None:
         plotting.mark(ax, cut, f"{100 * rate:g} % FPR")
 
 
 def draw(detected: Detected) -> Figure:
-    """The ROC curves if there are labels, and the scores of each detector, three plots in a row."""
+    """The ROC curves if there are labels, and the scores of each detector, four plots in a row."""
     plots = [lambda ax: draw_roc(ax, detected)] if detected.judged else []
+    if plots and len(detected.names) > 6:
+        plots.append(lambda ax: draw_legend(ax, axes[0]))
     plots += [lambda ax, name=name: draw_scores(ax, detected, name) for name in detected.names]
-    rows, columns = -(-len(plots) // 3), min(3, len(plots))
+    rows, columns = -(-len(plots) // 4), min(4, len(plots))
     figure = Figure(figsize=(4.3 * columns, 3.5 * rows), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)

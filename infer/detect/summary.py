@@ -1,8 +1,8 @@
 """Results of `python -m infer detect`: scores, how well they tell the groups apart, and the files."""
 
 import math
-import textwrap
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,11 @@ from rich.table import Table
 from data.files import write_atomically, write_json
 from infer.detect.detectors import DETECTORS
 from infer.detect.options import Detection
+from infer.detect.rates import rate_intervals, true_positive_rate
 from infer.metrics.aggregate import FEW
 from infer.metrics.roc import auc, auc_interval, threshold
 
-RATES = (0.01, 0.05, 0.1)  # false-positive rates that are always reported
+RATES = (0.01, 0.03, 0.1)  # false-positive rates that are always reported
 LABELS = {"memorized": True, "ordinary": False, "unknown": None}
 
 
@@ -29,11 +30,12 @@ class Detected:
     rows: pd.DataFrame
     left_out: int  # ordinary prompts
     seconds: dict[str, float]  # per prompt, by run
+    steps: int  # of a run
 
     @property
     def names(self) -> list[str]:
         """The detectors that have scores."""
-        return [name for name in DETECTORS if self.rows[name].notna().any()]
+        return [name for name in self.options.detectors if self.rows[name].notna().any()]
 
     @property
     def rates(self) -> list[float]:
@@ -52,27 +54,44 @@ class Detected:
 
     def counts(self) -> dict[str, int]:
         """Prompts with scores, by group."""
-        return {group: len(self.scores("all_steps", group)) for group in LABELS}
+        label, scored = self.rows["memorized"], self.rows["samples"] > 0
+        chosen = {"memorized": label.fillna(False), "ordinary": ~label.fillna(True), "unknown": label.isna()}
+        return {group: int((chosen[group] & scored).sum()) for group in LABELS}
 
     def failed(self) -> list[str]:
         """Prompts without any noise that gave finite latents and scores."""
         return self.rows.loc[self.rows["samples"] == 0, "prompt_id"].tolist()
 
+    def threshold(self, name: str) -> float | None:
+        """The score that at most `false_positive_rate` of the ordinary prompts exceed; None: too few."""
+        ordinary = self.scores(name, "ordinary")
+        return threshold(ordinary, self.options.false_positive_rate) if len(ordinary) else None
+
+    def cost(self, name: str) -> dict[str, int]:
+        """UNet rows per prompt of a detector alone, and how many of them are differentiated, too."""
+        detector, noises = DETECTORS[name], self.options.samples_per_prompt
+        return {
+            "evaluations": noises * detector.evaluations(self.steps), "gradients": noises * detector.gradients
+        }  # fmt: skip
+
     def judge(self, name: str) -> dict[str, Any]:
         """How well a detector tells the groups apart; None stands for what cannot be said."""
         memorized, ordinary = self.scores(name, "memorized"), self.scores(name, "ordinary")
+        about = {"run": DETECTORS[name].run} | self.cost(name) | {"threshold": self.threshold(name)}
         if not self.judged:
-            return {"needs": DETECTORS[name].needs, "auc": None}
-        low, high = (None if math.isnan(end) else end for end in auc_interval(memorized, ordinary))
-        cuts = {rate: threshold(ordinary, rate) for rate in self.rates}
-        return {
-            "needs": DETECTORS[name].needs, "auc": auc(memorized, ordinary), "auc_low": low, "auc_high": high,
-            "tpr_at_fpr": {
-                f"{rate:g}": None if cut is None else float((memorized > cut).mean())
-                for rate, cut in cuts.items()
-            },
-            "threshold": cuts[self.options.false_positive_rate],
+            return about | {"auc": None}
+        low, high = none_for_nan(auc_interval(memorized, ordinary))
+        intervals = map(none_for_nan, rate_intervals(memorized, ordinary, self.rates))
+        rates = {f"{rate:g}": true_positive_rate(memorized, ordinary, rate) for rate in self.rates}
+        return about | {
+            "auc": auc(memorized, ordinary), "auc_low": low, "auc_high": high, "tpr_at_fpr": rates,
+            "tpr_interval_at_fpr": dict(zip(rates, intervals, strict=True)),
         }  # fmt: skip
+
+    @cached_property
+    def verdicts(self) -> dict[str, dict[str, Any]]:
+        """`judge` of each detector: its intervals take a second."""
+        return {name: self.judge(name) for name in self.names}
 
     def notes(self) -> list[str]:
         """What is missing, and why."""
@@ -82,20 +101,33 @@ class Detected:
         if failed := self.failed():
             notes.append(f"{len(failed)} prompts FAILED with all of their noises: {', '.join(failed)}")
         if self.left_out:
-            notes.append(f"{self.left_out} ordinary prompts were left out: memorized, or repeated")
-        if self.names and "attention_d" not in self.names:
+            notes.append(f"{self.left_out} ordinary prompts were left out: memorized, ranked, or repeated")
+        attention = {"attention_d", "attention_e"} & set(self.options.detectors)
+        if self.names and attention and not attention & set(self.names):
             notes.append("no attention detectors: the UNet has no cross attention of diffusers' Attention")
         if not self.judged:
-            return [*notes, "no detector is judged: give memorized prompts and ordinary ones"]
+            return notes + self.missing_groups()
         if (few := min(counts["memorized"], counts["ordinary"])) < FEW:
             notes.append(f"{few} prompts in a group: intervals over fewer than {FEW} are too narrow")
         notes += [
             f"TPR at {100 * rate:g} % FPR needs at least {math.ceil(1 / rate)} ordinary prompts, "
             f"there are {counts['ordinary']}"
             for rate in self.rates
-            if threshold(self.scores("all_steps", "ordinary"), rate) is None
+            if math.floor(counts["ordinary"] * rate + 1e-9) == 0
         ]
         return notes
+
+    def missing_groups(self) -> list[str]:
+        """What is not said without memorized or ordinary prompts."""
+        counts, rate = self.counts(), self.options.false_positive_rate
+        if not counts["unknown"]:
+            return ["no detector is judged: give memorized prompts and ordinary ones"]
+        if not counts["ordinary"]:
+            return ["no thresholds: give ordinary prompts, such as --ordinary captions_val2017.json"]
+        if math.floor(counts["ordinary"] * rate + 1e-9) == 0:
+            few = f"at least {math.ceil(1 / rate)} ordinary prompts, there are {counts['ordinary']}"
+            return [f"no thresholds: {100 * rate:g} % of false alarms needs {few}"]
+        return []
 
     def summary_lines(self) -> list[str]:
         """The notes, and the time per prompt."""
@@ -109,8 +141,9 @@ class Detected:
         return {
             "settings": options.model.identity() | {name: getattr(options, name) for name in names},
             "counts": self.counts(), "left_out": self.left_out, "failed": self.failed(),
-            "seconds_per_prompt": self.seconds, "false_positive_rate": options.false_positive_rate,
-            "detectors": {name: self.judge(name) for name in self.names}, "notes": self.notes(),
+            "rank_by": options.prompts and options.rank_by, "seconds_per_prompt": self.seconds,
+            "false_positive_rate": options.false_positive_rate,
+            "detectors": self.verdicts, "notes": self.notes(),
         }  # fmt: skip
 
     def write(self) -> list[Path]:
@@ -123,27 +156,37 @@ class Detected:
         return [scores, numbers]
 
     def table(self) -> Table:
-        """How well each detector tells the groups apart; without both groups, the range of its scores."""
+        """How well each detector tells the groups apart, and its UNet rows (those with gradients).
+
+        Without both groups its scores.
+        """
         columns = ["AUC", "95 %", *(f"TPR@{100 * rate:g}%" for rate in self.rates)]
         table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-        for name in ("detector", "needs"):
-            table.add_column(name, no_wrap=True)
-        for name in columns if self.judged else ("median", "highest"):
+        table.add_column("detector", no_wrap=True)
+        for name in columns if self.judged else ("median", "highest", "threshold"):
             table.add_column(name, justify="right", no_wrap=True)
-        if not self.judged:
-            table.add_column("of the prompt", overflow="fold")
+        table.add_column("UNet rows", justify="right", no_wrap=True)
         for name in self.names:
-            table.add_row(name, DETECTORS[name].needs, *self.cells(name))
+            cost = self.cost(name)
+            gradients = f" ({cost['gradients']})" if cost["gradients"] else ""
+            table.add_row(name, *self.cells(name), f"{cost['evaluations']}{gradients}")
         return table
 
     def cells(self, name: str) -> list[str]:
         """A detector's cells of the table."""
         if not self.judged:
-            top = self.rows.loc[self.rows[name].idxmax()]
-            prompt = textwrap.shorten(top["prompt"], 60, placeholder=" …")
-            return [f"{self.rows[name].median():.4g}", f"{top[name]:.4g}", prompt]
-        numbers = self.judge(name)
+            numbers = self.rows[name].median(), self.rows[name].max(), self.threshold(name)
+            return ["–" if number is None else f"{number:.4g}" for number in numbers]
+        numbers = self.verdicts[name]
         ends = numbers["auc_low"], numbers["auc_high"]
         interval = "–" if None in ends else "–".join(f"{end:.3f}" for end in ends)
-        shares = ("" if share is None else f"{share:.0%}" for share in numbers["tpr_at_fpr"].values())
-        return [f"{numbers['auc']:.3f}", interval, *shares]
+        cells = [f"{numbers['auc']:.3f}", interval]
+        for rate, share in numbers["tpr_at_fpr"].items():
+            low, high = numbers["tpr_interval_at_fpr"][rate]
+            spread = "" if low is None else f"\n{100 * low:.0f}–{100 * high:.0f}"
+            cells.append("" if share is None else f"{share:.0%}{spread}")
+        return cells
+
+
+def none_for_nan(ends: tuple[float, float]) -> tuple[float | None, float | None]:
+    return tuple(None if math.isnan(end) else end for end in ends)

@@ -66,7 +66,8 @@ def numbers(finished: Path) -> dict:
 
 
 def explored(**options) -> Findings:
-    return explore(Basin(out="unused", device="cpu", **options), StaticTransition, dynamic())
+    basin = Basin(out="unused", device="cpu", **options)
+    return explore(basin, load_captioned(*basin.training), StaticTransition, dynamic())
 
 
 @pytest.fixture(scope="module")

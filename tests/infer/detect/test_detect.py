@@ -25,6 +25,7 @@ from infer.detect.command import detect
 from infer.detect.detectors import DETECTORS, fall
 from infer.detect.measure import measure
 from infer.detect.options import Detection
+from infer.detect.ranking import ranking
 from infer.detect.summary import Detected
 from infer.metrics.roc import auc
 from infer.options import ModelOptions
@@ -87,6 +88,8 @@ def test_the_scores_are_those_of_runs_of_the_same_noise(detected: Detected) -> N
     assert np.allclose(detected.rows["fall"], depth.mean(1), atol=1e-4) and depth.max() > 0.01
     assert np.allclose(detected.rows["fired_timestep"], pd.DataFrame(fired).mean(axis=1), equal_nan=True)
     assert detected.rows[[*DETECTORS]].std().min() > 0
+    norm = detected.rows["anisotropy"] - detected.rows["alignment"]  # of the difference at the first step
+    assert np.allclose(norm, detected.rows["first_step"] * np.sqrt(4 * 8 * 8), rtol=1e-4)
 
 
 def test_the_files_hold_the_scores_and_what_they_are_worth(detected: Detected) -> None:
@@ -100,11 +103,11 @@ def test_the_files_hold_the_scores_and_what_they_are_worth(detected: Detected) -
         memorized, ordinary = rows[name][rows["memorized"]], rows[name][~rows["memorized"]]
         pairs = np.subtract.outer(memorized.to_numpy(), ordinary.to_numpy())
         assert judged["auc"] == pytest.approx(((pairs > 0) + (pairs == 0) / 2).mean())
-        assert judged["tpr_at_fpr"] == {"0.01": None, "0.05": None, "0.1": None}
+        assert judged["tpr_at_fpr"] == {"0.01": None, "0.03": None, "0.1": None}
         assert judged["threshold"] is None
     assert "TPR at 1 % FPR needs at least 100 ordinary prompts, there are 4" in numbers["notes"]
     assert numbers["left_out"] == 4 and numbers["failed"] == []
-    assert min(numbers["seconds_per_prompt"].values()) > 0 and len(numbers["seconds_per_prompt"]) == 2
+    assert min(numbers["seconds_per_prompt"].values()) > 0 and len(numbers["seconds_per_prompt"]) == 4
     lines = "\n".join(detected.summary_lines())
     assert "ordinary prompts were left out" in lines and "seconds per prompt" in lines
     assert all(name in printed(detected) for name in DETECTORS)
@@ -118,22 +121,68 @@ def test_a_rate_that_can_be_shown_is_reported(detected: Detected) -> None:
     assert judged["threshold"] == sorted(ordinary)[-2]
     assert judged["tpr_at_fpr"]["0.25"] == (memorized > judged["threshold"]).mean()
     assert judged["auc"] == auc(memorized, ordinary) and "TPR@25%" in printed(some)
+    low, high = judged["tpr_interval_at_fpr"]["0.25"]
+    assert 0 <= low <= judged["tpr_at_fpr"]["0.25"] <= high <= 1
+
+
+def test_the_cost_is_that_of_a_detector_alone(detected: Detected) -> None:
+    """For two noises: UNet rows, and those that are differentiated."""
+    costs = {name: tuple(detected.cost(name).values()) for name in DETECTORS}
+    assert costs["first_step"] == (4, 0) and costs["all_steps"] == (2 * 2 * STEPS, 0)
+    assert costs["dsm_01"] == (6, 0) and costs["dsm_12"] == (10, 0) and costs["anisotropy"] == (8, 0)
+    assert costs["sharpness"] == (8, 4) and costs["hessian"] == (4, 4)
+    assert "8 (4)" in printed(detected)
 
 
 def test_prompts_without_a_label_are_only_scored(
-    detected: Detected, options: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture
+    detected: Detected, options: dict[str, Any], tmp_path: Path
 ) -> None:
-    """With the same scores as in their group; the figure has no ROC curve."""
+    """With the same scores as in their group; the figure has no ROC curve, and there are no thresholds."""
     given = options | {"prompts": options["ordinary"], "ordinary": None, "limit": 3, "out": str(tmp_path)}
     alone = measure(Detection(**given))
     assert alone.rows["memorized"].isna().all()
     assert alone.rows["prompt"].tolist() == [OTHERS[0], OTHERS[4], OTHERS[7]]  # spread evenly
     known = detected.rows.set_index("prompt").loc[[OTHERS[4], OTHERS[7]], [*DETECTORS]]
-    assert np.allclose(alone.rows.loc[1:, [*DETECTORS]], known, rtol=1e-4, atol=1e-5)
+    assert np.allclose(alone.rows.loc[1:, [*DETECTORS]], known, rtol=1e-3, atol=1e-5)
     assert not alone.judged and alone.judge("fall")["auc"] is None
-    assert "no detector is judged" in alone.notes()[-1] and "highest" in printed(alone)
+    assert "no thresholds" in alone.notes()[-1] and "highest" in printed(alone)
     assert titles(alone) == [detector.title for detector in DETECTORS.values()]
     assert alone.numbers()["counts"] == {"memorized": 0, "ordinary": 0, "unknown": 3}
+    ranked = ranking(alone)
+    assert ranked["first_step"].is_monotonic_decreasing and not {"flags", "ordinary_above"} & set(ranked)
+
+
+def test_unknown_prompts_are_ranked_against_ordinary_ones(
+    options: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """By the detectors that are asked for; ordinary prompts among the unknown ones are left out."""
+    (tmp_path / "unknown.txt").write_text("old map\nsun\nbig sun\ngreen leaf\n")
+    unknown = str(tmp_path / "unknown.txt")
+    detect([
+        "--run", options["run"], "--ordinary", options["ordinary"], "--prompts", unknown, "--device", "cpu",
+        "--out", str(tmp_path), "--detectors", "[dsm_12,first_step]", "--rank_by", "dsm_12",
+        "--false_positive_rate", "0.25", "--model.num_inference_steps", "4", "--batch_size", "4",
+    ])  # fmt: skip
+    ranked, numbers = (
+        pd.read_csv(tmp_path / "ranking.csv"),
+        json.loads((tmp_path / "detection.json").read_text()),
+    )
+    rows = pd.read_parquet(tmp_path / "detection.parquet")
+    assert sorted(ranked["prompt"]) == ["big sun", "green leaf", "old map", "sun"] and "fall" not in rows
+    ordinary = rows[~rows["memorized"].fillna(True)]
+    assert sorted(ordinary["prompt"]) == ["Red  square", "blue circle", "cat map", "old tea", "tea cup"]
+    assert ranked["rank"].tolist() == [1, 2, 3, 4] and ranked["dsm_12"].is_monotonic_decreasing
+    flags = 0
+    for name in ("first_step", "dsm_12"):
+        cut = numbers["detectors"][name]["threshold"]
+        assert cut == sorted(ordinary[name])[-2]
+        flags += (ranked[name] > cut).astype(int)
+    assert ranked["flags"].tolist() == flags.tolist()
+    above = [(ordinary["dsm_12"] >= score).mean() for score in ranked["dsm_12"]]
+    assert ranked["ordinary_above"].tolist() == pytest.approx(above)
+    assert list(numbers["seconds_per_prompt"]) == ["guided run"]
+    printed = capsys.readouterr().out
+    assert "flags of 2" in printed and "green leaf" in printed and "ranking.csv" in printed
 
 
 def test_a_model_with_zero_terminal_snr_and_no_cross_attention(
@@ -173,7 +222,8 @@ def test_what_is_not_finite_is_left_out_and_named(
 
 
 @pytest.mark.parametrize("change, message", [
-    ({"run": None, "ordinary": None}, "give --model.pipeline"), ({"prompts": "others"}, "give either"),
+    ({"run": None, "ordinary": None}, "give --model.pipeline"),
+    ({"prompts": "others", "detectors": ["fall"], "rank_by": "first_step"}, "is not among --detectors fall"),
     ({"model": ModelOptions(num_inference_steps=2)}, "at least 3 steps"), ({"out": __file__}, "is a file"),
 ])  # fmt: skip
 def test_options_that_cannot_work_are_refused(
