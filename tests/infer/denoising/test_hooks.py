@@ -26,7 +26,7 @@ def run(unet: Any, *rules: GuidanceRule, given: tuple[Tensor, Tensor, Tensor] | 
 
 
 class NoPrompt(GuidanceRule):
-    def change_prompts(self, requests: Sequence[Request]) -> Sequence[Request]:
+    def change_prompts(self, pipe: Any, requests: Sequence[Request]) -> Sequence[Request]:
         return [request._replace(prompt="sun") for request in requests]
 
 
