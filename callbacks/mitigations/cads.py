@@ -49,7 +49,9 @@ class CADS(Mitigation):
         noise: Literal["gaussian", "uniform"] = "gaussian",
     ):
         if clean_timestep >= noise_timestep:
-            raise ValueError(f"clean_timestep {clean_timestep:g} must be below noise_timestep {noise_timestep:g}")
+            raise ValueError(
+                f"clean_timestep {clean_timestep:g} must be below noise_timestep {noise_timestep:g}"
+            )
         self.clean_timestep, self.noise_timestep = clean_timestep, noise_timestep
         self.noise_scale, self.mix, self.noise = noise_scale, mix, noise
 

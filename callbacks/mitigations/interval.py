@@ -14,9 +14,9 @@ from infer.denoising.hooks import DenoisingStep
 class GuidanceInterval(Mitigation):
     """The run's guidance scale while low <= t <= high, the conditional prediction alone elsewhere.
 
-    Kynkaanniemi et al., NeurIPS 2024 (arXiv:2404.07724), Eq. 5, there over the noise level sigma: s is 1
-    outside of the interval. A step outside costs one evaluation. With a transition listed before it, it
-    applies from the transition on.
+    Kynkäänniemi et al., NeurIPS 2024 (arXiv:2404.07724), there over the noise level
+    sigma. A step outside costs one evaluation. With a transition listed before it, it applies from the
+    transition on.
 
     Args:
         low: the last timestep with guidance, in timesteps of the trained schedule.
@@ -32,8 +32,8 @@ class GuidanceInterval(Mitigation):
         inside = [self.low <= t <= self.high for t in timesteps]
         if not any(inside):
             raise ValueError(
-                f"guidance between {self.low:g} and {self.high:g} would never be given: the timesteps of this "
-                f"schedule run from {timesteps[0]:g} to {timesteps[-1]:g}"
+                f"guidance between {self.low:g} and {self.high:g} would never be given: this schedule's "
+                f"timesteps run from {timesteps[0]:g} to {timesteps[-1]:g}"
             )
         if all(inside):
             warn_no_effect("the guidance interval", "it holds all timesteps of this schedule")

@@ -1,7 +1,5 @@
 """What mitigations share that stand in for u + s (c - u) itself: they act where the run's own scale is."""
 
-from abc import ABC, abstractmethod
-
 import torch
 from torch import Tensor
 
@@ -10,8 +8,8 @@ from infer.denoising.guidance import onto
 from infer.denoising.hooks import DenoisingStep
 
 
-class OrdinaryGuidance(Mitigation, ABC):
-    """Replaces u + s (c - u) in the rows that have the run's own scale.
+class OrdinaryGuidance(Mitigation):
+    """Replaces u + s (c - u) in the rows that have the run's own scale, by its `combine`.
 
     Listed with a transition, it leaves rows alone until they have passed it. Both predictions of its rows are
     evaluated.
@@ -21,16 +19,15 @@ class OrdinaryGuidance(Mitigation, ABC):
         own = scale == step.guidance_scale
         return (scale != 1) | own, (scale != 0) | own
 
-    def combine(self, step: DenoisingStep, prediction: Tensor) -> Tensor:
+    def own_rows(self, step: DenoisingStep) -> Tensor:
+        """Indices of the rows that it guides, on the device."""
         own = (step.scale == step.guidance_scale).cpu()
-        if not own.any():
-            return prediction
-        index = onto(own.nonzero()[:, 0], prediction.device)
-        return prediction.index_copy(0, index, self.guided(step, index).to(prediction.dtype))
+        return onto(own.nonzero()[:, 0], step.latents.device)
 
-    @abstractmethod
-    def guided(self, step: DenoisingStep, index: Tensor) -> Tensor:
-        """The guided prediction of these rows, (len(index), C, H, W)."""
+
+def rows_at_own_scale(step: DenoisingStep, scale: Tensor, other: float) -> Tensor:
+    """`other` in place of the run's own scale; rows whose scale another mitigation has set keep theirs."""
+    return torch.where(scale == step.guidance_scale, other, scale)
 
 
 def per_sample(x: Tensor, like: Tensor) -> Tensor:
@@ -41,8 +38,3 @@ def per_sample(x: Tensor, like: Tensor) -> Tensor:
 def inner(a: Tensor, b: Tensor) -> Tensor:
     """Inner product per sample, (B,), in single precision."""
     return (a.float() * b.float()).flatten(1).sum(1)
-
-
-def rows_at_own_scale(step: DenoisingStep, scale: Tensor, other: float) -> Tensor:
-    """`other` in place of the run's own scale; rows whose scale another mitigation has set keep it."""
-    return torch.where(scale == step.guidance_scale, torch.full_like(scale, other), scale)

@@ -38,7 +38,7 @@ class Pads(Mitigation):
     Kim & No, CVPR 2026 (arXiv:2605.02908). An embedding is [start, prompt, end, pad_1 ... pad_d]; Stable
     Diffusion 1 pads with the end-of-text token, which repeats the prompt's summary d times. Two forms: `mask`
     sets a share of the pads to 0, those next to the end first; `replace` pads with "!" before encoding, and
-    sets the embedding of the end to 0. Costs no evaluations. A prompt that fills the text encoder has no pads.
+    sets the end's embedding to 0. A prompt that fills the text encoder has no pads. Costs no evaluations.
 
     Args:
         form: mask or replace; replace is for models that do not pad with "!" already, as SD 2 does.
@@ -60,7 +60,9 @@ class Pads(Mitigation):
         ids = tokenized(pipe, prompts)
         full = int((end_of_text(pipe, ids) == ids.shape[1] - 1).sum())
         if full:
-            warn_no_effect("Pads", f"{full} of {len(prompts)} prompts fill the text encoder: they have no pads")
+            warn_no_effect(
+                "Pads", f"{full} of {len(prompts)} prompts fill the text encoder: they have no pads"
+            )
 
     @torch.no_grad()
     def prepare(self, pipe: Any, requests: Sequence[Request], device: torch.device) -> None:

@@ -12,9 +12,18 @@ from typing import Any, get_args, get_type_hints
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
+from callbacks.mitigations.amg import AMG
 from callbacks.mitigations.base import Mitigation, NoMitigation
+from callbacks.mitigations.broken_memories import BrokenMemoriesMild, BrokenMemoriesStrong
+from callbacks.mitigations.cads import CADS
 from callbacks.mitigations.detour import Detour
+from callbacks.mitigations.diffusers_guider import DiffusersGuider
+from callbacks.mitigations.divin import DivIn
 from callbacks.mitigations.dynamic_transition import DynamicTransition
+from callbacks.mitigations.guard import GUARD
+from callbacks.mitigations.interval import GuidanceInterval
+from callbacks.mitigations.pads import Pads
+from callbacks.mitigations.schedule import GuidanceSchedule
 from callbacks.mitigations.static_transition import StaticTransition
 from callbacks.mitigations.two_pass_transition import TwoPassTransition
 from data.arguments import changed, parse, values_of
@@ -22,7 +31,11 @@ from data.cli import as_users
 from data.files import one_line
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs" / "mitigation"
-MITIGATIONS = (NoMitigation, StaticTransition, DynamicTransition, TwoPassTransition, Detour)
+MITIGATIONS = (
+    NoMitigation, StaticTransition, DynamicTransition, TwoPassTransition, Detour,
+    GuidanceInterval, GuidanceSchedule, CADS, DiffusersGuider,
+    AMG, GUARD, DivIn, Pads, BrokenMemoriesMild, BrokenMemoriesStrong,
+)  # fmt: skip
 CLASSES = {kind.__name__: kind for kind in MITIGATIONS}
 
 

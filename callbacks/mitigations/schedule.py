@@ -13,9 +13,9 @@ from infer.denoising.hooks import DenoisingStep
 class GuidanceSchedule(Mitigation):
     """The guidance scale of each timestep from a list, the same for all samples.
 
-    From a listed timestep on its scale applies, until the next one; before the first listed timestep, that of
-    the run. `linear` draws straight lines between the points instead, and is constant beyond the ends. Steps
-    at scale 0 or 1 cost one evaluation. With a transition listed before it, it applies from the transition on.
+    From a listed timestep on its scale applies, until the next one; before the first, that of the run.
+    `linear` draws straight lines between the points instead, and is constant beyond the ends. Steps at scale
+    0 or 1 cost one evaluation. With a transition listed before it, it applies from there on.
 
     Args:
         points: [timestep, scale] pairs, in any order; timesteps of the trained schedule.
@@ -31,7 +31,7 @@ class GuidanceSchedule(Mitigation):
     def check(self, timesteps: Sequence[float], guidance_scale: float) -> None:
         if all(self.scale_at(t, guidance_scale) == guidance_scale for t in timesteps):
             raise ValueError(
-                f"the schedule {self.points} gives the run's own scale ({guidance_scale:g}) at every timestep "
+                f"the schedule {self.points} gives the run's own scale ({guidance_scale:g}) at each timestep "
                 f"from {timesteps[0]:g} to {timesteps[-1]:g}: the mitigation would do nothing"
             )
 
