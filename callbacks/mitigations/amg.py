@@ -1,6 +1,7 @@
 """AMG: guidance away from the nearest training image while the image resembles it."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,11 +12,14 @@ from torch import Tensor
 
 from callbacks.mitigations.ordinary_guidance import OrdinaryGuidance, per_sample
 from callbacks.mitigations.training_index import TrainingIndex
+from data.files import digest
 from data.prompts import source_fingerprint
+from data.sources.layouts import open_source
 from infer.denoising.guidance import onto
 from infer.denoising.hooks import Batch, DenoisingStep, Request
 from infer.denoising.sampling import embed
 from infer.metrics.sscd import ProtocolName, check_sscd
+from infer.models.pipeline import fingerprint
 
 
 def threshold(timestep: float) -> float:
@@ -78,11 +82,15 @@ class AMG(OrdinaryGuidance):
         self._index: TrainingIndex | None = None
         self._pipe = self._batch = None
 
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        self.forget()
-
     def contents(self) -> dict[str, str | None]:
-        return {source: source_fingerprint(source) for source in self.training}
+        training = digest(*map(source_fingerprint, self.training))[:12]
+        return {"training": training, "sscd": self.sscd and fingerprint(self.sscd)}
+
+    def check_requests(self, pipe: Any, requests: Sequence[Request]) -> None:
+        """FileNotFoundError for a missing source; none is downloaded."""
+        for source in self.training:
+            if not source.startswith("hf:"):
+                open_source(source, Counter())
 
     def load(self, pipe: Any, resolution: int, device: torch.device) -> None:
         """The index, once."""

@@ -62,6 +62,9 @@ class CADS(Mitigation):
                 f"starts at {timesteps[0]:g}: the mitigation would do nothing"
             )
 
+    def forget(self) -> None:
+        self._generators = []
+
     def before_denoising(self, batch: Batch) -> None:
         self._generators: list[Generator] = batch.own_generators("cads")
 

@@ -80,8 +80,11 @@ class DiffusersGuider(OrdinaryGuidance):
                 "model predicts v: set options.zero_init_steps to 0 for this one, which predicts noise"
             )
 
-    def begin(self, batch_size: int, device: torch.device) -> None:
+    def forget(self) -> None:
         self._made: Any = None
+
+    def begin(self, batch_size: int, device: torch.device) -> None:
+        self.forget()
 
     def combine(self, step: DenoisingStep, prediction: Tensor) -> Tensor:
         """A guider remembers whole batches: rows that are not its own have d = 0 there."""

@@ -53,7 +53,8 @@ class GUARD(OrdinaryGuidance):
     ):
         self.repulsion, self.attenuation, self.threshold = repulsion, attenuation, threshold
         self.blocks, self.orthogonal = blocks, orthogonal
-        self._active, self._batch = False, None
+        self._active = False
+        self.forget()
 
     def names(self, unet: Any) -> list[str]:
         """Processors of the cross attentions that are attenuated."""
@@ -97,5 +98,5 @@ class GUARD(OrdinaryGuidance):
         guided = u + step.guidance_scale * towards - repulsion * away
         return prediction.index_copy(0, index, guided.to(prediction.dtype))
 
-    def teardown(self, *_: Any) -> None:
+    def forget(self) -> None:
         self._batch = self._embedding = None

@@ -89,9 +89,7 @@ class LatentBounds(Mitigation):
         """Release the embeddings and the bounds."""
         self._embed: Callable[[list[str]], Tensor] | None = None
         self._bounds: dict[Any, dict[str, Bounds]] = {}
-
-    def teardown(self, *_: Any) -> None:
-        self.forget()
+        self._now: dict[str, Bounds] = {}
 
     def contents(self) -> dict[str, str | None]:
         return {"ordinary": source_fingerprint(self.ordinary)}

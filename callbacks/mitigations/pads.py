@@ -47,6 +47,9 @@ class Pads(Mitigation):
 
     def __init__(self, form: Literal["mask", "replace"] = "mask", share: ClosedUnitInterval = 0.7):
         self.form, self.share = form, share
+        self.forget()
+
+    def forget(self) -> None:
         self._zero = self._replaced = None
 
     def check_requests(self, pipe: Any, requests: Sequence[Request]) -> None:

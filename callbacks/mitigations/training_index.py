@@ -86,7 +86,8 @@ class TrainingIndex:
 
     def nearest(self, images: Tensor) -> Nearest:
         """Of images (B, 3, H, W) in 0..1."""
-        cosines = self.embed(images) @ self.embeddings.nan_to_num(nan=0).T  # no embedding: cosine 0
+        with torch.autocast(images.device.type, enabled=False):
+            cosines = self.embed(images) @ self.embeddings.nan_to_num(nan=0).T  # no embedding: cosine 0
         return Nearest(*cosines.max(1))
 
     def similarity(self, images: Tensor, index: Tensor) -> Tensor:
