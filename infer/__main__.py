@@ -51,7 +51,7 @@ def predict(args: list[str]) -> None:
     )  # fmt: skip
     parser.add_class_arguments(DenoiseOptions, None, fail_untyped=True, skip={"out", "run"})
     parser.add_class_arguments(WandbOptions, None, fail_untyped=True)
-    others = {"default_root_dir", "precision"}  # --out and --model.dtype
+    others = {"default_root_dir", "precision", "inference_mode"}  # --out, --model.dtype, gradients of rules
     parser.add_class_arguments(
         pl.Trainer, "trainer", fail_untyped=False, instantiate=False, sub_configs=True, skip=others
     )

@@ -13,8 +13,15 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from callbacks.mitigations.base import Mitigation, NoMitigation
+from callbacks.mitigations.cross_attention import CrossAttentionMask
 from callbacks.mitigations.detour import Detour
 from callbacks.mitigations.dynamic_transition import DynamicTransition
+from callbacks.mitigations.embedding_noise import EmbeddingNoise
+from callbacks.mitigations.embedding_optimization import EmbeddingOptimization
+from callbacks.mitigations.noise_adjustment import NoiseAdjustment
+from callbacks.mitigations.noise_optimization import NoiseOptimization
+from callbacks.mitigations.prompt_edit import PromptEdit
+from callbacks.mitigations.sharpness_aware_noise import SharpnessAwareNoise
 from callbacks.mitigations.static_transition import StaticTransition
 from callbacks.mitigations.two_pass_transition import TwoPassTransition
 from data.arguments import changed, parse, values_of
@@ -22,7 +29,10 @@ from data.cli import as_users
 from data.files import one_line
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs" / "mitigation"
-MITIGATIONS = (NoMitigation, StaticTransition, DynamicTransition, TwoPassTransition, Detour)
+MITIGATIONS = (
+    NoMitigation, StaticTransition, DynamicTransition, TwoPassTransition, Detour, PromptEdit, EmbeddingNoise,
+    EmbeddingOptimization, CrossAttentionMask, NoiseAdjustment, NoiseOptimization, SharpnessAwareNoise,
+)  # fmt: skip
 CLASSES = {kind.__name__: kind for kind in MITIGATIONS}
 
 
