@@ -91,7 +91,5 @@ class CrossAttentionMask(Mitigation):
 
     def hidden(self, ends: Tensor, tokens: int) -> Tensor:
         """Tokens without attention, (len(ends), tokens) bool; `ends`: index of the end-of-text token."""
-        position = torch.arange(tokens, device=ends.device)
-        if self.mask == "none":
-            return torch.zeros(len(ends), tokens, dtype=torch.bool, device=ends.device)
-        return position > ends[:, None] - (self.mask == "from_end")
+        first = {"none": ends + tokens, "after_end": ends + 1, "from_end": ends}[self.mask]
+        return torch.arange(tokens, device=ends.device) >= first[:, None]

@@ -7,8 +7,8 @@ from jsonargparse.typing import PositiveFloat, PositiveInt
 from torch import Tensor
 
 from callbacks.mitigations.base import Mitigation
-from callbacks.mitigations.first_step import FirstStep, descend
-from infer.denoising.hooks import Batch, rms
+from callbacks.mitigations.first_step import FirstStep, descend, length
+from infer.denoising.hooks import Batch
 
 
 class EmbeddingOptimization(Mitigation):
@@ -47,7 +47,7 @@ class EmbeddingOptimization(Mitigation):
             own = rows.to(tokens.device)
             given = torch.cat([start[own].to(tokens.dtype), tokens], 1)
             conditional = first.output(batch.noise[own], given, rows)
-            each = rms(first.factor * (conditional - unconditional[own]))
+            each = length(first.factor * (conditional - unconditional[own]))
             return each.square().mean().sqrt().expand(len(each)) if self.whole_batch else each
 
         adam = partial(torch.optim.AdamW, lr=self.learning_rate)

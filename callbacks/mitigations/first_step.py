@@ -31,6 +31,11 @@ def precise(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def length(x: Tensor) -> Tensor:
+    """RMS per sample, (B,), with a gradient also where x is 0, as for an empty prompt."""
+    return (precise(x).flatten(1).square().mean(1) + 1e-20).sqrt()
+
+
 class FirstStep:
     """eps_c - eps_u of a batch at the first step, in epsilon space and single precision; counts its rows.
 

@@ -4,9 +4,9 @@ import torch
 from jsonargparse.typing import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from callbacks.mitigations.first_step import FirstStep, precise
+from callbacks.mitigations.first_step import FirstStep, length, precise
 from callbacks.mitigations.static_transition import StaticTransition
-from infer.denoising.hooks import Batch, rms
+from infer.denoising.hooks import Batch
 
 
 class NoiseAdjustment(StaticTransition):
@@ -40,7 +40,7 @@ class NoiseAdjustment(StaticTransition):
         first, noise, rows = FirstStep(batch), precise(batch.noise), torch.arange(len(batch.noise))
         for _ in range(self.iterations):
             here = first.difference(noise, rows)
-            length = rms(here).clamp(min=1e-12).view(-1, 1, 1, 1)
-            there = first.difference(noise + self.rho * here / length, rows)
+            step = self.rho / length(here).view(-1, 1, 1, 1)
+            there = first.difference(noise + step * here, rows)
             noise = noise - self.gamma * (there - here)
         return noise.to(batch.noise.dtype)

@@ -7,8 +7,8 @@ from jsonargparse.typing import PositiveFloat, PositiveInt
 from torch import Tensor
 
 from callbacks.mitigations.base import Mitigation
-from callbacks.mitigations.first_step import FirstStep, descend
-from infer.denoising.hooks import Batch, rms
+from callbacks.mitigations.first_step import FirstStep, descend, length
+from infer.denoising.hooks import Batch
 
 
 class NoiseOptimization(Mitigation):
@@ -37,7 +37,7 @@ class NoiseOptimization(Mitigation):
         first = FirstStep(batch)
 
         def loss(noise: Tensor, rows: Tensor) -> Tensor:
-            return rms(first.difference(noise, rows))
+            return length(first.difference(noise, rows))
 
         adam = partial(torch.optim.AdamW, lr=self.learning_rate)
         noise, _ = descend(batch, batch.noise, loss, adam, self.target, self.iterations, passes=2)

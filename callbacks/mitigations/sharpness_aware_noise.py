@@ -7,8 +7,8 @@ from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat,
 from torch import Generator, Tensor
 
 from callbacks.mitigations.base import Mitigation
-from callbacks.mitigations.first_step import FirstStep, descend
-from infer.denoising.hooks import Batch, rms
+from callbacks.mitigations.first_step import FirstStep, descend, length
+from infer.denoising.hooks import Batch
 
 
 class SharpnessAwareNoise(Mitigation):
@@ -51,8 +51,8 @@ class SharpnessAwareNoise(Mitigation):
 
         def loss(noise: Tensor, rows: Tensor) -> Tensor:
             here = first.difference(noise, rows)
-            step = self.radius / rms(here).clamp(min=1e-12).view(-1, 1, 1, 1)
-            return rms(first.difference(noise + step * here, rows)) + self.gaussianity * rms(noise)
+            step = self.radius / length(here).view(-1, 1, 1, 1)
+            return length(first.difference(noise + step * here, rows)) + self.gaussianity * length(noise)
 
         adam = partial(torch.optim.Adam, lr=self.learning_rate)
         noise, rows = batch.noise.clone(), torch.arange(len(batch.noise))
