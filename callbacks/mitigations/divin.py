@@ -7,8 +7,8 @@ from jsonargparse.typing import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from callbacks.mitigations.base import Mitigation
+from callbacks.mitigations.first_step import FirstStep, frozen
 from infer.denoising.hooks import Batch
-from infer.denoising.schedulers import noise_levels
 
 
 def image_difference(output_difference: Tensor, alpha: float, sigma: float, prediction_type: str) -> Tensor:
@@ -52,21 +52,18 @@ class DivIn(Mitigation):
         self.beta, self.eta, self.steps = beta, eta, steps
 
     def initial_noise(self, batch: Batch) -> Tensor:
-        scheduler, noise, generators = batch.scheduler, batch.noise, batch.own_generators("divin")
+        first, rows = FirstStep(batch), torch.arange(len(batch.noise))
+        prediction_type, moved = batch.scheduler.config.prediction_type, batch.noise
         embeddings = torch.cat([batch.unconditional_embedding, batch.conditional_embedding])
-        level, t = noise_levels(scheduler)[0], scheduler.timesteps[0]
+        generators = batch.own_generators("divin")
 
         def difference(x: Tensor) -> Tensor:
-            inputs = scheduler.scale_model_input(x * scheduler.init_noise_sigma, t).to(noise.dtype)
-            inputs, clock = torch.cat([inputs] * 2), t.to(x.device)
-            output = batch.unet(inputs, clock, encoder_hidden_states=embeddings, return_dict=False)[0]
-            u, c = output.float().chunk(2)
-            return image_difference(c - u, *level, scheduler.config.prediction_type)
+            u, c = first.output(torch.cat([x, x]), embeddings, rows).chunk(2)
+            return image_difference(c - u, first.alpha, first.sigma, prediction_type)
 
-        moved = noise
         for _ in range(self.steps):
-            xi = torch.stack([torch.randn(noise.shape[1:], generator=own) for own in generators])
-            moved = langevin(moved, difference, xi.to(noise.device), self.beta, self.eta)
-            batch.nfe += 2
+            xi = torch.stack([torch.randn(moved.shape[1:], generator=own) for own in generators])
+            with frozen(batch.unet):
+                moved = langevin(moved, difference, xi.to(moved.device), self.beta, self.eta)
             batch.gradient_passes += 2
-        return moved.to(noise.dtype)
+        return moved.to(batch.noise.dtype)

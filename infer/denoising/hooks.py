@@ -79,6 +79,7 @@ class Batch:
         denoise: rules -> Denoised: the same batch from the same noise under other rules, all steps. Its UNet
             rows are counted; the samples' generators stay as they are.
         unconditional_rows: so many rows of the present model call are unconditional, the others conditional.
+        conditional_samples: the samples of these others, in order; None in a call that is not the loop's own.
     """
 
     unet: Callable
@@ -90,6 +91,7 @@ class Batch:
     seeds: Sequence[int] = ()
     denoise: Callable[[Sequence["GuidanceRule"]], Any] | None = None
     unconditional_rows: int = 0
+    conditional_samples: Tensor | None = None
 
     def __post_init__(self) -> None:
         self.seeds = self.seeds or range(len(self.noise))

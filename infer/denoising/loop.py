@@ -15,6 +15,12 @@ from infer.denoising.guidance import Guidance, Trace
 from infer.denoising.hooks import Batch, DenoisingStep, GuidanceRule, overrides
 from infer.denoising.schedulers import check_sampling, noise_levels, set_timesteps
 
+ONE_RULE = {  # hooks that one rule of a run may have, and what they change
+    "combine": "combined prediction",
+    "attention_processors": "attention",
+    "initial_noise": "initial noise",
+}
+
 
 @dataclass(frozen=True)
 class Denoised(Trace):
@@ -36,10 +42,9 @@ def prepare(
         rule.check(timesteps, guidance_scale)
         if len(rules) > 1 and not rule.combines:
             raise ValueError(f"{type(rule).__name__} cannot be combined with another mitigation")
-    if sum(overrides(rule, "combine") for rule in rules) > 1:
-        raise ValueError("two mitigations change the combined prediction, and one can: leave the others out")
-    if sum(overrides(rule, "attention_processors") for rule in rules) > 1:
-        raise ValueError("two mitigations change the attention, and one can: leave the others out")
+    for hook, what in ONE_RULE.items():
+        if sum(overrides(rule, hook) for rule in rules) > 1:
+            raise ValueError(f"two mitigations change the {what}, and one can: leave the others out")
     return timesteps
 
 
@@ -90,7 +95,7 @@ def denoise(
                 scheduler.config.prediction_type, guidance_scale,
             )  # fmt: skip
             rows = guidance.needed_rows(step)
-            batch.unconditional_rows = rows.split
+            batch.unconditional_rows, batch.conditional_samples = rows.split, rows.index[rows.split :]
             conditional = batch.conditional_embedding
             for rule in rules:
                 conditional = rule.step_embedding(step, conditional)
@@ -98,6 +103,7 @@ def denoise(
             output = inputs[rows.index]
             if len(output):
                 output = unet(output, clock[index], encoder_hidden_states=embedding, return_dict=False)[0]
+            batch.conditional_samples = None
             prediction = guidance.mix(step, rows, output)
             before = latents
             latents = scheduler.step(prediction, t, before, **options, return_dict=False)[0]
