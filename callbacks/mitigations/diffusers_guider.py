@@ -13,6 +13,7 @@ from infer.denoising.hooks import DenoisingStep, Request
 from infer.models.weights import no_warnings
 
 PREDICTIONS = ["pred_cond", "pred_uncond"]
+FAILS = "MagnitudeAwareGuidance"  # on images; the class MaMBoG is the same rule
 
 
 def guider_names() -> list[str]:
@@ -32,8 +33,6 @@ class DiffusersGuider(OrdinaryGuidance):
 
     - ClassifierFreeGuidance with guidance_rescale phi: the mix brought to the deviation of c by the share phi
       (Lin et al., WACV 2024, arXiv:2305.08891, section 3.4).
-    - MagnitudeAwareGuidance, MaMBo-G (arXiv:2508.03442): u + s' d with
-      s' = 1 + (s - 1) exp(-alpha ||d|| / ||u||).
     - AdaptiveProjectedGuidance, APG (Sadat et al., ICLR 2025, arXiv:2410.02416): momentum on d, its norm
       clipped, its part along c times eta; AdaptiveProjectedMixGuidance: CFG first, APG later.
     - ClassifierFreeZeroStarGuidance, CFG-Zero* (arXiv:2503.18886): u times <c, u> / ||u||^2; prediction 0 for

@@ -25,6 +25,7 @@ from callbacks.mitigations.embedding_noise import EmbeddingNoise
 from callbacks.mitigations.embedding_optimization import EmbeddingOptimization
 from callbacks.mitigations.guard import GUARD
 from callbacks.mitigations.interval import GuidanceInterval
+from callbacks.mitigations.mambo_g import MaMBoG
 from callbacks.mitigations.noise_adjustment import NoiseAdjustment
 from callbacks.mitigations.noise_optimization import NoiseOptimization
 from callbacks.mitigations.pads import Pads
@@ -42,7 +43,7 @@ MITIGATIONS = (
     NoMitigation, StaticTransition, DynamicTransition, TwoPassTransition, Detour, PromptEdit, EmbeddingNoise,
     EmbeddingOptimization, CrossAttentionMask, NoiseAdjustment, NoiseOptimization, SharpnessAwareNoise,
     AMG, GUARD, DivIn, Pads, BrokenMemoriesMild, BrokenMemoriesStrong,
-    GuidanceInterval, GuidanceSchedule, CADS, DiffusersGuider,
+    GuidanceInterval, GuidanceSchedule, CADS, MaMBoG, DiffusersGuider,
 )  # fmt: skip
 CLASSES = {kind.__name__: kind for kind in MITIGATIONS}
 

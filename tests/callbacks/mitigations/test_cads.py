@@ -45,7 +45,7 @@ def test_noise_first_then_the_prompt(pipe) -> None:
     y = own.embeddings[0]
     assert all(torch.equal(embedding, y) for embedding in kept.embeddings[5:])
     alike = [torch.cosine_similarity(e.flatten(), y.flatten(), 0).item() for e in kept.embeddings[:6]]
-    assert alike[2:] == sorted(alike[2:]) and alike[0] < 0.3 and alike[4] > 0.9
+    assert alike[2:] == sorted(alike[2:]) and alike[0] < 0.3 and alike[4] > 0.8
     assert not torch.equal(kept.embeddings[0], kept.embeddings[1])
     assert [CADS().gamma(t) for t in (1000, 900, 750, 600, 0)] == [0, 0, 0.5, 1, 1]
 

@@ -25,10 +25,6 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).flatten(1).sum(1).view(-1, 1, 1, 1)
 
 
-def mambo(u: Tensor, c: Tensor) -> Tensor:
-    return u + (1 + (SCALE - 1) * torch.exp(-8 * norm(c - u) / norm(u))) * (c - u)
-
-
 def rescaled(u: Tensor, c: Tensor) -> Tensor:
     mix = u + SCALE * (c - u)
     deviations = [x.flatten(1).std(1).view(-1, 1, 1, 1) for x in (c, mix)]
@@ -56,7 +52,6 @@ def projected() -> Callable[[Tensor, Tensor], Tensor]:
 APG = {"adaptive_projected_guidance_momentum": -0.5, "adaptive_projected_guidance_rescale": 0.8, "eta": 0.0}
 GUIDERS = {
     "plain": ("ClassifierFreeGuidance", {}, lambda: lambda u, c: u + SCALE * (c - u)),
-    "mambo_g": ("MagnitudeAwareGuidance", {"alpha": 8.0}, lambda: mambo),
     "rescale": ("ClassifierFreeGuidance", {"guidance_rescale": 0.7}, lambda: rescaled),
     "cfg_zero": ("ClassifierFreeZeroStarGuidance", {"zero_init_steps": 0}, lambda: zero_star),
     "apg": ("AdaptiveProjectedGuidance", APG, projected),

@@ -33,5 +33,6 @@ def test_the_preset_runs(preset: str, tmp_path: Path) -> None:
     assert main(arguments) == 0
     rows = pd.read_parquet(tmp_path / "run/samples.parquet")
     assert len(rows) == 2 and rows["failed_step"].isna().all()
+    assert rows["gradient_passes"].tolist() == [2 if preset == "divin" else 0] * 2
     if COST[preset] is not None:
         assert rows["nfe"].tolist() == [COST[preset]] * 2
