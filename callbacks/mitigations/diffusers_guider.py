@@ -22,7 +22,9 @@ def guider_names() -> list[str]:
 
     kinds = {name: kind for name, kind in vars(guiders).items() if inspect.isclass(kind)}
     return sorted(
-        name for name, kind in kinds.items() if getattr(kind, "_input_predictions", 0) == PREDICTIONS
+        name
+        for name, kind in kinds.items()
+        if getattr(kind, "_input_predictions", None) == PREDICTIONS and name != FAILS
     )
 
 

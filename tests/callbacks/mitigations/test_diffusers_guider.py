@@ -100,8 +100,9 @@ def test_rows_are_independent_also_where_they_pass_at_different_times(pipe, name
 
 
 def test_what_cannot_work_is_refused_in_one_line(pipe) -> None:
-    with pytest.raises(ValueError, match="no guider 'SkipLayerGuidance' of two predictions"):
-        DiffusersGuider("SkipLayerGuidance")
+    for name in ("SkipLayerGuidance", "MagnitudeAwareGuidance"):
+        with pytest.raises(ValueError, match=f"no guider '{name}' of two predictions"):
+            DiffusersGuider(name)
     with pytest.raises(ValueError, match="AdaptiveProjectedGuidance: .*unexpected keyword argument 'nu'"):
         DiffusersGuider("AdaptiveProjectedGuidance", {"nu": 1})
     zero = DiffusersGuider("ClassifierFreeZeroStarGuidance")
