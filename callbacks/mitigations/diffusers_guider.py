@@ -53,25 +53,33 @@ class DiffusersGuider(OrdinaryGuidance):
     """
 
     def __init__(self, guider: str = "ClassifierFreeGuidance", options: dict[str, Any] | None = None):
-        self.guider, self.options = guider, dict(options or {})
+        self.guider, self.options = guider, options
         if guider not in guider_names():
             raise ValueError(
                 f"no guider {guider!r} of two predictions in diffusers; there are {', '.join(guider_names())}"
             )
-        self.make(1.0)
+        takes = inspect.signature(self.kind).parameters
+        if unknown := sorted({*(options or {})} - {*takes}):
+            raise ValueError(f"{guider} has no option {unknown[0]!r}; it takes {', '.join(takes)}")
 
-    def make(self, guidance_scale: float) -> Any:
-        """A new guider; ValueError for options that it does not take."""
+    @property
+    def kind(self) -> type:
         from diffusers import guiders
 
-        kind = getattr(guiders, self.guider)
-        own = "guidance_scale" in inspect.signature(kind).parameters
-        options = ({"guidance_scale": guidance_scale} if own else {}) | self.options
+        return getattr(guiders, self.guider)
+
+    def make(self, guidance_scale: float) -> Any:
+        """A new guider; ValueError where it cannot be, such as for a library that it needs."""
+        own = "guidance_scale" in inspect.signature(self.kind).parameters
+        options = ({"guidance_scale": guidance_scale} if own else {}) | (self.options or {})
         try:
             with no_warnings():
-                return kind(**options)
+                return self.kind(**options)
         except (ImportError, TypeError, ValueError) as error:
             raise ValueError(f"{self.guider}: {one_line(error)}") from error
+
+    def check(self, timesteps: Sequence[float], guidance_scale: float) -> None:
+        self.make(guidance_scale)
 
     def check_requests(self, pipe: Any, requests: Sequence[Request]) -> None:
         still = getattr(self.make(1.0), "zero_init_steps", 0)

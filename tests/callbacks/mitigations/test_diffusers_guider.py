@@ -103,8 +103,12 @@ def test_what_cannot_work_is_refused_in_one_line(pipe) -> None:
     for name in ("SkipLayerGuidance", "MagnitudeAwareGuidance"):
         with pytest.raises(ValueError, match=f"no guider '{name}' of two predictions"):
             DiffusersGuider(name)
-    with pytest.raises(ValueError, match="AdaptiveProjectedGuidance: .*unexpected keyword argument 'nu'"):
+    with pytest.raises(
+        ValueError, match="AdaptiveProjectedGuidance has no option 'nu'; it takes guidance_scale"
+    ):
         DiffusersGuider("AdaptiveProjectedGuidance", {"nu": 1})
+    with pytest.raises(ValueError, match="ClassifierFreeGuidance: Expected `start`"):
+        DiffusersGuider("ClassifierFreeGuidance", {"start": 2.0}).check([1.0], SCALE)
     zero = DiffusersGuider("ClassifierFreeZeroStarGuidance")
     zero.check_requests(pipe, requests(1))
     pipe.scheduler.register_to_config(prediction_type="epsilon")
