@@ -26,12 +26,12 @@ def test_the_adjustment_is_its_closed_form() -> None:
 
 
 def test_the_adjusted_run_has_no_guidance_before_its_transition(unet: torch.nn.Module) -> None:
-    """t > 900: the steps 901 and 981 of twenty; one evaluation each."""
+    """t > 900: the steps 951 and 901 of twenty; one evaluation each."""
     run = denoise(unet, scheduler_of(), *inputs(3), 7.5, 20, [NoiseAdjustment(iterations=1)])
     expected = [0.0 if t > 900 else 7.5 for t in run.timesteps[0].tolist()]
     assert expected.count(0.0) == 2 and run.guidance_scale.tolist() == [expected] * 3
     assert run.nfe.tolist() == [4 + 2 * 1 + 18 * 2] * 3
-    assert run.transition_timestep.tolist() == [900] * 3
+    assert run.transition_timestep.tolist() == [851] * 3
 
 
 def test_a_transition_outside_of_the_schedule_is_refused() -> None:

@@ -37,20 +37,6 @@ def test_prompts_are_changed_for_the_model_only() -> None:
     assert torch.equal(changed.latents, make_images(pipe, CPU, sun, 16, FULL, STEPS)[1].latents)
 
 
-class Shown(GuidanceRule):
-    """Keeps the prompts that it is given."""
-
-    def prepare(self, pipe: Any, requests: Sequence[Request], device: torch.device) -> None:
-        self.prompts = [request.prompt for request in requests]
-
-
-def test_all_prompts_are_changed_before_a_rule_prepares() -> None:
-    """In any order of the rules."""
-    shown = Shown()
-    make_images(random_pipeline(), CPU, requests(2), 16, FULL, STEPS, rules=[shown, NoPrompt()])
-    assert shown.prompts == ["sun", "sun"]
-
-
 class Optimized(GuidanceRule):
     """One gradient step on the conditional embedding, at the first timestep: two UNet rows a sample."""
 
@@ -72,86 +58,6 @@ def test_an_optimized_embedding_weakens_the_difference_and_is_counted(unet: torc
     assert (optimized.difference_rms[:, 0] < plain.difference_rms[:, 0]).all()
     assert optimized.nfe.tolist() == [2 * STEPS + 2] * 3 and not optimized.latents.requires_grad
     assert optimized.gradient_passes.tolist() == [1] * 3 and plain.gradient_passes.tolist() == [0] * 3
-
-
-class Empty(GuidanceRule):
-    """The prompt in place of the empty prompt."""
-
-    def unconditional_embedding(self, batch: Batch) -> Tensor:
-        return batch.conditional_embedding
-
-
-class Faded(GuidanceRule):
-    """From the third step on the empty prompt in place of the prompt."""
-
-    def before_denoising(self, batch: Batch) -> None:
-        self.empty = batch.unconditional_embedding
-
-    def step_embedding(self, step: DenoisingStep, embedding: Tensor) -> Tensor:
-        return embedding if step.index < 2 else self.empty
-
-
-def test_embeddings_are_the_rules_of_both_halves_and_of_each_step(unet: torch.nn.Module) -> None:
-    assert (run(unet, Empty()).difference_rms == 0).all()
-    assert ((run(unet, Faded()).difference_rms > 0) == (torch.arange(STEPS) < 2)).all()
-
-
-class Held(GuidanceRule):
-    """Every second step is undone."""
-
-    def after_step(self, step: DenoisingStep, before: Tensor, after: Tensor) -> Tensor:
-        self.scale = step.scale
-        return before if step.index % 2 else after
-
-
-def test_a_rule_changes_what_a_step_did(unet: torch.nn.Module) -> None:
-    """The next step starts there; a step also has the scale that it was mixed with."""
-    rule, seen = Held(), []
-
-    class Seen(GuidanceRule):
-        def observe(self, step: DenoisingStep) -> None:
-            seen.append(step.latents)
-
-    run(unet, rule, Seen())
-    assert [torch.equal(a, b) for a, b in zip(seen[:-1], seen[1:], strict=True)] == [False, True] * 2 + [
-        False
-    ]
-    assert rule.scale.tolist() == [FULL] * 3
-
-
-class Drawing(GuidanceRule):
-    def initial_noise(self, batch: Batch) -> Tensor:
-        drawn = [torch.randn(4, 8, 8, generator=own) for own in batch.own_generators("Drawing")]
-        return torch.stack(drawn)
-
-
-def test_a_rule_draws_from_the_samples_own_seeds(unet: torch.nn.Module) -> None:
-    """Not from the batch, nor from the solver's generators, nor the same as under another name."""
-
-    def drawn(seeds: list[int]) -> Tensor:
-        noise, generators = initial_noise(seeds, (4, 8, 8), torch.float32)
-        rule = Drawing()
-        states = [generator.get_state() for generator in generators]
-        batches = []
-
-        class Kept(GuidanceRule):
-            def before_denoising(self, batch: Batch) -> None:
-                batches.append(batch)
-
-        run(
-            unet,
-            rule,
-            Kept(),
-            given=(noise, *(x[: len(seeds)] for x in inputs(3)[1:])),
-            generators=generators,
-        )
-        assert all(torch.equal(g.get_state(), state) for g, state in zip(generators, states, strict=True))
-        other = batches[0].own_generators("another")
-        assert not torch.equal(torch.randn(4, 8, 8, generator=other[0]), batches[0].noise[0])
-        return batches[0].noise
-
-    whole = drawn([3, 5, 7])
-    assert torch.equal(torch.cat([drawn([7]), drawn([3])]), whole[[2, 0]])
 
 
 class Flipped(GuidanceRule):
