@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from callbacks.mitigations.amg import AMG, scales, threshold
-from callbacks.mitigations.training_index import correlate, prepared
+from callbacks.mitigations.training_index import TrainingIndex, correlate, prepared
 from infer.denoising.noise import initial_noise
 from infer.denoising.sampling import embed, make_images
 from infer.metrics.similarity import pixel_descriptor
@@ -134,3 +134,30 @@ def test_images_in_memory_have_the_embeddings_of_files(pixels: Tensor) -> None:
         expected = protocol(images)
         assert prepared(protocol, pixels).shape == expected.shape
         assert (prepared(protocol, pixels) - expected).abs().mean() < 0.02
+
+
+class Averages(torch.nn.Module):
+    """Stands for SSCD: 7x7 averages of what it is shown."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.nn.functional.adaptive_avg_pool2d(images, 7).flatten(1)
+
+
+def test_the_copy_detector_finds_and_has_a_gradient(copied: str, pixels: Tensor, tmp_path: Path) -> None:
+    """A TorchScript file, by the protocols of files; ONNX has no gradient and is refused."""
+    path = tmp_path / "detector.pt"
+    torch.jit.save(torch.jit.script(Averages()), str(path))
+    index = TrainingIndex.of([copied], 16, CPU, str(path), "dcr")
+    images = pixels.clone().requires_grad_()
+    similarity, nearest = index.nearest(images)
+    assert nearest.tolist() == [0, 1, 2] and (similarity > 0.999).all()
+    (gradient,) = torch.autograd.grad(index.similarity(images, nearest.flip(0)).sum(), images)
+    assert gradient.isfinite().all() and gradient.abs().max() > 0
+    (tmp_path / "detector.onnx").touch()
+    with pytest.raises(ValueError, match="give a TorchScript file"):
+        TrainingIndex.of([copied], 16, CPU, str(tmp_path / "detector.onnx"))
+
+
+def test_a_training_set_that_is_not_there_is_named_before_the_first_run(pipe) -> None:
+    with pytest.raises(FileNotFoundError, match="nothing.tar"):
+        AMG(["nothing.tar"]).check_requests(pipe, requests(1))

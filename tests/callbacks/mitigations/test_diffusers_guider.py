@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -109,6 +110,9 @@ def test_what_cannot_work_is_refused_in_one_line(pipe) -> None:
         DiffusersGuider("AdaptiveProjectedGuidance", {"nu": 1})
     with pytest.raises(ValueError, match="ClassifierFreeGuidance: Expected `start`"):
         DiffusersGuider("ClassifierFreeGuidance", {"start": 2.0}).check([1.0], SCALE)
+    if find_spec("kornia") is None:
+        with pytest.raises(ValueError, match="FrequencyDecoupledGuidance: .*kornia"):
+            DiffusersGuider("FrequencyDecoupledGuidance").check([1.0], SCALE)
     zero = DiffusersGuider("ClassifierFreeZeroStarGuidance")
     zero.check_requests(pipe, requests(1))
     pipe.scheduler.register_to_config(prediction_type="epsilon")
