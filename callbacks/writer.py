@@ -79,6 +79,7 @@ class SampleWriter(BasePredictionWriter):
                     "transition_timestep": math.nan if transitions is None else transitions[number].item(),
                     "gated": transitions is not None and denoised.gated[number].item(),
                     "nfe": denoised.nfe[number].item(),
+                    "gradient_passes": denoised.gradient_passes[number].item(),
                     "seconds": prediction.seconds_per_image,
                     "peak_memory_gib": prediction.peak_memory_gib,
                     "image": path,

@@ -14,10 +14,10 @@
   python -m infer calibrate --run outputs/demo/finetune --mitigation dtp --out outputs/demo/gated_dtp.yaml \\
     --ordinary data/emoji/shards/noto-00000.tar.gz
 
---mitigation takes the name of a preset in configs/mitigation, the path of a YAML file, or a class with its
-options. Every command takes --help, and all but report --config and --print_config. Run predict or compare
-again and only missing images are generated; the other commands begin anew. --debug shows the traceback
-behind an error.
+--mitigation takes the name of a preset in configs/mitigation, the path of a YAML file, several as A+B, or a
+class with its options. Every command takes --help, and all but report --config and --print_config. Run
+predict or compare again and only missing images are generated; the other commands begin anew. --debug shows
+the traceback behind an error.
 """
 
 import sys
@@ -31,7 +31,15 @@ def predict(args: list[str]) -> None:
     import lightning.pytorch as pl
 
     from callbacks.mitigations.base import Mitigation, NoMitigation
-    from callbacks.mitigations.presets import instantiate, label, preset_given, preset_names, with_presets
+    from callbacks.mitigations.presets import (
+        instantiate,
+        label,
+        load_mitigation,
+        names_in,
+        preset_given,
+        preset_names,
+        with_presets,
+    )
     from callbacks.predict_progress import PredictProgress
     from callbacks.wandb_run import WandbOptions
     from callbacks.writer import SampleWriter
@@ -47,12 +55,13 @@ def predict(args: list[str]) -> None:
     parser = command_parser(predict, PromptOptions)
     parser.add_subclass_arguments(
         Mitigation, "mitigation", required=False, default=None,
-        help=f"a preset of configs/mitigation by its name ({', '.join(preset_names())}), a YAML file, or a "
-        "class, whose options then follow as --mitigation.OPTION; --mitigation.help CLASS has them",
+        help=f"a preset of configs/mitigation by its name ({', '.join(preset_names())}), a YAML file, A+B "
+        "for several of these, or a class; options of the last one follow as --mitigation.OPTION; "
+        "--mitigation.help CLASS has them",
     )  # fmt: skip
     parser.add_class_arguments(DenoiseOptions, None, fail_untyped=True, skip={"out", "run"})
     parser.add_class_arguments(WandbOptions, None, fail_untyped=True)
-    others = {"default_root_dir", "precision"}  # --out and --model.dtype
+    others = {"default_root_dir", "precision", "inference_mode"}  # --out, --model.dtype, gradients of rules
     parser.add_class_arguments(
         pl.Trainer, "trainer", fail_untyped=False, instantiate=False, sub_configs=True, skip=others
     )
@@ -64,10 +73,12 @@ def predict(args: list[str]) -> None:
     options, wandb = built([GenerateOptions, WandbOptions], init)
     mitigation, trainer_options = init.mitigation or NoMitigation(), dict(vars(init.trainer))
     among = [one for one in trainer_options["callbacks"] or [] if isinstance(one, Mitigation)]
-    name = label([*among, mitigation], preset)
+    *first, _ = names_in(preset or "")
+    mitigations = [*map(load_mitigation, first), mitigation]
+    name = label([*among, *mitigations], preset)
     data, module = PromptData(options), Generate(options.model)
     logger = wandb.logger(Path(options.out), {"label": name})
-    ours = [mitigation, SampleWriter(name), PredictProgress()]
+    ours = [*mitigations, SampleWriter(name), PredictProgress()]
     trainer = trainer_for(options.out, ours, trainer_options, logger)
     with full_disk_named(Path(options.out)):
         trainer.predict(module, data, return_predictions=False)
@@ -82,7 +93,7 @@ def compare(args: list[str]) -> None:
     from lightning.pytorch.utilities import rank_zero_only
     from rich.console import Console
 
-    from callbacks.mitigations.presets import label, load_mitigation
+    from callbacks.mitigations.presets import label, load_mitigations
     from callbacks.wandb_run import WandbOptions
     from callbacks.writer import SampleWriter
     from data.arguments import options_of, with_prompts, with_sweep
@@ -99,8 +110,8 @@ def compare(args: list[str]) -> None:
     from infer.report.wandb_log import log_to_wandb
 
     def load(preset: str, options: dict):
-        mitigation = load_mitigation(preset, options)
-        return label([mitigation], preset), mitigation
+        mitigations = load_mitigations(preset, options)
+        return label(mitigations, preset), mitigations
 
     quiet_lightning()
     kinds = [Comparison, WandbOptions]
@@ -111,7 +122,7 @@ def compare(args: list[str]) -> None:
         module.load()
         for job in jobs:
             if job.model is comparison.model:
-                module.check([job.mitigation], data.requests)
+                module.check(job.mitigations, data.requests)
         comparison.check_ids()
         resolution = comparison.model.resolution_of(module.pipe)
         device = "cpu" if comparison.trainer.accelerator == "cpu" else str(device_of(None))
@@ -119,7 +130,7 @@ def compare(args: list[str]) -> None:
     for job in jobs:
         if module.model != job.model:  # load a model once
             module = Generate(job.model)
-        ours = [job.mitigation, SampleWriter(job.label)]
+        ours = [*job.mitigations, SampleWriter(job.label)]
         trainer = trainer_for(str(out / job.label), ours, vars(comparison.trainer))
         if first:
             print(f"{job.label}:", flush=True)

@@ -13,8 +13,8 @@ from infer.denoising.hooks import DenoisingStep, GuidanceRule, overrides
 from infer.denoising.schedulers import check_scheduler, noise_levels
 
 LOOP_HOOKS = (
-    "change_prompts", "prepare", "conditional_embedding", "initial_noise", "before_denoising",
-    "attention_processors",
+    "change_prompts", "prepare", "unconditional_embedding", "conditional_embedding", "initial_noise",
+    "before_denoising", "attention_processors", "step_embedding", "after_step",
 )  # fmt: skip
 
 

@@ -20,6 +20,12 @@ class Mitigation(pl.Callback, GuidanceRule):
         settings = {name: plain(getattr(self, name)) for name in arguments if name not in ("args", "kwargs")}
         return {"class_path": f"{type(self).__module__}.{type(self).__name__}", "init_args": settings}
 
+    def forget(self) -> None:
+        """Release models, embeddings and whatever else it holds of a run; `teardown` calls it."""
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self.forget()
+
     def contents(self) -> dict[str, str | None]:
         """Fingerprints of the files that it reads, by argument: they may change under their names."""
         return {}

@@ -12,9 +12,26 @@ from typing import Any, get_args, get_type_hints
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
+from callbacks.mitigations.amg import AMG
 from callbacks.mitigations.base import Mitigation, NoMitigation
+from callbacks.mitigations.broken_memories import BrokenMemoriesMild, BrokenMemoriesStrong
+from callbacks.mitigations.cads import CADS
+from callbacks.mitigations.cross_attention import CrossAttentionMask
 from callbacks.mitigations.detour import Detour
+from callbacks.mitigations.diffusers_guider import DiffusersGuider
+from callbacks.mitigations.divin import DivIn
 from callbacks.mitigations.dynamic_transition import DynamicTransition
+from callbacks.mitigations.embedding_noise import EmbeddingNoise
+from callbacks.mitigations.embedding_optimization import EmbeddingOptimization
+from callbacks.mitigations.guard import GUARD
+from callbacks.mitigations.interval import GuidanceInterval
+from callbacks.mitigations.mambo_g import MaMBoG
+from callbacks.mitigations.noise_adjustment import NoiseAdjustment
+from callbacks.mitigations.noise_optimization import NoiseOptimization
+from callbacks.mitigations.pads import Pads
+from callbacks.mitigations.prompt_edit import PromptEdit
+from callbacks.mitigations.schedule import GuidanceSchedule
+from callbacks.mitigations.sharpness_aware_noise import SharpnessAwareNoise
 from callbacks.mitigations.static_transition import StaticTransition
 from callbacks.mitigations.two_pass_transition import TwoPassTransition
 from data.arguments import changed, parse, values_of
@@ -22,7 +39,12 @@ from data.cli import as_users
 from data.files import one_line
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs" / "mitigation"
-MITIGATIONS = (NoMitigation, StaticTransition, DynamicTransition, TwoPassTransition, Detour)
+MITIGATIONS = (
+    NoMitigation, StaticTransition, DynamicTransition, TwoPassTransition, Detour, PromptEdit, EmbeddingNoise,
+    EmbeddingOptimization, CrossAttentionMask, NoiseAdjustment, NoiseOptimization, SharpnessAwareNoise,
+    AMG, GUARD, DivIn, Pads, BrokenMemoriesMild, BrokenMemoriesStrong,
+    GuidanceInterval, GuidanceSchedule, CADS, MaMBoG, DiffusersGuider,
+)  # fmt: skip
 CLASSES = {kind.__name__: kind for kind in MITIGATIONS}
 
 
@@ -37,6 +59,11 @@ def preset_path(name: str) -> Path | None:
 def preset_names() -> list[str]:
     names = [path.relative_to(FOLDER).with_suffix("").as_posix() for path in FOLDER.rglob("*.yaml")]
     return sorted(names, key=lambda name: (name.count("/"), name))
+
+
+def names_in(name: str) -> list[str]:
+    """`[somepalli_word, dtp]` of `somepalli_word+dtp`: several mitigations in one run, in this order."""
+    return [name] if preset_path(name) or name.startswith("{") else name.split("+")
 
 
 def read_preset(name: str) -> dict[str, Any]:
@@ -67,6 +94,12 @@ def load_mitigation(name: str, options: dict[str, Any] | None = None) -> Mitigat
     return instantiate(parser, parsed, str(preset_path(name))).mitigation
 
 
+def load_mitigations(name: str, options: dict[str, Any] | None = None) -> list[Mitigation]:
+    """Those of `somepalli_word+dtp`; the options are the last one's."""
+    *first, last = names_in(name)
+    return [*map(load_mitigation, first), load_mitigation(last, options)]
+
+
 def instantiate(parser: Any, parsed: Any, source: str) -> Any:
     """The objects of parsed options with a `mitigation`; ValueError that names the source of its settings."""
     with as_users(source):
@@ -88,10 +121,10 @@ def check_nulls(mitigation: Any) -> None:
 
 
 def preset_given(args: list[str]) -> str | None:
-    """The preset that the last `--mitigation` names, or without one the last `--config`; else None."""
+    """The presets that the last `--mitigation` names, or without one the last `--config`; else None."""
     configs = map(mitigation_of, [*values_of(args, "-c"), *values_of(args, "--config")])
     given = [name for name in [*configs, *values_of(args, "--mitigation")] if isinstance(name, str)]
-    return given[-1] if given and preset_path(given[-1]) else None
+    return given[-1] if given and all(map(preset_path, names_in(given[-1]))) else None
 
 
 def mitigation_of(config: str) -> Any:
@@ -104,12 +137,14 @@ def mitigation_of(config: str) -> Any:
 
 
 def with_presets(args: list[str], option: str, other: str) -> list[str]:
-    """The arguments with each `option PRESET` as `option={class_path, init_args}`.
+    """The arguments with each `option PRESET` as `option={class_path, init_args}`: the last of several.
 
     The class `other` is put before the last one: else settings of the same class in --config would stay.
     """
 
     def as_class(value: str) -> str:
+        if len(names := names_in(value)) > 1:
+            return json.dumps([read_preset(name) for name in names][-1])
         if preset_path(value) or not (value in CLASSES or "." in value or value.startswith("{")):
             return json.dumps(read_preset(value))
         if value.endswith((".yaml", ".yml")):
@@ -130,12 +165,13 @@ def label(mitigations: Sequence[Mitigation], preset: str | None = None) -> str:
 
     Args:
         mitigations: those that ran.
-        preset: name or path of the last of them.
+        preset: name or path of the last of them; `a+b` for the last two.
     """
-    last = len(mitigations) - 1
+    names: list[str | None] = [] if preset is None else names_in(preset)
+    names = [None] * (len(mitigations) - len(names)) + names
     parts = [
-        described(mitigation.identity(), preset if number == last else None)
-        for number, mitigation in enumerate(mitigations)
+        described(mitigation.identity(), name)
+        for mitigation, name in zip(mitigations, names, strict=True)
         if not isinstance(mitigation, NoMitigation)
     ]
     return "+".join(parts) or "none"

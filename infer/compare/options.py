@@ -18,13 +18,13 @@ BASE = "base_model"  # the label of the untouched model's row
 
 
 class Job(NamedTuple):
-    """One predict run. Its label names its folder; preset and options are where the mitigation comes from."""
+    """One predict run. Its label names its folder; preset and options are where the mitigations come from."""
 
     label: str
     model: ModelOptions
-    mitigation: GuidanceRule
+    mitigations: list[GuidanceRule]
     preset: str
-    options: dict[str, Any]  # in place of the preset's
+    options: dict[str, Any]  # in place of the last preset's
 
 
 @dataclass(kw_only=True)
@@ -34,7 +34,7 @@ class Comparison(MeasureOptions, GenerateOptions):
     Args:
         base_pipeline: the untouched model it was finetuned from: a row of its own. run: that of `run`; none
             or null: no such row.
-        mitigations: names of presets in configs/mitigation, or paths of YAML files.
+        mitigations: names of presets in configs/mitigation, or paths of YAML files; a+b for both in one run.
         sweep: options to vary, by preset: {stp: {timestep: [400, 500, 600]}} in a file, stp.timestep=400,500
             on the command line; one run for each combination, next to the mitigations.
         published: figures to stand beside ours, by label and column: {stp: {similarity_top_p95: 0.2857}}.
@@ -69,11 +69,11 @@ class Comparison(MeasureOptions, GenerateOptions):
         if unknown := {column for row in self.published.values() for column in row} - {*FIGURES}:
             raise ValueError(f"published: no column {min(unknown)!r}; there are {', '.join(FIGURES)}")
 
-    def plan(self, load: Callable[[str, dict[str, Any]], tuple[str, GuidanceRule]]) -> list[Job]:
+    def plan(self, load: Callable[[str, dict[str, Any]], tuple[str, list[GuidanceRule]]]) -> list[Job]:
         """The runs: mitigations, combinations of the sweep, and the base model; each label once.
 
         Args:
-            load: (preset, options in place of its own) -> label and mitigation.
+            load: (preset, options in place of its own) -> label and mitigations.
 
         Raises ValueError for two runs of one label, a label that cannot name a folder, or published figures
         of no run.
@@ -84,9 +84,10 @@ class Comparison(MeasureOptions, GenerateOptions):
             wanted += [(preset, dict(zip(options, values, strict=True))) for values in choices]
         jobs: dict[str, Job] = {}
         for preset, options in wanted:
-            label, mitigation = load(preset, options)
-            job = jobs.setdefault(label, Job(label, self.model, mitigation, preset, options))
-            if job.mitigation.identity() != mitigation.identity() or label == BASE:
+            label, rules = load(preset, options)
+            job = jobs.setdefault(label, Job(label, self.model, rules, preset, options))
+            same = [rule.identity() for rule in job.mitigations] == [rule.identity() for rule in rules]
+            if not same or label == BASE:
                 raise ValueError(f"two runs are called {label!r}: rename a mitigation's file")
             if not re.fullmatch(r"(?!.*\.\.)[^/\\\0][^\\\0]{0,199}", label):
                 raise ValueError(f"{label!r} cannot name a folder")

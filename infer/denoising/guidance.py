@@ -51,7 +51,8 @@ class NeededRows:
 class Trace:
     """What happened, on the CPU: (B, steps), NaN where nothing was computed; magnitudes in epsilon space.
 
-    `nfe` counts UNet rows per sample, (B,); `transition_timestep`, (B,), is NaN for those that never passed
+    `nfe` counts UNet rows per sample, `gradient_passes` those that were also differentiated, (B,) each;
+    `transition_timestep`, (B,), is NaN for those that never passed
     it or were `gated`, (B,) bool: they had ordinary guidance. Both are None where no rule has a transition.
     """
 
@@ -61,6 +62,7 @@ class Trace:
     difference_rms: Tensor
     guidance_scale: Tensor
     nfe: Tensor
+    gradient_passes: Tensor
     transition_timestep: Tensor | None
     gated: Tensor | None
 
@@ -69,10 +71,13 @@ class Guidance:
     """Of each step: `needed_rows`, then, with the model's output for them, `mix`. Waits for no device."""
 
     def __init__(
-        self, rules: Sequence[GuidanceRule], batch_size: int, device: torch.device, nfe: Tensor | None = None
-    ):
+        self, rules: Sequence[GuidanceRule], batch_size: int, device: torch.device,
+        nfe: Tensor | None = None, gradient_passes: Tensor | None = None,
+    ):  # fmt: skip
         self.rules, self.batch_size, self.device = rules, batch_size, device
-        self.nfe = torch.zeros(batch_size, dtype=torch.long) if nfe is None else nfe
+        none = torch.zeros(batch_size, dtype=torch.long)
+        self.nfe = none if nfe is None else nfe
+        self.gradient_passes = none.clone() if gradient_passes is None else gradient_passes
         self.rows: NeededRows | None = None  # the same for many steps
         self.steps: list[tuple[Tensor, ...]] = []  # (B,) tensors on the device
 
@@ -101,7 +106,7 @@ class Guidance:
         self.nfe += rows.unconditional.long() + rows.conditional.long()
         for rule in self.rules:
             rule.observe(step)
-        scale = self.scale(step)
+        step.scale = scale = self.scale(step)
         prediction = step.unconditional + times(scale, step.conditional - step.unconditional)
         for rule in self.rules:
             prediction = rule.combine(step, prediction)
@@ -121,7 +126,7 @@ class Guidance:
         timesteps = [rule.transition_timestep() for rule in self.rules]
         transitions = [timestep.cpu() for timestep in timesteps if timestep is not None]
         if not transitions:
-            return Trace(*columns, nfe=self.nfe, transition_timestep=None, gated=None)
+            return Trace(*columns, self.nfe, self.gradient_passes, transition_timestep=None, gated=None)
         last = torch.stack(transitions).amin(0)  # the last transition gives the full scale
         gated = last.isinf()
-        return Trace(*columns, self.nfe, last.masked_fill(gated, math.nan), gated)
+        return Trace(*columns, self.nfe, self.gradient_passes, last.masked_fill(gated, math.nan), gated)

@@ -6,8 +6,9 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
+from infer.denoising.noise import sample_seed
 from infer.denoising.requests import Request
 
 
@@ -18,7 +19,7 @@ class DenoisingStep:
     `latents` are what the model is given: x_t = alpha x_0 + sigma noise with alpha^2 + sigma^2 = 1 (flow
     models: alpha + sigma = 1), also where the scheduler keeps them at another scale. Where only one of a
     row's predictions was evaluated it stands for the other, so that the mix of the step is right without it;
-    where none was, both are 0.
+    where none was, both are 0. `scale`, (B,), is s of each row after all rules, for `combine`.
     """
 
     index: int
@@ -31,6 +32,7 @@ class DenoisingStep:
     guidance_scale: float
     unconditional: Tensor | None = None
     conditional: Tensor | None = None
+    scale: Tensor | None = None
 
     @cached_property
     def difference_rms(self) -> Tensor:
@@ -71,10 +73,13 @@ class Batch:
         unconditional_embedding: (B, tokens, width).
         conditional_embedding: (B, tokens, width).
         guidance_scale: of the run.
+        seeds: of the samples' noise; their row numbers where the loop was given no generators.
         nfe: UNet rows spent on each sample, (B,), CPU. Hooks that run the model add theirs.
+        gradient_passes: those of the rows that were also differentiated, (B,), CPU. Hooks add theirs.
         denoise: rules -> Denoised: the same batch from the same noise under other rules, all steps. Its UNet
             rows are counted; the samples' generators stay as they are.
         unconditional_rows: so many rows of the present model call are unconditional, the others conditional.
+        conditional_samples: the samples of these others, in order; None in a call that is not the loop's own.
     """
 
     unet: Callable
@@ -83,20 +88,29 @@ class Batch:
     unconditional_embedding: Tensor
     conditional_embedding: Tensor
     guidance_scale: float
+    seeds: Sequence[int] = ()
     denoise: Callable[[Sequence["GuidanceRule"]], Any] | None = None
     unconditional_rows: int = 0
+    conditional_samples: Tensor | None = None
 
     def __post_init__(self) -> None:
+        self.seeds = self.seeds or range(len(self.noise))
         self.nfe = torch.zeros(len(self.noise), dtype=torch.long)
+        self.gradient_passes = torch.zeros_like(self.nfe)
+
+    def own_generators(self, purpose: str) -> list[Generator]:
+        """A CPU generator for each sample, from its seed and `purpose`; no other generator is moved."""
+        return [Generator().manual_seed(sample_seed(seed, purpose, 0)) for seed in self.seeds]
 
 
 class GuidanceRule:
     """What a mitigation may do; every hook is neutral here. One object serves one batch at a time.
 
     The hooks, in the order of the calls: `check`, `check_requests` (once a run); `change_prompts`, `prepare`,
-    `begin`, `conditional_embedding`, `initial_noise`, `before_denoising`, `attention_processors` (once a
-    batch); `guidance_scale`, `needs`, `observe`, `guidance_scale` again, `combine` (each step). A rule
-    changes its state in `observe` only: so what a step needs is known before the model runs.
+    `begin`, `unconditional_embedding`, `conditional_embedding`, `initial_noise`, `before_denoising`,
+    `attention_processors` (once a batch); `guidance_scale`, `needs`, `step_embedding`, `observe`,
+    `guidance_scale` again, `combine`, `after_step` (each step). Each hook is called for all rules before the
+    next one. A rule changes its state in `observe` only: so what a step needs is known before the model runs.
     """
 
     watched_space: str | None = None  # of the observed difference: epsilon, model_output or latents
@@ -110,7 +124,7 @@ class GuidanceRule:
     def check_requests(self, pipe: Any, requests: Sequence[Request]) -> None:
         """Raise ValueError when this rule cannot take effect on any request of a run, or with the model."""
 
-    def change_prompts(self, requests: Sequence[Request]) -> Sequence[Request]:
+    def change_prompts(self, pipe: Any, requests: Sequence[Request]) -> Sequence[Request]:
         """The requests with the prompts that the model is shown in place of their own."""
         return requests
 
@@ -119,6 +133,10 @@ class GuidanceRule:
 
     def begin(self, batch_size: int, device: torch.device) -> None:
         """Forget the previous batch."""
+
+    def unconditional_embedding(self, batch: Batch) -> Tensor:
+        """The embedding in place of the empty or negative prompts', (B, tokens, width)."""
+        return batch.unconditional_embedding
 
     def conditional_embedding(self, batch: Batch) -> Tensor:
         """The embedding in place of the prompts', (B, tokens, width)."""
@@ -146,12 +164,20 @@ class GuidanceRule:
         """
         return None
 
+    def step_embedding(self, step: DenoisingStep, embedding: Tensor) -> Tensor:
+        """The conditional embedding of this step, (B, tokens, width), from what it would be."""
+        return embedding
+
     def observe(self, step: DenoisingStep) -> None:
         """Read the step's predictions, and update the rule's state."""
 
     def combine(self, step: DenoisingStep, prediction: Tensor) -> Tensor:
         """The combined prediction for the solver, (B, C, H, W), from u + s (c - u)."""
         return prediction
+
+    def after_step(self, step: DenoisingStep, before: Tensor, after: Tensor) -> Tensor:
+        """The latents after the solver's step, (B, C, H, W); before and after at the scheduler's scale."""
+        return after
 
     def transition_timestep(self) -> Tensor | None:
         """Timestep at which each row passed its transition, (B,); None for a rule without transitions.

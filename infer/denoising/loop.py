@@ -15,6 +15,12 @@ from infer.denoising.guidance import Guidance, Trace
 from infer.denoising.hooks import Batch, DenoisingStep, GuidanceRule, overrides
 from infer.denoising.schedulers import check_sampling, noise_levels, set_timesteps
 
+ONE_RULE = {  # hooks that one rule of a run may have, and what they change
+    "combine": "combined prediction",
+    "attention_processors": "attention",
+    "initial_noise": "initial noise",
+}
+
 
 @dataclass(frozen=True)
 class Denoised(Trace):
@@ -36,8 +42,9 @@ def prepare(
         rule.check(timesteps, guidance_scale)
         if len(rules) > 1 and not rule.combines:
             raise ValueError(f"{type(rule).__name__} cannot be combined with another mitigation")
-    if sum(overrides(rule, "combine") for rule in rules) > 1:
-        raise ValueError("two mitigations change the combined prediction, and one can: leave the others out")
+    for hook, what in ONE_RULE.items():
+        if sum(overrides(rule, hook) for rule in rules) > 1:
+            raise ValueError(f"two mitigations change the {what}, and one can: leave the others out")
     return timesteps
 
 
@@ -68,18 +75,16 @@ def denoise(
     bar = tqdm(disable=True, total=0) if bar is None else bar
     bar.total = (bar.total or 0) + len(timesteps)
 
-    batch = Batch(unet, scheduler, latents, unconditional_embedding, conditional_embedding, guidance_scale)
+    seeds = [generator.initial_seed() for generator in generators or ()]
+    batch = Batch(
+        unet, scheduler, latents, unconditional_embedding, conditional_embedding, guidance_scale, seeds
+    )
     batch.denoise = partial(denoise_again, batch, num_inference_steps, generators, bar)
-    for rule in rules:
-        rule.begin(len(latents), latents.device)
-        batch.conditional_embedding = rule.conditional_embedding(batch)
-        batch.noise = rule.initial_noise(batch)
-        rule.before_denoising(batch)
-
+    change_inputs(batch, rules)
     set_timesteps(scheduler, num_inference_steps)  # a rule may have used the scheduler
     levels, clock = noise_levels(scheduler), scheduler.timesteps.to(latents.device)
     options = step_options(scheduler, generators)
-    guidance = Guidance(rules, len(latents), latents.device, batch.nfe)
+    guidance = Guidance(rules, len(latents), latents.device, batch.nfe, batch.gradient_passes)
     latents = batch.noise * scheduler.init_noise_sigma
     failed_at = torch.full((len(latents),), -1, device=latents.device)
     with attention_of(rules, batch):
@@ -90,17 +95,38 @@ def denoise(
                 scheduler.config.prediction_type, guidance_scale,
             )  # fmt: skip
             rows = guidance.needed_rows(step)
-            batch.unconditional_rows = rows.split
-            embedding = rows.select(batch.unconditional_embedding, batch.conditional_embedding)
+            batch.unconditional_rows, batch.conditional_samples = rows.split, rows.index[rows.split :]
+            conditional = batch.conditional_embedding
+            for rule in rules:
+                conditional = rule.step_embedding(step, conditional)
+            embedding = rows.select(batch.unconditional_embedding, conditional)
             output = inputs[rows.index]
             if len(output):
                 output = unet(output, clock[index], encoder_hidden_states=embedding, return_dict=False)[0]
+            batch.conditional_samples = None
             prediction = guidance.mix(step, rows, output)
-            latents = scheduler.step(prediction, t, latents, **options, return_dict=False)[0]
+            before = latents
+            latents = scheduler.step(prediction, t, before, **options, return_dict=False)[0]
+            for rule in rules:
+                latents = rule.after_step(step, before, latents)
             broken = ~latents.isfinite().flatten(1).all(1) & (failed_at < 0)
             failed_at = failed_at.masked_fill(broken, index)
             bar.update()
     return Denoised(**vars(guidance.trace()), latents=latents, failed_at=failed_at.cpu())
+
+
+def change_inputs(batch: Batch, rules: Sequence[GuidanceRule]) -> None:
+    """What the rules make of the batch before the first step."""
+    for rule in rules:
+        rule.begin(len(batch.noise), batch.noise.device)
+    for rule in rules:
+        batch.unconditional_embedding = rule.unconditional_embedding(batch)
+    for rule in rules:
+        batch.conditional_embedding = rule.conditional_embedding(batch)
+    for rule in rules:
+        batch.noise = rule.initial_noise(batch)
+    for rule in rules:
+        rule.before_denoising(batch)
 
 
 def denoise_again(
@@ -113,6 +139,7 @@ def denoise_again(
         batch.guidance_scale, num_inference_steps, rules, copied(generators), bar,
     )  # fmt: skip
     batch.nfe += run.nfe
+    batch.gradient_passes += run.gradient_passes
     return run
 
 

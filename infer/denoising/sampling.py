@@ -73,7 +73,8 @@ def denoise_requests(
     if conditional_only and any(request.negative_prompt for request in requests):
         warn_once("negative_prompt", "guidance_scale is 1: only the conditional prediction is used")
     for rule in rules:
-        requests = rule.change_prompts(requests)
+        requests = rule.change_prompts(pipe, requests)
+    for rule in rules:
         rule.prepare(pipe, requests, device)
     noise, generators, *embeddings = encode(pipe, requests, resolution, device)
     return denoise(

@@ -67,6 +67,8 @@ def summarize(
     timesteps = rows["transition_timestep"].astype(float)
     has_transition = summary.get("never_fired") is not None
     has_detour = summary.get("without_alternative") is not None
+    if "gradient_passes" in rows and rows["gradient_passes"].any():
+        out["gradient_passes_mean"] = rows["gradient_passes"].mean()
     return out | {
         "nfe_mean": rows["nfe"].mean(),
         "seconds_per_image": rows["seconds"].mean(),

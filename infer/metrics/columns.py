@@ -67,6 +67,9 @@ COLUMNS = {
     "cmmd": Column(QUALITY, "CMMD", "↓", "{:.3f}", "Maximum mean discrepancy of CLIP embeddings."),
     "diversity_mean": Column(QUALITY, "diversity", "↑", "{:.3f}", "Difference of a prompt's images, mean."),
     "nfe_mean": Column(COST, "UNet evals", "↓", "{:.1f}", "Evaluations of the UNet, mean.", "NFE"),
+    "gradient_passes_mean": Column(
+        COST, "gradients", "↓", "{:.1f}", "UNet evaluations that were also differentiated, mean.", "grads"
+    ),
     "seconds_per_image": Column(COST, "seconds", "↓", "{:.2f}", "Wall-clock time, mean.", "s/img"),
     "peak_memory_gib": Column(
         COST, "GiB", "↓", "{:.1f}", "Highest memory of the accelerator; on CPU, of the process."

@@ -57,6 +57,7 @@ def trainer_for(
         loggers = [logger, *(loggers if isinstance(loggers, list) else [loggers] if loggers else [])]
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its notes on devices, for each run
     ours = {"default_root_dir": out, "callbacks": callbacks, "logger": loggers}
+    ours["inference_mode"] = False  # a rule may differentiate the model
     with as_users("trainer"):  # PromptData gives each rank its share
         trainer = pl.Trainer(**options | ours | {"use_distributed_sampler": False})
     check_slurm(trainer)

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from callbacks.mitigations.presets import label, load_mitigation
+from callbacks.mitigations.presets import label, load_mitigations
 from data.arguments import with_sweep
 from infer.__main__ import main
 from infer.compare.options import Comparison
@@ -26,8 +26,8 @@ def planned(**options) -> Comparison:
         setattr(comparison, name, value)
 
     def load(preset: str, options: dict) -> tuple:
-        mitigation = load_mitigation(preset, options)
-        return label([mitigation], preset), mitigation
+        mitigations = load_mitigations(preset, options)
+        return label(mitigations, preset), mitigations
 
     comparison.plan(load)
     return comparison
@@ -52,6 +52,16 @@ def test_a_sweep_is_every_combination() -> None:
     assert line["option"] == "timestep" and line["points"] == [
         {"value": t, "mitigation": f"emoji/og_stp(timestep={t}, guidance_before=-3.5)"} for t in (500, 700)
     ]
+
+
+def test_several_presets_are_one_run_and_the_sweep_is_the_last_ones() -> None:
+    comparison = planned(
+        mitigations=["somepalli_word+dtp"], sweep={"han_batch+og_stp": {"guidance_before": [-1.0]}}
+    )
+    assert [job.label for job in comparison.jobs] == [
+        "somepalli_word+dtp", "han_batch+og_stp(guidance_before=-1)",
+    ]  # fmt: skip
+    assert [rule.guidance_before for rule in comparison.jobs[1].mitigations] == [0.0, -1.0]
 
 
 def test_a_point_that_stands_among_the_mitigations_runs_once() -> None:

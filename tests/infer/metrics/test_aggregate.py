@@ -50,6 +50,15 @@ def test_a_row_holds_the_statistics_of_its_images() -> None:
     assert "sscd_own_mean" not in row and "similarity_own_mean_delta" not in summarize("none", none, WAITS)
 
 
+def test_gradient_passes_are_a_column_of_runs_that_have_some() -> None:
+    rows = scored(6, 1)
+    for passes, mean in ([0] * 6, None), ([0, 3] * 3, 1.5):
+        assert (
+            summarize("wen", rows.assign(gradient_passes=passes), WAITS).get("gradient_passes_mean") == mean
+        )
+    assert "gradient_passes_mean" not in summarize("of an older run", rows, WAITS)
+
+
 def test_gated_images_are_no_transitions() -> None:
     """Of six images one is gated, one never fires: four of five fired."""
     timesteps = [900.0, 700.0, 600.0, 500.0, np.nan, np.nan]

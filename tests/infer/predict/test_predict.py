@@ -27,7 +27,7 @@ def test_a_run_folder_is_complete(finished: Path, tiny_pipeline: Path) -> None:
     rows = pd.read_parquet(finished / "samples.parquet")
     assert list(rows) == [
         "prompt_id", "sample", "prompt", "negative_prompt", "alternative_prompt", "seed", "mitigation",
-        "guidance_scale", "watched", "transition_timestep", "gated", "nfe", "seconds",
+        "guidance_scale", "watched", "transition_timestep", "gated", "nfe", "gradient_passes", "seconds",
         "peak_memory_gib", "image", "failed_step",
     ]  # fmt: skip
     assert list(zip(rows["prompt_id"], rows["sample"], strict=True)) == [

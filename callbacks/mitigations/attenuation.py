@@ -1,0 +1,61 @@
+"""Cross attention with fewer spikes: tokens whose attention logits stand out are weakened, per head."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def spikes(logits: Tensor, threshold: float) -> Tensor:
+    """Tokens that stand out, (B, heads, tokens) bool, from attention logits (B, heads, positions, tokens).
+
+    m_j = max over positions of the logit of token j; z_j = (m_j - mean m) / std m, mean and deviation over
+    all tokens but the first; a spike has z_j above the threshold. The first token never is one.
+    """
+    highest = logits.amax(2)
+    others = highest[..., 1:]
+    z = (highest - others.mean(-1, keepdim=True)) / (others.std(-1, keepdim=True) + 1e-6)
+    return (z > threshold) & (torch.arange(z.shape[-1], device=z.device) > 0)
+
+
+def attenuated(logits: Tensor, threshold: float, scale: float) -> Tensor:
+    """The logits with those of the spikes times `scale`."""
+    return torch.where(spikes(logits, threshold)[:, :, None], scale * logits, logits)
+
+
+class AttenuatedAttention:
+    """An attention processor of diffusers' cross attention: attenuated while `active`, else the former one.
+
+    Args:
+        former: the processor in its place before.
+        active: () -> bool.
+        threshold: of a spike.
+        scale: of the spikes' logits.
+    """
+
+    def __init__(self, former: Any, active: Callable[[], bool], threshold: float, scale: float):
+        self.former, self.active, self.threshold, self.scale = former, active, threshold, scale
+
+    def __call__(
+        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
+        *args: Any, **options: Any,
+    ) -> Tensor:  # fmt: skip
+        if not self.active():
+            return self.former(attn, hidden_states, encoder_hidden_states, *args, **options)
+
+        def heads(x: Tensor) -> Tensor:
+            return x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+
+        if attn.norm_cross:
+            encoder_hidden_states = attn.norm_encoder_hidden_states(encoder_hidden_states)
+        query, key = heads(attn.to_q(hidden_states)), heads(attn.to_k(encoder_hidden_states))
+        query = query if attn.norm_q is None else attn.norm_q(query)
+        key = key if attn.norm_k is None else attn.norm_k(key)
+        value = heads(attn.to_v(encoder_hidden_states))
+        logits = attn.scale * query.float() @ key.float().transpose(-1, -2)
+        shares = attenuated(logits, self.threshold, self.scale).softmax(-1).to(value.dtype)
+        output = (shares @ value).transpose(1, 2).flatten(2)
+        for layer in attn.to_out:
+            output = layer(output)
+        return (output + hidden_states if attn.residual_connection else output) / attn.rescale_output_factor
