@@ -12,8 +12,8 @@ import webdataset as wds
 from PIL import Image
 from torch import Tensor
 
-from callbacks.mitigations.amg import AMG, scales, threshold
-from callbacks.mitigations.training_index import TrainingIndex, correlate, prepared
+from callbacks.mitigations.guidance.amg import AMG, scales, threshold
+from callbacks.mitigations.guidance.training_index import TrainingIndex, correlate, prepared
 from infer.denoising.noise import initial_noise
 from infer.denoising.sampling import embed, make_images
 from infer.metrics.similarity import pixel_descriptor

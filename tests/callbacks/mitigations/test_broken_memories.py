@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from callbacks.mitigations.broken_memories import BrokenMemoriesMild, BrokenMemoriesStrong
-from callbacks.mitigations.latent_bounds import Bounds, Recorder
+from callbacks.mitigations.guidance.broken_memories import BrokenMemoriesMild, BrokenMemoriesStrong
+from callbacks.mitigations.guidance.latent_bounds import Bounds, Recorder
 from data.prompts import text_id
 from infer.denoising.hooks import rms
 from infer.denoising.noise import sample_seed

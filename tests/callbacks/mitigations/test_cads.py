@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from callbacks.mitigations.cads import CADS, annealed
+from callbacks.mitigations.prompts.cads import CADS, annealed
 from infer.denoising.hooks import DenoisingStep, GuidanceRule
 from tests.callbacks.mitigations.peer_runs import assert_rows_are_independent, run
 

@@ -9,7 +9,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from callbacks.mitigations.cross_attention import CrossAttentionMask, attend
+from callbacks.mitigations.attention.cross_attention import CrossAttentionMask, attend
 from infer.denoising.hooks import DenoisingStep, GuidanceRule
 from infer.denoising.loop import Denoised, denoise
 from infer.denoising.requests import Request

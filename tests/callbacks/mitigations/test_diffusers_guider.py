@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from callbacks.mitigations.diffusers_guider import DiffusersGuider
+from callbacks.mitigations.guidance.diffusers_guider import DiffusersGuider
 from callbacks.mitigations.dynamic_transition import DynamicTransition
 from callbacks.mitigations.static_transition import StaticTransition
 from infer.denoising.loop import denoise, prepare

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from callbacks.mitigations.divin import DivIn, image_difference, langevin
+from callbacks.mitigations.noise.divin import DivIn, image_difference, langevin
 from infer.denoising.loop import denoise
 from tests.callbacks.mitigations.peer_runs import SCALE, STEPS, assert_rows_are_independent, run
 from tests.gaussian_world import GaussianWorld, Prompt, embeddings

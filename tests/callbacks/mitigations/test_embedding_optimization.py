@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from callbacks.mitigations.embedding_optimization import EmbeddingOptimization
+from callbacks.mitigations.prompts.embedding_optimization import EmbeddingOptimization
 from callbacks.mitigations.first_step import FirstStep
 from infer.denoising.hooks import rms
 from infer.denoising.loop import denoise

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from callbacks.mitigations.attenuation import AttenuatedAttention, attenuated, spikes
-from callbacks.mitigations.guard import GUARD, without_alike
+from callbacks.mitigations.attention.attenuation import AttenuatedAttention, attenuated, spikes
+from callbacks.mitigations.attention.guard import GUARD, without_alike
 from callbacks.mitigations.static_transition import StaticTransition
 from infer.denoising.loop import denoise
 from tests.callbacks.mitigations.peer_runs import SCALE, STEPS, assert_rows_are_independent, run

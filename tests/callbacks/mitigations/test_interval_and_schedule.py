@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from callbacks.mitigations.interval import GuidanceInterval
-from callbacks.mitigations.schedule import GuidanceSchedule
+from callbacks.mitigations.guidance.interval import GuidanceInterval
+from callbacks.mitigations.guidance.schedule import GuidanceSchedule
 from callbacks.mitigations.static_transition import StaticTransition
 from tests.callbacks.mitigations.peer_runs import SCALE, STEPS, run
 

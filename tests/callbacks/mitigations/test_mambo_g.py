@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from callbacks.mitigations.mambo_g import MaMBoG
+from callbacks.mitigations.guidance.mambo_g import MaMBoG
 from callbacks.mitigations.static_transition import StaticTransition
 from infer.denoising.loop import denoise
 from tests.callbacks.mitigations.peer_runs import SCALE, STEPS, assert_rows_are_independent, run

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from callbacks.mitigations.noise_adjustment import NoiseAdjustment
-from callbacks.mitigations.noise_optimization import NoiseOptimization
+from callbacks.mitigations.noise.noise_adjustment import NoiseAdjustment
+from callbacks.mitigations.noise.noise_optimization import NoiseOptimization
 from infer.denoising.hooks import rms
 from infer.denoising.loop import denoise, prepare
 from tests.callbacks.mitigations.inputs import Linear, changed, linear_inputs, matrix

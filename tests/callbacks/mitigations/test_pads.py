@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from callbacks.mitigations.pads import REPLACEMENT, Pads, masked_pads
+from callbacks.mitigations.prompts.pads import REPLACEMENT, Pads, masked_pads
 from infer.denoising.hooks import Batch
 from infer.denoising.sampling import embed
 from infer.models.pipeline import load_pipeline

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from callbacks.mitigations.sharpness_aware_noise import SharpnessAwareNoise, fresh
+from callbacks.mitigations.noise.sharpness_aware_noise import SharpnessAwareNoise, fresh
 from infer.denoising.hooks import rms
 from tests.callbacks.mitigations.inputs import Linear, changed, linear_inputs
 

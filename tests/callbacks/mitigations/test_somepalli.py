@@ -5,8 +5,8 @@ from collections import Counter
 import pytest
 import torch
 
-from callbacks.mitigations.embedding_noise import EmbeddingNoise
-from callbacks.mitigations.prompt_edit import PromptEdit
+from callbacks.mitigations.prompts.embedding_noise import EmbeddingNoise
+from callbacks.mitigations.prompts.prompt_edit import PromptEdit
 from infer.denoising.requests import Request
 from infer.denoising.sampling import make_images
 from tests.callbacks.mitigations.inputs import changed

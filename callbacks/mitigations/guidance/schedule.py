@@ -6,7 +6,7 @@ import numpy as np
 from torch import Tensor
 
 from callbacks.mitigations.base import Mitigation
-from callbacks.mitigations.ordinary_guidance import rows_at_own_scale
+from callbacks.mitigations.guidance.ordinary_guidance import rows_at_own_scale
 from infer.denoising.hooks import DenoisingStep
 
 

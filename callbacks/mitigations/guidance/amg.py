@@ -10,8 +10,8 @@ import torch
 from jsonargparse.typing import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
-from callbacks.mitigations.ordinary_guidance import OrdinaryGuidance, per_sample
-from callbacks.mitigations.training_index import TrainingIndex
+from callbacks.mitigations.guidance.ordinary_guidance import OrdinaryGuidance, per_sample
+from callbacks.mitigations.guidance.training_index import TrainingIndex
 from data.files import digest
 from data.prompts import source_fingerprint
 from data.sources.layouts import open_source

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from callbacks.mitigations.latent_bounds import LatentBounds, clean_image, output_of, resized
-from callbacks.mitigations.ordinary_guidance import per_sample
+from callbacks.mitigations.guidance.latent_bounds import LatentBounds, clean_image, output_of, resized
+from callbacks.mitigations.guidance.ordinary_guidance import per_sample
 from infer.denoising.hooks import DenoisingStep, rms
 
 

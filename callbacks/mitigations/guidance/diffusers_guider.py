@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from callbacks.mitigations.ordinary_guidance import OrdinaryGuidance, per_sample
+from callbacks.mitigations.guidance.ordinary_guidance import OrdinaryGuidance, per_sample
 from data.files import one_line
 from infer.denoising.hooks import DenoisingStep, Request
 from infer.models.weights import no_warnings

@@ -4,7 +4,7 @@ import torch
 from jsonargparse.typing import NonNegativeFloat
 from torch import Tensor
 
-from callbacks.mitigations.ordinary_guidance import OrdinaryGuidance
+from callbacks.mitigations.guidance.ordinary_guidance import OrdinaryGuidance
 from infer.denoising.hooks import DenoisingStep, rms
 
 

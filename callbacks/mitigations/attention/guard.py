@@ -9,8 +9,8 @@ import torch
 from jsonargparse.typing import NonNegativeFloat
 from torch import Tensor
 
-from callbacks.mitigations.attenuation import AttenuatedAttention
-from callbacks.mitigations.ordinary_guidance import OrdinaryGuidance, inner, per_sample
+from callbacks.mitigations.attention.attenuation import AttenuatedAttention
+from callbacks.mitigations.guidance.ordinary_guidance import OrdinaryGuidance, inner, per_sample
 from infer.denoising.guidance import onto
 from infer.denoising.hooks import Batch, DenoisingStep, Request
 

@@ -8,7 +8,7 @@ from jsonargparse.typing import NonNegativeFloat, PositiveInt
 from torch import Tensor
 
 from callbacks.mitigations.base import Mitigation
-from callbacks.mitigations.ordinary_guidance import per_sample
+from callbacks.mitigations.guidance.ordinary_guidance import per_sample
 from data.batches import in_batches
 from data.prompts import Prompt, load_ordinary, source_fingerprint, spread
 from infer.denoising.hooks import Batch, DenoisingStep, GuidanceRule, Request, rms

@@ -6,7 +6,7 @@ from jsonargparse.typing import NonNegativeFloat
 from torch import Tensor
 
 from callbacks.mitigations.base import Mitigation
-from callbacks.mitigations.ordinary_guidance import rows_at_own_scale
+from callbacks.mitigations.guidance.ordinary_guidance import rows_at_own_scale
 from data.cli import warn_no_effect
 from infer.denoising.hooks import DenoisingStep
 
