@@ -12,26 +12,26 @@ from typing import Any, get_args, get_type_hints
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
-from callbacks.mitigations.guidance.amg import AMG
-from callbacks.mitigations.base import Mitigation, NoMitigation
-from callbacks.mitigations.guidance.broken_memories import BrokenMemoriesMild, BrokenMemoriesStrong
-from callbacks.mitigations.prompts.cads import CADS
 from callbacks.mitigations.attention.cross_attention import CrossAttentionMask
-from callbacks.mitigations.detour import Detour
-from callbacks.mitigations.guidance.diffusers_guider import DiffusersGuider
-from callbacks.mitigations.noise.divin import DivIn
-from callbacks.mitigations.dynamic_transition import DynamicTransition
-from callbacks.mitigations.prompts.embedding_noise import EmbeddingNoise
-from callbacks.mitigations.prompts.embedding_optimization import EmbeddingOptimization
 from callbacks.mitigations.attention.guard import GUARD
+from callbacks.mitigations.base import Mitigation, NoMitigation
+from callbacks.mitigations.detour import Detour
+from callbacks.mitigations.dynamic_transition import DynamicTransition
+from callbacks.mitigations.guidance.amg import AMG
+from callbacks.mitigations.guidance.broken_memories import BrokenMemoriesMild, BrokenMemoriesStrong
+from callbacks.mitigations.guidance.diffusers_guider import DiffusersGuider
 from callbacks.mitigations.guidance.interval import GuidanceInterval
 from callbacks.mitigations.guidance.mambo_g import MaMBoG
+from callbacks.mitigations.guidance.schedule import GuidanceSchedule
+from callbacks.mitigations.noise.divin import DivIn
 from callbacks.mitigations.noise.noise_adjustment import NoiseAdjustment
 from callbacks.mitigations.noise.noise_optimization import NoiseOptimization
+from callbacks.mitigations.noise.sharpness_aware_noise import SharpnessAwareNoise
+from callbacks.mitigations.prompts.cads import CADS
+from callbacks.mitigations.prompts.embedding_noise import EmbeddingNoise
+from callbacks.mitigations.prompts.embedding_optimization import EmbeddingOptimization
 from callbacks.mitigations.prompts.pads import Pads
 from callbacks.mitigations.prompts.prompt_edit import PromptEdit
-from callbacks.mitigations.guidance.schedule import GuidanceSchedule
-from callbacks.mitigations.noise.sharpness_aware_noise import SharpnessAwareNoise
 from callbacks.mitigations.static_transition import StaticTransition
 from callbacks.mitigations.two_pass_transition import TwoPassTransition
 from data.arguments import changed, parse, values_of

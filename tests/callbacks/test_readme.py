@@ -18,7 +18,7 @@ SNIPPETS = re.findall(r"```python\n(.*?)```", (ROOT / "callbacks/README.md").rea
 def test_the_mitigation_of_the_page(unet: torch.nn.Module) -> None:
     names: dict[str, Any] = {}
     exec(SNIPPETS[0], names)
-    rule = names["GuidanceInterval"](low=300)
+    rule = names["Interval"](low=300)
     run = denoise(unet, scheduler_of(prediction="v_prediction"), *inputs(2), 7.5, 10, [rule])
     assert run.guidance_scale[0].tolist() == [1, 1, 1, 7.5, 7.5, 7.5, 7.5, 1, 1, 1]
     assert run.nfe.tolist() == [14, 14]

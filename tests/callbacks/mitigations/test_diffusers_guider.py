@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from callbacks.mitigations.guidance.diffusers_guider import DiffusersGuider
 from callbacks.mitigations.dynamic_transition import DynamicTransition
+from callbacks.mitigations.guidance.diffusers_guider import DiffusersGuider
 from callbacks.mitigations.static_transition import StaticTransition
 from infer.denoising.loop import denoise, prepare
 from tests.callbacks.mitigations.peer_runs import SCALE, STEPS, assert_rows_are_independent, run

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from callbacks.mitigations.prompts.embedding_optimization import EmbeddingOptimization
 from callbacks.mitigations.first_step import FirstStep
+from callbacks.mitigations.prompts.embedding_optimization import EmbeddingOptimization
 from infer.denoising.hooks import rms
 from infer.denoising.loop import denoise
 from tests.callbacks.mitigations.inputs import Linear, changed, linear_inputs, matrix

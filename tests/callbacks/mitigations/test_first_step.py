@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from callbacks.mitigations.base import Mitigation
-from callbacks.mitigations.prompts.embedding_optimization import EmbeddingOptimization
 from callbacks.mitigations.first_step import FirstStep
 from callbacks.mitigations.noise.noise_adjustment import NoiseAdjustment
 from callbacks.mitigations.noise.noise_optimization import NoiseOptimization
 from callbacks.mitigations.noise.sharpness_aware_noise import SharpnessAwareNoise
+from callbacks.mitigations.prompts.embedding_optimization import EmbeddingOptimization
 from infer.denoising.hooks import Batch, rms
 from tests.callbacks.mitigations.inputs import AsVelocity, changed
 from tests.infer.denoising.loops import inputs, scheduler_of
