@@ -7,6 +7,7 @@ import sys
 from argparse import ArgumentError
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from data.files import redacted
 
@@ -76,6 +77,9 @@ def run(program: str, text: str, commands: dict[str, Callable[[list[str]], None]
         print(f"{program}: no command {command!r}; there are {', '.join(commands)}", file=sys.stderr)
         return 2
     logging.lastResort = AboveBars(logging.WARNING)  # takes what no handler of the caller's takes
+    if rest in (["--help"], ["-h"]) and (page := help_page(program, command)).exists():
+        print(page.read_text(), end="")
+        return 0
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it asks for kernels that nothing here uses
     try:
         commands[command](rest)
@@ -85,6 +89,14 @@ def run(program: str, text: str, commands: dict[str, Callable[[list[str]], None]
         report(error)
         return 2 if isinstance(error, ArgumentError) else 1
     return 0
+
+
+def help_page(program: str, command: str) -> Path:
+    """The file of a command's help: the parser that it comes from takes seconds to build.
+
+    `python -m tests.help_pages` writes the files; a test compares them with the parsers.
+    """
+    return Path(__file__).parents[1] / program.split()[-1] / "help" / f"{command}.txt"
 
 
 def report(error: Exception) -> None:
