@@ -1,5 +1,6 @@
 """Mitigations by name: presets of configs/mitigation, YAML files, classes; and the label of what ran."""
 
+import difflib
 import inspect
 import json
 import pydoc
@@ -69,8 +70,11 @@ def names_in(name: str) -> list[str]:
 def read_preset(name: str) -> dict[str, Any]:
     """`class_path` and `init_args` of a preset's file; ValueError for no preset or no mitigation's file."""
     if (path := preset_path(name)) is None:
-        names = ", ".join(preset_names())
-        raise ValueError(f"no mitigation preset {name!r}; there are {names}, or give the path of a YAML file")
+        near = difflib.get_close_matches(name, preset_names(), n=3, cutoff=0.5)
+        ask = f"did you mean {' or '.join(near)}? " if near else ""
+        raise ValueError(
+            f"no mitigation preset {name!r}: {ask}see configs/mitigation, or give a YAML file's path"
+        )
     try:
         content = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -101,8 +101,8 @@ def test_a_presets_files_are_looked_for_from_here(
         (["predict", "--mitigation", "Detour"], "--mitigation: the following arguments are required"),
         (["predict", "--mitigation", "stp", "--mitigation.timestp", "3"], "--mitigation: Option 'timestp'"),
         (["predict", "--mitigation", "stp", "--mitigation.timestep", "null"], "--mitigation: timestep: must"),
-        (["predict", "--mitigation", "x/stp.yaml"], "no mitigation preset 'x/stp.yaml'; there are dtp"),
-        (["predict", "--mitigation.transition", "spt"], "no mitigation preset 'spt'; there are dtp"),
+        (["predict", "--mitigation", "x/stp.yaml"], "no mitigation preset 'x/stp.yaml'"),
+        (["predict", "--mitigation.transition", "spt"], "no mitigation preset 'spt': did you mean stp"),
         (
             ["predict", "--mitigation", "Detour", "--mitigation.transition", "none"],
             "--mitigation.transition: Import path callbacks.mitigations.base.NoMitigation does not corr",

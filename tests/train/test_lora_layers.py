@@ -45,7 +45,7 @@ def adapted(alpha: float | None = None, text: bool = True) -> Any:
     for part in (pipe.unet, pipe.text_encoder)[: 2 if text else 1]:
         add_lora(part, RANK, alpha)
         for weight in trainable(part).values():
-            weight.data.normal_(generator=torch.Generator().manual_seed(weight.numel()))
+            weight.data.normal_(std=0.3, generator=torch.Generator().manual_seed(weight.numel()))
     return pipe
 
 
@@ -105,7 +105,7 @@ def test_what_is_saved_is_what_was_trained(
     exported = StableDiffusionPipeline.from_pretrained(tmp_path / "export")
     for pipe in (fused, exported, stock):
         for ours, theirs in zip(outputs(pipe), outputs(trained), strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
     changes = [(one - two).abs().max() for one, two in zip(outputs(trained), outputs(plain), strict=True)]
     assert changes[0] > 0.1 and (changes[1] > 0.1) == text
 

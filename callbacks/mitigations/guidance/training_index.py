@@ -42,7 +42,9 @@ def sscd_embedding(path: str, protocol: ProtocolName, device: torch.device) -> E
         raise ValueError(
             f"AMG needs the gradient of SSCD, and {path!r} has none: give a TorchScript file (.pt)"
         )
-    model = torch.jit.load(str(file), map_location=device).eval().requires_grad_(False)
+    model = torch.jit.load(str(file), map_location=device).eval()
+    for weight in model.parameters():  # a scripted module has no requires_grad_ of its own
+        weight.requires_grad_(False)
     return lambda images: F.normalize(model(prepared(PROTOCOLS[protocol], images)).float())
 
 

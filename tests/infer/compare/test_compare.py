@@ -148,7 +148,7 @@ def test_whose_training_image_is_whose(
     "change, message",
     [
         (["--mitigations", "none,spt"],
-         "no mitigation preset 'spt'; there are dtp, dtp_robust, none, og_dtp, og_stp, og_two_pass, stp"),
+         "no mitigation preset 'spt': did you mean stp"),
         (["--mitigations", "[]", "--base_pipeline", "none"], "there is nothing to compare"),
         (["--run", "/nowhere"], "'/nowhere' is no training run"),
         (["--clip", "/nowhere"], "no CLIP model folder '/nowhere'"),

@@ -122,7 +122,7 @@ def test_a_run_that_failed_does_not_keep_the_folder(
         (["--mitigation.timestep", "2000"], "would never hold guidance back"),
         (["--mitigation.guidance_before", "7.5"], "guidance_before equals guidance_scale"),
         (["--mitigation.nonsense", "1"], "'nonsense' is not accepted"),
-        (["--mitigation", "spt"], "there are dtp, dtp_robust, none, og_dtp, og_stp, og_two_pass, stp"),
+        (["--mitigation", "spt"], "no mitigation preset 'spt': did you mean stp"),
         (["--mitigation", "nowhere/x.yaml"], "nowhere/x.yaml"),
         (["--config", "/nowhere/x.yaml"], "/nowhere/x.yaml"),
         (["--trainer.accelerator", "gpu"], "gpu"),
