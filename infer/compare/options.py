@@ -18,13 +18,17 @@ BASE = "base_model"  # the label of the untouched model's row
 
 
 class Job(NamedTuple):
-    """One predict run. Its label names its folder; preset and options are where the mitigation comes from."""
+    """One predict run. Its label names its folder; preset and options are where the mitigation comes from.
+
+    `single`: it is named by itself, and not only as a point of a sweep.
+    """
 
     label: str
     model: ModelOptions
     mitigation: GuidanceRule
     preset: str
     options: dict[str, Any]  # in place of the preset's
+    single: bool
 
 
 @dataclass(kw_only=True)
@@ -85,7 +89,7 @@ class Comparison(MeasureOptions, GenerateOptions):
         jobs: dict[str, Job] = {}
         for preset, options in wanted:
             label, mitigation = load(preset, options)
-            job = jobs.setdefault(label, Job(label, self.model, mitigation, preset, options))
+            job = jobs.setdefault(label, Job(label, self.model, mitigation, preset, options, not options))
             if job.mitigation.identity() != mitigation.identity() or label == BASE:
                 raise ValueError(f"two runs are called {label!r}: rename a mitigation's file")
             if not re.fullmatch(r"(?!.*\.\.)[^/\\\0][^\\\0]{0,199}", label):
@@ -93,7 +97,7 @@ class Comparison(MeasureOptions, GenerateOptions):
             if options and not job.options:  # the sweep's own point, which stands among the mitigations too
                 jobs[label] = job._replace(options=options)
         if self.base_model:
-            jobs[BASE] = Job(BASE, self.base_model, load("none", {})[1], "none", {})
+            jobs[BASE] = Job(BASE, self.base_model, load("none", {})[1], "none", {}, True)
         if unknown := set(self.published) - set(jobs):
             raise ValueError(f"published figures of {sorted(unknown)}, which are none of {[*jobs]}")
         self.jobs = [*jobs.values()]
