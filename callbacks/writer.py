@@ -3,6 +3,8 @@
 import logging
 import math
 import signal
+import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,7 @@ class SampleWriter(BasePredictionWriter):
 
     def __init__(self, mitigation: str | None = None):
         super().__init__(write_interval="batch")
-        self.mitigation = mitigation
+        self.mitigation, self.stopped = mitigation, False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         rules = rules_of(trainer)
@@ -51,12 +53,33 @@ class SampleWriter(BasePredictionWriter):
         claim(Path(trainer.default_root_dir), self.identity)  # on every rank: all refuse, or write the same
         trainer.strategy.barrier()
 
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take SIGTERM over from Lightning, whose handler hangs in a process that gets the signal twice."""
+        self.stopped = trainer.received_sigterm
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, partial(self.stop, trainer))
+
+    def stop(self, trainer: pl.Trainer, number: int, _: Any) -> None:
+        """Note the signal, and pass it on to the processes that this one started."""
+        if not self.stopped and trainer.strategy.launcher:
+            trainer.strategy.launcher.kill(number)
+        self.stopped = True
+
+    def leave_if_stopped(self, trainer: pl.Trainer) -> None:
+        """Leave, with the exit code of a SIGTERM and the other processes, if one of them was stopped.
+
+        Lightning kills a process at once when one that it started ends with another code than 0.
+        """
+        if trainer.strategy.reduce_boolean_decision(self.stopped, all=False):
+            if trainer.is_global_zero:
+                log.warning("stopped by SIGTERM: the same command makes the images that are missing")
+            raise SystemExit(128 + signal.SIGTERM if trainer.local_rank == 0 else 0)
+
     def on_predict_batch_end(self, trainer: pl.Trainer, *args: Any, **options: Any) -> None:
-        """Write the batch; after a SIGTERM, leave with the exit code of one."""
+        """Write the batch; after a SIGTERM, leave."""
         super().on_predict_batch_end(trainer, *args, **options)
-        if trainer.received_sigterm:
-            log.warning("stopped by SIGTERM: the same command makes the images that are missing")
-            raise SystemExit(128 + signal.SIGTERM)
+        if self.stopped:
+            self.leave_if_stopped(trainer)
 
     def write_on_batch_end(self, trainer: pl.Trainer, pl_module: Any, prediction: Generated, *_: Any) -> None:
         folder, denoised = Path(trainer.default_root_dir), prediction.denoised
@@ -102,7 +125,7 @@ class SampleWriter(BasePredictionWriter):
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Put the parts together; also those of a run that was killed just before this."""
-        trainer.strategy.barrier()
+        self.leave_if_stopped(trainer)  # a barrier, too
         if trainer.is_global_zero:
             folder = Path(trainer.default_root_dir)
             rows = merge(folder, [request[:2] for request in trainer.datamodule.requests])

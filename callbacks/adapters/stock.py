@@ -11,6 +11,7 @@ from torch import Tensor
 from infer.denoising.guidance import Guidance, NeededRows, Trace
 from infer.denoising.hooks import DenoisingStep, GuidanceRule, overrides
 from infer.denoising.schedulers import check_scheduler, noise_levels
+from infer.models.weights import no_warnings
 
 LOOP_HOOKS = (
     "change_prompts", "prepare", "unconditional_embedding", "conditional_embedding", "initial_noise",
@@ -27,7 +28,8 @@ def mitigate(pipe: Any, *rules: GuidanceRule) -> Any:
     holds what happened (`infer.denoising.guidance.Trace`). ValueError for other pipelines, and for rules that
     a stock pipeline cannot follow.
     """
-    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+    with no_warnings():  # hints about image processors, which are not used here
+        from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
     kind = type(pipe).__mro__[2] if isinstance(pipe, Mitigated) else type(pipe)  # new rules replace old ones
     if not isinstance(pipe, (StableDiffusionPipeline, StableDiffusionXLPipeline)):

@@ -44,6 +44,7 @@ def finish(
             *measured.notes(),
         ],
         "memorized": memorized,
+        "mitigations": [job.label for job in comparison.jobs if job.single],
         "sweeps": comparison.sweeps(),
     }
     write_json(out / "comparison.json", about)

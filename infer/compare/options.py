@@ -18,13 +18,17 @@ BASE = "base_model"  # the label of the untouched model's row
 
 
 class Job(NamedTuple):
-    """One predict run. Its label names its folder; preset and options are where the mitigations come from."""
+    """One predict run. Its label names its folder; preset and options are where the mitigations come from.
+
+    `single`: it is named by itself, and not only as a point of a sweep.
+    """
 
     label: str
     model: ModelOptions
     mitigations: list[GuidanceRule]
     preset: str
     options: dict[str, Any]  # in place of the last preset's
+    single: bool
 
 
 @dataclass(kw_only=True)
@@ -85,7 +89,7 @@ class Comparison(MeasureOptions, GenerateOptions):
         jobs: dict[str, Job] = {}
         for preset, options in wanted:
             label, rules = load(preset, options)
-            job = jobs.setdefault(label, Job(label, self.model, rules, preset, options))
+            job = jobs.setdefault(label, Job(label, self.model, rules, preset, options, not options))
             same = [rule.identity() for rule in job.mitigations] == [rule.identity() for rule in rules]
             if not same or label == BASE:
                 raise ValueError(f"two runs are called {label!r}: rename a mitigation's file")
@@ -94,7 +98,7 @@ class Comparison(MeasureOptions, GenerateOptions):
             if options and not job.options:  # the sweep's own point, which stands among the mitigations too
                 jobs[label] = job._replace(options=options)
         if self.base_model:
-            jobs[BASE] = Job(BASE, self.base_model, load("none", {})[1], "none", {})
+            jobs[BASE] = Job(BASE, self.base_model, load("none", {})[1], "none", {}, True)
         if unknown := set(self.published) - set(jobs):
             raise ValueError(f"published figures of {sorted(unknown)}, which are none of {[*jobs]}")
         self.jobs = [*jobs.values()]

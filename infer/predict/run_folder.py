@@ -7,8 +7,9 @@ A part (`parts/*.parquet`) is written after its images, by one rank. `merge` tur
 import logging
 import os
 import unicodedata
+import zlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -30,6 +31,7 @@ from data.files import (
 
 log = logging.getLogger(__name__)
 KEY = ["prompt_id", "sample"]
+PNG_START = b"\x89PNG\r\n\x1a\n"
 PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 LONGEST = 150  # bytes of an id in a file name
 
@@ -58,6 +60,23 @@ def is_whole(path: Path) -> bool:
             return file.read() == PNG_END
     except OSError:
         return False
+
+
+def is_intact(path: Path) -> bool:
+    """Whether the file is there, and each chunk of the PNG has its checksum; nothing is decoded."""
+    try:
+        data = memoryview(path.read_bytes())
+    except OSError:
+        return False
+    start = len(PNG_START)
+    if data[:start] != PNG_START or data[-len(PNG_END) :] != PNG_END:
+        return False
+    while start < len(data):  # a chunk: length of its body, name, body, checksum of name and body
+        end = start + 8 + int.from_bytes(data[start : start + 4])
+        if zlib.crc32(data[start + 4 : end]) != int.from_bytes(data[end : end + 4]):
+            return False
+        start = end + 4
+    return True
 
 
 def save_image(image: Image.Image, path: Path) -> None:
@@ -142,8 +161,8 @@ def read_parquet(path: Path) -> pd.DataFrame:
         ) from error
 
 
-def read_rows(folder: Path, kind: str) -> pd.DataFrame:
-    """All `samples` or `traces` rows, merged or not; without samples whose image is missing or cut."""
+def read_rows(folder: Path, kind: str, good: Callable[[Path], bool] = is_whole) -> pd.DataFrame:
+    """All `samples` or `traces` rows, merged or not; without samples whose image is not good."""
     paths = [folder / f"{kind}.parquet", *sorted((folder / "parts").glob(f"*.{kind}.parquet"))]
     tables = [read_parquet(path) for path in paths if path.exists()]
     if not tables:
@@ -151,13 +170,13 @@ def read_rows(folder: Path, kind: str) -> pd.DataFrame:
     key = KEY if kind == "samples" else [*KEY, "step"]
     rows = pd.concat(tables, ignore_index=True).drop_duplicates(key, keep="last")
     if kind == "samples":
-        rows = rows[[is_whole(folder / image) for image in rows["image"]]]
+        rows = rows[[good(folder / image) for image in rows["image"]]]
     return rows
 
 
 def done(folder: Path) -> set[tuple[str, int]]:
-    """(prompt id, sample) of every finished image."""
-    rows = read_rows(folder, "samples")
+    """(prompt id, sample) of every finished image, but for those that are cut or damaged."""
+    rows = read_rows(folder, "samples", is_intact)
     return set() if rows.empty else set(zip(rows["prompt_id"], rows["sample"], strict=True))
 
 

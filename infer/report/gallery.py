@@ -55,7 +55,7 @@ class Gallery:
 def make_gallery(study: Study) -> Gallery:
     """A row per prompt and sample, those most similar under the first mitigation first."""
     columns = side_by_side(study)
-    names = [name for column in columns for name in column["names"]]
+    names = [*dict.fromkeys(name for column in columns for name in column["names"])]
     records, keys = ranked(study, names)
     shown = keys[:MAX_ROWS]
     filled = {name for rows in study.samples.values() for name in rows.columns[rows.notna().any()]}

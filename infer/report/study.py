@@ -44,9 +44,10 @@ class Study:
 
     @cached_property
     def single(self) -> list[str]:
-        """The mitigations that are no point of a sweep."""
+        """The mitigations that were named by themselves, or are no point of a sweep."""
         swept = {name for sweep in self.sweeps for name in sweep.points}
-        return [name for name in self.samples if name not in swept]
+        only_points = swept - set(self.about.get("mitigations", []))
+        return [name for name in self.samples if name not in only_points]
 
     @cached_property
     def stems(self) -> dict[str, str]:
@@ -55,9 +56,9 @@ class Study:
 
     @cached_property
     def colors(self) -> dict[str, str]:
-        """Of mitigations and of sweeps; a sweep's points have its colour."""
+        """Of mitigations and of sweeps; what is a sweep's point only has the sweep's colour."""
         colors = colors_of([*self.single, *(sweep.name for sweep in self.sweeps)])
-        return colors | {name: colors[sweep.name] for sweep in self.sweeps for name in sweep.points}
+        return {name: colors[sweep.name] for sweep in self.sweeps for name in sweep.points} | colors
 
     @cached_property
     def memorized(self) -> set[str] | None:

@@ -69,18 +69,22 @@ def headline(table: pd.DataFrame) -> str:
     measure = measure_of({name.removesuffix("_mean") for name in table})
     rows = table.set_index("mitigation").reindex(columns=[f"{measure}_mean", "clip_score_mean"])
     own, clip = rows[f"{measure}_mean"].dropna(), rows["clip_score_mean"].dropna()
-    base = f"The untouched base model is at {own['base_model']:.2f}." if "base_model" in own else ""
+    of = "SSCD" if measure == "sscd_own" else CORRELATION
+    base = f"The untouched base model is at {own['base_model']:.2f}" if "base_model" in own else ""
+    if "none" not in own:
+        return base and f"{base} ({of})."
+    base = base and f" {base}."
+    text = f"Without mitigation, images match their training image at {own['none']:.2f} ({of})"
     others = own[own.index.isin(table["mitigation"][can_win(table)])].drop("none", errors="ignore")
-    if "none" not in own or others.empty:
-        return base
-    lowest, of = others.idxmin(), "SSCD" if measure == "sscd_own" else CORRELATION
-    text = f"Without mitigation, images match their training image at {own['none']:.2f} ({of}); "
+    if others.empty:
+        return f"{text}.{base}"
+    lowest = others.idxmin()
     if own[lowest] >= own["none"]:
-        return f"{text}no mitigation lowers this. {base}"
-    text += f"{lowest} brings this to {own[lowest]:.2f}"
+        return f"{text}; no mitigation lowers this.{base}"
+    text += f"; {lowest} brings this to {own[lowest]:.2f}"
     if {"none", lowest} <= set(clip.index):
         text += f" while the CLIP score goes from {clip['none']:.2f} to {clip[lowest]:.2f}"
         aligned = clip[clip.index.intersection(others.index)].idxmax()
         if aligned != lowest:
             text += f". {aligned} keeps the most of it, {clip[aligned]:.2f}, at similarity {own[aligned]:.2f}"
-    return f"{text}. {base}"
+    return f"{text}.{base}"

@@ -162,7 +162,7 @@ def caption_options(data: LatentData) -> str:
     options = asdict(data.captions) | {"duplicate": data.exposure.duplicate}
     usual = asdict(Captioning()) | {"duplicate": Exposure.duplicate}
     changed = [f"{key}: {value}" for key, value in options.items() if value != usual[key]]
-    return ", ".join(changed) or "each image's own"
+    return ", ".join(changed) or "as the layout has them"
 
 
 def trained_parts(model: Finetune, known: Sizes) -> str:

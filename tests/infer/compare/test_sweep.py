@@ -65,10 +65,11 @@ def test_several_presets_are_one_run_and_the_sweep_is_the_last_ones() -> None:
 
 
 def test_a_point_that_stands_among_the_mitigations_runs_once() -> None:
-    """And it is a point of the sweep's line."""
+    """And it is both a mitigation and a point of the sweep's line."""
     comparison = planned(mitigations=["none", "stp", "none"], sweep={"stp": {"timestep": [500, 600]}})
     assert [job.label for job in comparison.jobs] == ["none", "stp", "stp(timestep=600)"]
     assert [point["mitigation"] for point in comparison.sweeps()[0]["points"]] == ["stp", "stp(timestep=600)"]
+    assert [job.label for job in comparison.jobs if job.single] == ["none", "stp"]
 
 
 def test_two_files_of_one_label_are_refused(tmp_path: Path) -> None:

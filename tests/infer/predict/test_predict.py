@@ -72,16 +72,20 @@ def test_run_again_it_generates_nothing(copy: Path, finished: Path, arguments: l
     assert_same_run(copy, finished)
 
 
-def test_only_an_image_that_is_gone_or_cut_is_generated_again(
+def test_only_an_image_that_is_gone_or_damaged_is_generated_again(
     copy: Path, finished: Path, arguments: list[str]
 ) -> None:
     (copy / "images/s1-0.png").unlink()
     image = copy / "images/s2-1.png"
     image.write_bytes(image.read_bytes()[:-20])
+    image = copy / "images/s0-1.png"
+    data = bytearray(image.read_bytes())
+    data[len(data) // 2] ^= 1
+    image.write_bytes(data)
     before = times(copy)
     assert main([*arguments, "--out", str(copy)]) == 0
     changed = {name for name, when in times(copy).items() if before.get(name) != when}
-    assert changed == {"s1-0.png", "s2-1.png"}
+    assert changed == {"s0-1.png", "s1-0.png", "s2-1.png"}
     assert_same_run(copy, finished, tolerance=1)
 
 
@@ -119,15 +123,16 @@ SLOW = ["--batch_size", "1", "--model.num_inference_steps", "40", "--samples_per
 def stopped(arguments: list[str], tmp_path: Path) -> Callable[[signal.Signals], subprocess.Popen]:
     """A run of single images into `tmp_path/run`, which a signal ended after its first batch."""
 
-    def run(number: signal.Signals) -> subprocess.Popen:
-        given = [*arguments, *SLOW, "--out", str(tmp_path / "run")]
+    def run(number: signal.Signals, *options: str) -> subprocess.Popen:
+        given = [*arguments, *SLOW, "--out", str(tmp_path / "run"), *options]
         process = subprocess.Popen(
-            command(*given), cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
-        )
+            command(*given), cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True,
+            start_new_session=True,
+        )  # fmt: skip
         while not list(tmp_path.glob("run/parts/*.samples.parquet")):
             assert process.poll() is None, "it ended before the signal"
             time.sleep(0.01)
-        process.send_signal(number)
+        os.killpg(process.pid, number)  # as a cluster does: each process gets it
         process.errors = process.communicate()[1]
         return process
 
@@ -149,10 +154,12 @@ def test_a_killed_run_is_finished_by_the_next(
     assert [name for name, when in times(out).items() if before.get(name) == when]
 
 
-def test_sigterm_finishes_the_batch(stopped: Callable, tmp_path: Path) -> None:
-    """It writes what it has, and leaves with the signal's exit code."""
-    process = stopped(signal.SIGTERM)
-    assert "stopped by SIGTERM" in process.errors and process.returncode == 143
+@pytest.mark.parametrize("devices", ["1", "2"])
+def test_sigterm_finishes_the_batch(stopped: Callable, tmp_path: Path, devices: str) -> None:
+    """It writes what it has, and leaves with the signal's exit code, once for all processes."""
+    process = stopped(signal.SIGTERM, "--trainer.devices", devices)
+    assert process.errors.count("stopped by SIGTERM") == 1 and process.returncode == 143
+    assert "Error" not in process.errors
     written = len(list(tmp_path.glob("run/parts/*.samples.parquet")))
     assert 0 < written < 12 and written == len(times(tmp_path / "run"))
 

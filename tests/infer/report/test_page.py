@@ -10,6 +10,7 @@ import pytest
 from matplotlib.colors import to_rgb
 from rich.console import Console
 
+from data.files import write_json
 from infer.metrics.aggregate import can_win
 from infer.metrics.columns import FIGURES
 from infer.plotting import colors_of
@@ -83,6 +84,12 @@ def test_the_headline_follows_from_the_numbers(page: Page, folder: Path):
     assert "CLIP" not in headline(table.drop(columns="clip_score_mean"))
     by_sscd = headline(table.assign(sscd_own_mean=[0.8, 0.3, 0.1]))
     assert "at 0.80 (SSCD); og<b>stp brings this to 0.10" in by_sscd
+    of, rows = "(correlation of 32x32 RGB)", table.set_index("mitigation", drop=False)
+    base = "The untouched base model is at 0.35"
+    assert headline(rows.loc[["base_model"]]) == f"{base} {of}."
+    without = f"Without mitigation, images match their training image at 0.94 {of}."
+    assert headline(rows.loc[["none", "base_model"]]) == f"{without} {base}."
+    assert headline(rows.loc[["none"]]) == without
 
 
 def test_black_images_win_nothing(tmp_path: Path):
@@ -263,3 +270,21 @@ def test_the_terminal_table_fits_and_cuts_no_name(width: int, shown: int) -> Non
     assert "…" not in text and text.count("-0.123") == 3 * shown and text.count("100.0") == 3
     assert "undef." in text and "33" in text and "failed" not in text
     assert names[1] in "".join(line.split()[0] for line in text.splitlines() if line.strip())
+
+
+def test_a_mitigation_that_is_a_sweeps_point_too_stands_by_itself(tmp_path: Path):
+    """In the headline, the legend, the gallery and the table; its image is embedded once."""
+    stp = "emoji/stp(timestep=500)"
+    about = json.loads((swept(tmp_path) / "comparison.json").read_text())
+    write_json(tmp_path / "comparison.json", about | {"mitigations": ["none", stp]})
+    table = change(tmp_path / "comparison.parquet", clip_score_mean=0.3)
+    table.loc[table["mitigation"] == stp, "similarity_own_mean"] = 0.1
+    table.to_parquet(tmp_path / "comparison.parquet")
+    page = Page(write_report(tmp_path))
+    assert f"{stp} brings this to 0.10" in page.text
+    titles = [column["title"] for column in page.data["columns"]]
+    assert titles == ["none", "stp", "og_stp", stp, "emoji/stp: timestep"]
+    assert page.data["names"].count(stp) == 1 and len(page.data["names"]) == 6
+    assert page.data["columns"][-1]["names"] == [*SWEEP]
+    rows = [tag for tag in page.all("th") if tag.get("scope") == "row"]
+    assert [row["title"] for row in rows].count(stp) == 2 * 2  # of all prompts, and of the memorized ones
