@@ -23,9 +23,10 @@ def test_a_predict_run(predict, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (run.run_id, run.display_name) == ((folder / "wandb_id.txt").read_text(), folder.name)
     assert config["label"] == "stp(timestep=600)" and config["model.num_inference_steps"] == 4
     assert {"git_commit", "model.pipeline_sha256", "prompts_sha256"} <= config.keys()
-    logged = {key: value for row in rows for key, value in row.items()}
+    progress = [row["images"] for row in rows if "seconds" in row]
     table = pd.read_parquet(folder / "samples.parquet")
-    print(logged)
-    assert logged["nfe_mean"] == table["nfe"].mean()
-    for path in folder.glob("wandb/offline-run-*/files/media/images/**/*.png"):
-        assert path.stat().st_size
+    [summary] = [row for row in rows if "summary/images" in row]
+    [shown] = [row for row in rows if row.get("images/_type") == "table-file"]
+    assert progress == [2, 3] and summary["summary/images"] == shown["images/nrows"] == 3
+    assert summary["summary/nfe_mean"] == table["nfe"].mean()
+    assert shown["images/sha256"] and [*folder.glob(f"wandb/*/files/{shown['images/path']}")]

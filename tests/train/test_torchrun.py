@@ -74,7 +74,8 @@ def test_a_rank_that_dies_ends_all(world: Path, tmp_path: Path) -> None:
     settings = {"trainer__max_steps": 4, "data__batch_size": 1, "checkpoint_every": 2}
     ddp = ("train", *short(world, tmp_path / "run", **settings, trainer__callbacks=[die]), *TWO)
     printed = two_nodes(*ddp, "--trainer.strategy", "ddp", code=1)
-    assert "Signal 9 (SIGKILL)" in printed
+    assert "Signal 9 (SIGKILL)" in printed and "[rank" not in printed.replace("[rank: ", "")
+    assert printed.count("error: another process of this run ended") <= 1  # none where it is stopped before
     again = ("train", *short(world, tmp_path / "run", **settings), *TWO, "--trainer.strategy", "ddp")
     assert "continuing from" in two_nodes(*again)
 
