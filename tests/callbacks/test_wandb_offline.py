@@ -21,8 +21,8 @@ def test_a_predict_run(predict, monkeypatch: pytest.MonkeyPatch) -> None:
     run, config, rows = read_run(folder)
     assert (run.project, run.run_group, [*run.tags]) == ("attraction-basin", "g", ["a", "b"])
     assert (run.run_id, run.display_name) == ((folder / "wandb_id.txt").read_text(), folder.name)
-    assert config["label"] == "stp(timestep=600)" and config["model.num_inference_steps"] == 4
-    assert {"git_commit", "model.pipeline_sha256", "prompts_sha256"} <= config.keys()
+    assert config["label"] == "stp(timestep=600)" and config["num_inference_steps"] == 4
+    assert {"git_commit", "pipeline_sha256", "prompts_sha256"} <= config.keys()
     progress = [row["images"] for row in rows if "seconds" in row]
     table = pd.read_parquet(folder / "samples.parquet")
     [summary] = [row for row in rows if "summary/images" in row]
