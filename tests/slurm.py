@@ -13,6 +13,7 @@ from tests.conftest import ROOT
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "sinfo")
 NODES = ("node1", "node2")
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY")
 CONF = """
 ClusterName=try
 SlurmctldHost={host}(127.0.0.1)
@@ -82,6 +83,7 @@ class Cluster:
         self.env = os.environ | {
             "SLURM_CONF": str(folder / "slurm.conf"), "PATH": f"{os.environ['PATH']}:/usr/sbin",
             "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
+            "MASTER_ADDR": "127.0.0.1",  # no name server knows the nodes
         }  # fmt: skip
 
     def start(self, name: str, *command: str) -> None:
@@ -104,8 +106,14 @@ class Cluster:
         return dict(word.split("=", 1) for word in words if "=" in word)
 
     def wait(self, job: str, state: str, seconds: float = 300) -> dict[str, str]:
-        """Until the job is in that state."""
-        until(lambda: self.show(job)["JobState"] == state, seconds, lambda: f"{job}: {self.show(job)}")
+        """Until the job is in that state; AssertionError where it has ended in another."""
+
+        def there() -> bool:
+            now = self.show(job)["JobState"]
+            assert now == state or now not in ENDED, f"{job}: {self.show(job)}"
+            return now == state
+
+        until(there, seconds, lambda: f"{job}: {self.show(job)}")
         return self.show(job)
 
     def up(self) -> None:
