@@ -105,9 +105,14 @@ def sync_command(folder: Path) -> str:
 
 
 def flat(settings: dict[str, Any], within: str = "") -> dict[str, Any]:
-    """Nested settings under dotted names; lists stay lists."""
+    """Nested settings under dotted names; lists stay lists, and the parser's numbers are numbers.
+
+    Lightning's logger makes strings of subclasses of int and float, such as PositiveInt.
+    """
     out: dict[str, Any] = {}
     for key, value in settings.items():
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            value = int(value) if isinstance(value, int) else float(value)
         out |= flat(value, f"{within}{key}.") if isinstance(value, dict) else {f"{within}{key}": value}
     return out
 

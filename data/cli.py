@@ -35,6 +35,12 @@ def is_users(error: Exception) -> bool:
     )
 
 
+def is_lost_process(error: Exception) -> bool:
+    """Whether gloo or NCCL says that another process of the run is gone, whose own message says why."""
+    gone = re.search("Connection (closed|reset) by peer|Broken pipe|remote process exited", str(error))
+    return isinstance(error, RuntimeError) and bool(gone)
+
+
 def without_traceback(error: Exception) -> str:
     """What an error says; of one in a DataLoader's worker torch's message is the traceback, which ends so."""
     text = str(error)
@@ -84,6 +90,9 @@ def run(program: str, text: str, commands: dict[str, Callable[[list[str]], None]
     try:
         commands[command](rest)
     except Exception as error:
+        if is_lost_process(error) and "--debug" not in args:
+            report(ValueError("another process of this run ended: look for its message or its node's log"))
+            return 1
         if "--debug" in args or not is_users(error):
             raise
         report(error)

@@ -11,6 +11,7 @@
   python -m infer report  outputs/demo/compare
   python -m infer basin   --config configs/infer/basin.yaml
   python -m infer detect  --config configs/infer/detect.yaml
+  python -m infer doctor  --pipeline outputs/demo/finetune/pipeline
   python -m infer calibrate --run outputs/demo/finetune --mitigation dtp --out outputs/demo/gated_dtp.yaml \\
     --ordinary data/emoji/shards/noto-00000.tar.gz
 
@@ -173,7 +174,7 @@ def alone(name: str, args: list[str]) -> None:
 def main(args: list[str]) -> int:
     from data.cli import run
 
-    others = {name: partial(alone, name) for name in ("score", "detect", "report")}
+    others = {name: partial(alone, name) for name in ("score", "detect", "report", "doctor")}
     commands = {"predict": predict, "compare": compare, "calibrate": calibrate, "basin": basin} | others
     return run("python -m infer", __doc__, commands, args)
 

@@ -23,6 +23,7 @@ MAY_IMPORT = {  # of packages, and of rooms within a package: what else they may
     "infer.basin": {"options", "models", "denoising", "metrics", "plotting"},
     "infer.calibrate": {"options", "models", "denoising", "metrics", "plotting"},
     "infer.detect": {"options", "models", "denoising", "metrics", "plotting"},
+    "infer.doctor": {"models"},
     "callbacks.mitigations": set(),
     "callbacks.adapters": {"mitigations"},
     "train.dataset": {"objective"},

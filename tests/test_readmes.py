@@ -10,7 +10,12 @@ import infer.__main__
 import train.__main__
 from tests.conftest import ROOT
 
-PAGES = [*ROOT.glob("*.md"), *ROOT.glob("*/README.md"), ROOT / "configs/RESULTS.md"]
+PAGES = [
+    *ROOT.glob("*.md"),
+    *ROOT.glob("*/README.md"),
+    ROOT / "configs/RESULTS.md",
+    *ROOT.glob("configs/cluster/*.md"),
+]
 MAINS = {"train": train.__main__.main, "infer": infer.__main__.main}
 FIT = "--config configs/train/laion10k.yaml --data.limit 10000 --data.batch_size 2 --checkpoint_every 1000"
 

@@ -40,6 +40,24 @@ def test_an_error_of_all_processes_is_said_by_the_first(
     assert capsys.readouterr().err == "error (process 1): of a disk\n"
 
 
+@pytest.mark.parametrize("text", [
+    "[gloo/transport/tcp/pair.cc:537] Read error [10.0.0.1]:27557: Connection reset by peer. GLHF!",
+    "[gloo/transport/tcp/pair.cc:553] Connection closed by peer [10.0.0.1]:2769.",
+    "NCCL error in: x.cpp:1, remote process exited or there was a network error",
+])  # fmt: skip
+def test_a_lost_process_is_one_line(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    """Of the first process that is left, whose traceback would only say where it waited."""
+    for rank, lines in (("1", 0), ("0", 1)):
+        monkeypatch.setenv("RANK", rank)
+        assert run("python -m x", "", {"go": lambda args: fail(RuntimeError(text))}, ["go"]) == 1
+        errors = capsys.readouterr().err
+        assert errors.count("\n") == errors.count("error: another process of this run ended") == lines
+    with pytest.raises(RuntimeError):
+        run("python -m x", "", {"go": lambda args: fail(RuntimeError("of our own"))}, ["go"])
+
+
 def test_a_warning_stands_on_a_line_of_its_own(capsys: pytest.CaptureFixture) -> None:
     """Without secrets; the bar is drawn again below it."""
     log = logging.Logger("x")

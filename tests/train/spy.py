@@ -127,3 +127,24 @@ class Stop(pl.Callback):
             raise RuntimeError("stopped by the test")
         Path(self.flag).touch()
         time.sleep(600)
+
+
+class Slow(pl.Callback):
+    """Each batch takes so many seconds longer."""
+
+    def __init__(self, seconds: float):
+        self.seconds = seconds
+
+    def on_train_batch_end(self, *_) -> None:
+        time.sleep(self.seconds)
+
+
+class Die(pl.Callback):
+    """Kill this rank's process at the end of an optimizer step."""
+
+    def __init__(self, step: int, rank: int):
+        self.step, self.rank = step, rank
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_) -> None:
+        if (trainer.global_step, trainer.global_rank) == (self.step, self.rank):
+            os.kill(os.getpid(), signal.SIGKILL)
