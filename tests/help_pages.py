@@ -11,7 +11,10 @@ import train.__main__
 from data.cli import help_page
 
 PROGRAMS = {
-    "python -m infer": (infer.__main__.main, ("predict", "compare", "score", "basin", "calibrate", "detect")),
+    "python -m infer": (
+        infer.__main__.main,
+        ("predict", "compare", "score", "basin", "calibrate", "detect", "index"),
+    ),
     "python -m train": (train.__main__.main, (*train.__main__.MODULES, "plan")),
 }
 COLUMNS = 100

@@ -170,9 +170,8 @@ class Detour(Mitigation):
             self._base = None  # a comparison checks many before the first runs
         if self.without_lora and not has_factors(pipe):
             raise ValueError(
-                "the detour's without_lora: this model has no LoRA to switch off; give --model.lora on top of "
-                "the base model in --model.pipeline (a training run keeps its LoRA beside the fused model, in "
-                "lora/)"
+                "the detour's without_lora: this model has no LoRA to switch off; give --model.lora, and the "
+                "base model as --model.pipeline (a training run keeps its LoRA in pipeline/lora)"
             )
         if self.has_base or self.captions is not None:
             return

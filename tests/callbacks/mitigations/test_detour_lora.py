@@ -1,4 +1,4 @@
-"""A LoRA as its own base model: the detour's images with the LoRA switched off are those with the base model."""
+"""A LoRA as its own base model: switched off, it gives the detour's images with the base model."""
 
 import gc
 from pathlib import Path
