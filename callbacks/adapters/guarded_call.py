@@ -8,7 +8,8 @@ import torch
 from PIL.Image import Image
 from torch import Generator, Tensor
 
-from infer.index.guard import Guard, Guarded, attempt_seed, with_rows
+from infer.index.attempts import attempt_seed, with_rows
+from infer.index.guard import Guard, Guarded
 
 PER_PROMPT = (  # inputs with an entry for each prompt; a single text is for all
     "prompt", "prompt_2", "negative_prompt", "negative_prompt_2", "prompt_embeds", "negative_prompt_embeds",

@@ -1,7 +1,7 @@
 """The guard: images too near to a training image are made again, and refused where that does not help."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,17 +13,10 @@ from torch import Tensor
 from data.files import sha256_of
 from infer.denoising.guidance import Trace
 from infer.denoising.hooks import GuidanceRule
-from infer.denoising.noise import sample_seed
 from infer.denoising.requests import Request
+from infer.index.attempts import attempt_seed, with_rows
 from infer.index.descriptor_index import DescriptorIndex
 from infer.metrics.similarity import COPY_THRESHOLD, Descriptor
-
-COSTS = ("nfe", "gradient_passes")  # of a trace: all attempts count
-
-
-def attempt_seed(seed: int, attempt: int) -> int:
-    """The seed of a sample's further attempt, from 2 on: it follows from the sample's own."""
-    return sample_seed(seed, "attempt", attempt)
 
 
 def placeholder(image: Image.Image) -> Image.Image:
@@ -91,6 +84,10 @@ class Guard:
         """What a table adds to the mitigation's name."""
         return f"guarded (threshold={self.threshold:g}, attempts={self.attempts})"
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle and copy: the descriptor's model is loaded again where it is needed."""
+        return {name: value for name, value in vars(self).items() if name != "descriptor"}
+
     @cached_property
     def descriptor(self) -> Descriptor:
         device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -136,18 +133,3 @@ class Guard:
 
         guarded = self.watch(images, again)
         return guarded, trace
-
-
-def with_rows(trace: Trace, rows: list[int], other: Trace) -> Trace:
-    """The trace with another run's in place of these rows; what both evaluated is added up."""
-    changed = {}
-    for name in (field.name for field in fields(trace)):
-        ours, theirs = getattr(trace, name), getattr(other, name)
-        if ours is None and theirs is None:
-            continue
-        none = torch.tensor(False if name == "gated" else torch.nan)
-        ours = none.expand(len(trace.nfe)).clone() if ours is None else ours.clone()
-        theirs = none.expand(len(rows)) if theirs is None else theirs
-        ours[rows] = ours[rows] + theirs if name in COSTS else theirs
-        changed[name] = ours
-    return replace(trace, **changed)

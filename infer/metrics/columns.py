@@ -47,7 +47,7 @@ COLUMNS = {
         "undef.", True,
     ),
     "refused": Column(
-        "", "refused", "", "{:.0f}", "Images that the guard refused: too near to a training image.", "refused",
+        "", "refused", "", "{:.0f}", "Images that the guard refused: near to a training image.", "refused",
         True,
     ),
     "similarity_own_mean": Column(
@@ -101,12 +101,8 @@ COLUMNS = {
     "gated_share": Column(COUNTS, "gated", "", "{:.0%}", "Images with plain guidance.", minor=True),
     "without_alternative": Column(COUNTS, "no detour", "", "{:.0f}", "Images without a detour.", minor=True),
 }  # fmt: skip
-LOST = (
-    "failed",
-    "unreadable",
-    "undefined",
-    "refused",
-)  # images without similarity; shown where there are any
+# images without similarity; shown where there are any
+LOST = ("failed", "unreadable", "undefined", "refused")
 FIGURES = [name for name, column in COLUMNS.items() if column.group not in ("", TRANSITION, COUNTS)]
 # columns of an image
 MEASURES = ("similarity_own", "similarity_top", "sscd_own", "sscd_top", "clip_score", "objects_found")

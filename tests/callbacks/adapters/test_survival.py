@@ -1,4 +1,4 @@
-"""What people do with pipelines: a mitigated one, or a guider, goes on as before, or says that it does not."""
+"""What people do with pipelines: a mitigated one, or a guider, goes on, or says that it does not."""
 
 import copy
 import pickle

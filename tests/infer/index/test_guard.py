@@ -1,5 +1,7 @@
 """The guard: what it lets through, what it has made again, what it refuses."""
 
+import copy
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +11,9 @@ from PIL import Image
 
 from infer.denoising.guidance import Trace
 from infer.denoising.noise import sample_seed
+from infer.index.attempts import attempt_seed, with_rows
 from infer.index.descriptor_index import DescriptorIndex
-from infer.index.guard import Guard, attempt_seed, with_rows
+from infer.index.guard import Guard
 from infer.metrics.similarity import CORRELATION, pixel_descriptor
 
 RANDOM = np.random.default_rng(0)
@@ -68,6 +71,14 @@ def test_another_index_under_its_name_is_another_guard(index: Path) -> None:
     DescriptorIndex(pixel_descriptor(NEW), CORRELATION, 16).save(index)
     after = Guard(index).identity()
     assert before["index_sha256"] != after["index_sha256"] and before["threshold"] == 0.5
+
+
+def test_a_guard_can_be_sent_to_another_process(index: Path) -> None:
+    """Also after its first check, which loads a model."""
+    guard = Guard(index, 0.9, 1)
+    expected = guard.nearest(TRAINING)[0]
+    assert "descriptor" in vars(guard) and "descriptor" not in vars(copy.deepcopy(guard))
+    assert torch.equal(pickle.loads(pickle.dumps(guard)).nearest(TRAINING)[0], expected)
 
 
 def test_the_trace_is_that_of_the_last_attempt_and_the_cost_that_of_all() -> None:

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from infer.__main__ import main
-from infer.index.guard import attempt_seed
+from infer.index.attempts import attempt_seed
 from infer.models.pipeline import load_pipeline
 from tests.conftest import CAPTIONS
 from tests.infer.predict.runs import (
@@ -49,7 +49,7 @@ def guarded(world: tuple[list[str], Path, Path], out: Path, *options: str) -> li
 
 
 def test_a_copy_is_made_again(world, tiny_pipeline: Path, tmp_path: Path, capsys) -> None:
-    """From the seed that follows; the others are those without guard. Again, and in other batches: the same."""
+    """From the seed that follows; the others are as without guard. Again, and in other batches: the same."""
     out, plain = tmp_path / "one", world[1] / "plain"
     assert main(guarded(world, out)) == 0
     assert "1 were too near to a training image and made again, 0 of them REFUSED" in capsys.readouterr().out
