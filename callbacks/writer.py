@@ -47,6 +47,7 @@ class SampleWriter(BasePredictionWriter):
             "mitigation": self.mitigation,
             "mitigations": [rule.identity() for rule in rules],
             **({"mitigations_sha256": contents} if any(contents) else {}),
+            **({"guard": pl_module.guard.identity()} if pl_module.guard else {}),
             **pl_module.model.identity(),
             **trainer.datamodule.identity(),
         }
@@ -109,6 +110,17 @@ class SampleWriter(BasePredictionWriter):
                     "failed_step": failed_at if failed_at >= 0 else None,
                 }
             )
+            if (guarded := prediction.guarded) is not None:
+                rows[-1] |= {
+                    "attempts": guarded.attempts[number].item(),
+                    "refused": guarded.refused[number].item(),
+                }
+                if rows[-1]["refused"]:
+                    log.warning(
+                        "%s, sample %d: refused after %d attempts, a grey image: similarity %.2f to training "
+                        "image %r", request.prompt_id, request.sample, rows[-1]["attempts"],
+                        guarded.similarity[number], guarded.nearest[number],
+                    )  # fmt: skip
             taken = denoised.timesteps[number].isfinite()
             trace = pd.DataFrame({"prompt_id": request.prompt_id, "sample": request.sample,
                                   "step": range(int(taken.sum())),

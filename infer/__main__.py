@@ -12,6 +12,7 @@
   python -m infer basin   --config configs/infer/basin.yaml
   python -m infer detect  --config configs/infer/detect.yaml
   python -m infer doctor  --pipeline outputs/demo/finetune/pipeline
+  python -m infer index   --run outputs/demo/finetune --out outputs/demo/index.safetensors
   python -m infer calibrate --run outputs/demo/finetune --mitigation dtp --out outputs/demo/gated_dtp.yaml \\
     --ordinary data/emoji/shards/noto-00000.tar.gz
 
@@ -36,6 +37,7 @@ def predict(args: list[str]) -> None:
         instantiate,
         label,
         load_mitigation,
+        load_mitigations,
         names_in,
         preset_given,
         preset_names,
@@ -46,6 +48,7 @@ def predict(args: list[str]) -> None:
     from callbacks.writer import SampleWriter
     from data.arguments import as_list, built, changed, command_parser, parse, with_prompts
     from data.disk import full_disk_named
+    from infer.index.options import GuardOptions
     from infer.options import DenoiseOptions, PromptOptions
     from infer.predict.module import Generate, PromptData
     from infer.predict.options import GenerateOptions
@@ -61,6 +64,7 @@ def predict(args: list[str]) -> None:
         "--mitigation.help CLASS has them",
     )  # fmt: skip
     parser.add_class_arguments(DenoiseOptions, None, fail_untyped=True, skip={"out", "run"})
+    parser.add_class_arguments(GuardOptions, "guard", fail_untyped=True)
     parser.add_class_arguments(WandbOptions, None, fail_untyped=True)
     others = {"default_root_dir", "precision", "inference_mode"}  # --out, --model.dtype, gradients of rules
     parser.add_class_arguments(
@@ -76,8 +80,9 @@ def predict(args: list[str]) -> None:
     among = [one for one in trainer_options["callbacks"] or [] if isinstance(one, Mitigation)]
     *first, _ = names_in(preset or "")
     mitigations = [*map(load_mitigation, first), mitigation]
-    name = label([*among, *mitigations], preset)
-    data, module = PromptData(options), Generate(options.model)
+    name, guard = label([*among, *mitigations], preset), init.guard.guard(load_mitigations)
+    name += f", {guard.label()}" if guard else ""
+    data, module = PromptData(options), Generate(options.model, guard)
     logger = wandb.logger(Path(options.out), {"label": name})
     ours = [*mitigations, SampleWriter(name), PredictProgress()]
     trainer = trainer_for(options.out, ours, trainer_options, logger)
@@ -174,7 +179,7 @@ def alone(name: str, args: list[str]) -> None:
 def main(args: list[str]) -> int:
     from data.cli import run
 
-    others = {name: partial(alone, name) for name in ("score", "detect", "report", "doctor")}
+    others = {name: partial(alone, name) for name in ("score", "detect", "index", "report", "doctor")}
     commands = {"predict": predict, "compare": compare, "calibrate": calibrate, "basin": basin} | others
     return run("python -m infer", __doc__, commands, args)
 

@@ -13,7 +13,7 @@ from data.cli import help_page
 PROGRAMS = {
     "python -m infer": (
         infer.__main__.main,
-        ("predict", "compare", "score", "basin", "calibrate", "detect", "doctor"),
+        ("predict", "compare", "score", "basin", "calibrate", "detect", "index", "doctor"),
     ),
     "python -m train": (train.__main__.main, (*train.__main__.MODULES, "plan")),
 }

@@ -1,37 +1,43 @@
 """The mitigations in stock diffusers pipelines: `pipe = mitigate(pipe, rule)`, then use it as before."""
 
-import copy
-from collections.abc import Callable, Iterator
+import inspect
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from callbacks.adapters.guarded_call import call_guarded
 from infer.denoising.guidance import Guidance, NeededRows, Trace
 from infer.denoising.hooks import DenoisingStep, GuidanceRule, overrides
 from infer.denoising.schedulers import check_scheduler, noise_levels
+from infer.index.guard import Guard, Guarded
 from infer.models.weights import no_warnings
 
+log = logging.getLogger(__name__)
 LOOP_HOOKS = (
     "change_prompts", "prepare", "unconditional_embedding", "conditional_embedding", "initial_noise",
     "before_denoising", "attention_processors", "step_embedding", "after_step",
 )  # fmt: skip
 
 
-def mitigate(pipe: Any, *rules: GuidanceRule) -> Any:
+def mitigate(pipe: Any, *rules: GuidanceRule, guard: Guard | None = None) -> Any:
     """A pipeline with the same parts whose guidance the rules decide; `pipe` itself stays as it is.
 
     For StableDiffusionPipeline and StableDiffusionXLPipeline, with any scheduler of
     `infer.denoising.schedulers.SCHEDULERS`, any batch; decisions are per sample. `guidance_scale` means what
     it says: 0 is unconditional, negative opposite (stock pipelines take both for 1). After a call, `trace`
-    holds what happened (`infer.denoising.guidance.Trace`). ValueError for other pipelines, and for rules that
-    a stock pipeline cannot follow.
+    holds what happened (`infer.denoising.guidance.Trace`), and `guarded` what the guard says of the images.
+
+    One rule serves one call at a time: pipelines that share it take turns. ValueError for other pipelines,
+    and for rules that a stock pipeline cannot follow.
     """
     with no_warnings():  # hints about image processors, which are not used here
         from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
-    kind = type(pipe).__mro__[2] if isinstance(pipe, Mitigated) else type(pipe)  # new rules replace old ones
+    kind = stock_kind(pipe)  # new rules replace old ones
     if not isinstance(pipe, (StableDiffusionPipeline, StableDiffusionXLPipeline)):
         raise ValueError(
             f"{kind.__name__} cannot be mitigated: StableDiffusionPipeline and StableDiffusionXLPipeline "
@@ -39,12 +45,21 @@ def mitigate(pipe: Any, *rules: GuidanceRule) -> Any:
         )
     if pipe.unet.config.time_cond_proj_dim is not None:
         raise ValueError("this UNet was distilled to take the guidance scale as an input: it has no guidance")
-    for rule in rules:
+    for rule in (*rules, *(guard.stronger if guard else ())):
         if overrides(rule, *LOOP_HOOKS):
             raise ValueError(f"{type(rule).__name__} needs this project's own loop: python -m infer predict")
-    twin = copy.copy(pipe)
-    twin.__class__ = type(kind.__name__, (Mitigated, kind), {"__module__": kind.__module__})
-    twin.rules, twin.trace = rules, None
+    return twin_of(kind, vars(pipe) | {"rules": rules, "guard": guard, "trace": None, "guarded": None})
+
+
+def stock_kind(pipe: Any) -> type:
+    """The pipeline's class, without the mitigation."""
+    return type(pipe).__mro__[2] if isinstance(pipe, Mitigated) else type(pipe)
+
+
+def twin_of(kind: type, attributes: dict[str, Any]) -> Any:
+    """A mitigated pipeline of that class with these attributes."""
+    twin = object.__new__(type(kind.__name__, (Mitigated, kind), {"__module__": kind.__module__}))
+    vars(twin).update(attributes)
     return twin
 
 
@@ -52,7 +67,9 @@ class Mitigated:
     """Mixed into the class of a stock pipeline: it takes the UNet's answers through the rules."""
 
     rules: tuple[GuidanceRule, ...]
+    guard: Guard | None
     trace: Trace | None  # of the last call
+    guarded: Guarded | None
 
     @property
     def do_classifier_free_guidance(self) -> bool:
@@ -62,13 +79,31 @@ class Mitigated:
         if options.get("guidance_rescale"):
             raise ValueError("guidance_rescale cannot be combined with mitigations: leave it out")
         check_scheduler(self.scheduler)
+        if self.guard is None:
+            return self.guided_call(*args, **options)
+        self.guarded = None
+        named = inspect.signature(super().__call__).bind(*args, **options).arguments
+        output, self.guarded = call_guarded(self, self.guard, named | named.pop("kwargs", {}))
+        return output
+
+    def guided_call(self, *args: Any, rules: Sequence[GuidanceRule] | None = None, **options: Any) -> Any:
+        """The stock call under the rules, those of the pipeline if none are given."""
         self.trace = None
-        with guided_unet(self):
+        with guided_unet(self, self.rules if rules is None else rules):
             return super().__call__(*args, **options)
+
+    def save_pretrained(self, *args: Any, **options: Any) -> None:
+        """Save the stock pipeline, and say that the rules are not in it."""
+        log.warning("the mitigation is not saved with the pipeline: call mitigate again where you load it")
+        super().save_pretrained(*args, **options)
+
+    def __reduce__(self) -> tuple:
+        """For pickle and copy: the class of a twin is made anew."""
+        return twin_of, (stock_kind(self), vars(self))
 
 
 @contextmanager
-def guided_unet(pipe: Any) -> Iterator[None]:
+def guided_unet(pipe: Any, rules: Sequence[GuidanceRule]) -> Iterator[None]:
     """Within the block the UNet answers a doubled batch (unconditional, conditional) with the mix, twice.
 
     The pipeline's own formula then gives the mix back: m + s (m - m).
@@ -84,10 +119,10 @@ def guided_unet(pipe: Any) -> Iterator[None]:
             if getattr(pipe.scheduler, "step_index", 0) is None:
                 pipe.scheduler.set_begin_index(0)  # timesteps may repeat
             timesteps, levels, first = pipe.scheduler.timesteps.tolist(), noise_levels(pipe.scheduler), inputs
-            for rule in pipe.rules:
+            for rule in rules:
                 rule.check(timesteps, pipe.guidance_scale)
                 rule.begin(len(latents), latents.device)
-            guidance = Guidance(pipe.rules, len(latents), latents.device)
+            guidance = Guidance(rules, len(latents), latents.device)
         if len(encoder_hidden_states) < len(sample):  # a callback ended guidance
             inputs, scale = doubled(inputs, first, len(latents)), 1.0
         step = DenoisingStep(

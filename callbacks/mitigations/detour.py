@@ -1,7 +1,7 @@
 """Our own rule, the detour: guides a sample towards an alternative while it waits for its transition."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,10 @@ from data.sources.shards import SHARD_SUFFIXES
 from infer.denoising.guidance import onto
 from infer.denoising.hooks import Batch, DenoisingStep, Request
 from infer.denoising.sampling import embed
+from infer.models.lora_switch import has_factors, without_lora
 from infer.models.pipeline import check_pipeline, fingerprint, load_pipeline
+
+NO_LORA = "the model without its LoRA"
 
 
 def without(g: Tensor, m: Tensor) -> Tensor:
@@ -74,10 +77,10 @@ class Detour(Mitigation):
     transition watches the memorized prompt's own difference. A sample without an alternative follows
     `transition` as it is, and is counted.
 
-    At most one of captions, prompt and base_pipeline; without them, each prompt's own alternative is taken
-    from the column `alternative_prompt` of the prompt file. Costs two predictions a step before the
-    transition, and up to two more where r > 0 or the transition watches; the base model also costs the memory
-    of its UNet and text encoder.
+    At most one of captions, prompt, base_pipeline and without_lora; without them, each prompt's own
+    alternative is taken from the column `alternative_prompt` of the prompt file. Costs two predictions a step
+    before the transition, and up to two more where r > 0 or the transition watches; a base_pipeline also
+    costs the memory of its UNet and text encoder, without_lora only that of the LoRA's factors.
 
     Args:
         transition: when, and what a sample without an alternative does: its guidance_before. Static or
@@ -90,6 +93,8 @@ class Detour(Mitigation):
         max_cosine: a caption nearer to the prompt than this is no alternative either (see also exclude).
         prompt: one alternative for all prompts.
         base_pipeline: the model before the finetune, which replaces the finetuned one.
+        without_lora: the same for a model with --model.lora: the UNet and text encoder themselves, with the
+            LoRA switched off.
         repulsion: r, the scale away from the memorized direction while waiting; 0: none.
         orthogonal: leave out of the way towards the alternative what leads to the memorized image: with
             g = eps_n - eps_u and m = eps_c - eps_u per sample, g - max(0, <g, m> / <m, m>) m replaces g.
@@ -106,11 +111,14 @@ class Detour(Mitigation):
         max_cosine: float = 0.99,
         prompt: str | None = None,
         base_pipeline: str | None = None,
+        without_lora: bool = False,
         repulsion: NonNegativeFloat = 0.0,
         orthogonal: bool = False,
     ):
-        if sum(source is not None for source in (captions, prompt, base_pipeline)) > 1:
-            raise ValueError("a detour has one alternative: give one of captions, prompt and base_pipeline")
+        if sum(source is not None for source in (captions, prompt, base_pipeline)) + without_lora > 1:
+            raise ValueError(
+                "a detour has one alternative: give one of captions, prompt, base_pipeline and without_lora"
+            )
         if isinstance(transition, TwoPassTransition):
             raise ValueError("a detour's transition is static or dynamic")
         if not -1 <= min_cosine < max_cosine <= 1:
@@ -123,7 +131,7 @@ class Detour(Mitigation):
         self.transition, self.watched_space = transition, transition.watched_space
         self.captions, self.exclude = captions, exclude
         self.min_cosine, self.max_cosine = min_cosine, max_cosine
-        self.prompt, self.base_pipeline = prompt, base_pipeline
+        self.prompt, self.base_pipeline, self.without_lora = prompt, base_pipeline, without_lora
         self.texts = [prompt] if prompt is not None else []
         self.repulsion, self.orthogonal = repulsion, orthogonal
         self.forget()
@@ -131,7 +139,7 @@ class Detour(Mitigation):
     def forget(self) -> None:
         """Release the models and their embeddings."""
         self._bank: CaptionBank | None = None
-        self._base = self._batch = self._embeddings = self._negatives = None
+        self._base = self._pipe = self._batch = self._embeddings = self._negatives = None
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self.forget()
@@ -160,17 +168,31 @@ class Detour(Mitigation):
         if self.base_pipeline is not None:
             self.load_base(pipe)
             self._base = None  # a comparison checks many before the first runs
-        if self.base_pipeline is not None or self.captions is not None:
+        if self.without_lora and not has_factors(pipe):
+            raise ValueError(
+                "the detour's without_lora: this model has no LoRA to switch off; give --model.lora, and the "
+                "base model as --model.pipeline (a training run keeps its LoRA in pipeline/lora)"
+            )
+        if self.has_base or self.captions is not None:
             return
         alternatives = [self.prompt or request.alternative_prompt for request in requests]
         if not any(alternatives):
             raise ValueError(
                 "the detour leads nowhere, no prompt has an alternative_prompt: give the prompt file that "
-                "column, or the detour one of captions, prompt and base_pipeline"
+                "column, or the detour one of captions, prompt, base_pipeline and without_lora"
             )
         own = sum(same(a) == same(r.prompt) for a, r in zip(alternatives, requests, strict=True) if a)
         if own:
             warn_no_effect("the detour", f"{own} of {len(requests)} images have their prompt as alternative")
+
+    @property
+    def has_base(self) -> bool:
+        """Whether the alternative is the base model, with all of its own guidance."""
+        return self.base_pipeline is not None or self.without_lora
+
+    def base_model(self) -> AbstractContextManager[Any]:
+        """The base model, within the block."""
+        return without_lora(self._pipe) if self.without_lora else nullcontext(self._base)
 
     def load_base(self, pipe: Any) -> None:
         """The base model on the CPU, without its VAE; ValueError where it does not go with the pipeline."""
@@ -194,11 +216,13 @@ class Detour(Mitigation):
     def prepare(self, pipe: Any, requests: Sequence[Request], device: torch.device) -> None:
         """Choose each prompt's alternative and embed it."""
         self.load(pipe, device)
+        self._pipe = pipe
         prompts = [request.prompt for request in requests]
-        if self.base_pipeline is not None:
-            self.alternatives = [self.base_pipeline] * len(requests)
-            self._embeddings = embed(self._base, prompts, device)
-            self._negatives = embed(self._base, [r.negative_prompt or "" for r in requests], device)
+        if self.has_base:
+            self.alternatives = [self.base_pipeline or NO_LORA] * len(requests)
+            with self.base_model() as base:
+                self._embeddings = embed(base, prompts, device)
+                self._negatives = embed(base, [r.negative_prompt or "" for r in requests], device)
             return
         if self.captions is not None:
             self.alternatives = self._bank.nearest(prompts, self.min_cosine, self.max_cosine)
@@ -226,7 +250,7 @@ class Detour(Mitigation):
 
     def alternative_scale(self, step: DenoisingStep) -> float:
         """a in u - r (c - u) + a (n - u): the base model's n holds its scale already."""
-        return 1.0 if self.base_pipeline is not None else step.guidance_scale
+        return 1.0 if self.has_base else step.guidance_scale
 
     def needs(self, step: DenoisingStep, scale: Tensor) -> tuple[Tensor, Tensor]:
         if (watched := self.transition.needs(step, scale)) is not None:
@@ -246,7 +270,7 @@ class Detour(Mitigation):
         index = onto(detoured.nonzero()[:, 0], prediction.device)
         u = step.unconditional[index]
         direction = self.alternative(step, index) - u
-        self._batch.nfe += detoured * (1 if self.base_pipeline is None else 2)
+        self._batch.nfe += detoured * (2 if self.has_base else 1)
         if self.orthogonal:
             direction = without(direction, step.conditional[index] - u)
         return prediction.index_add(0, index, (scale * direction).to(prediction.dtype))
@@ -254,10 +278,11 @@ class Detour(Mitigation):
     def alternative(self, step: DenoisingStep, index: Tensor) -> Tensor:
         """n of these samples."""
         latents = step.latents[index]
-        if self.base_pipeline is None:
+        if not self.has_base:
             return predict(self._batch.unet, latents, step, self._embeddings[index])
         embeddings = torch.cat([self._negatives[index], self._embeddings[index]])
-        u, c = predict(self._base.unet, torch.cat([latents] * 2), step, embeddings).chunk(2)
+        with self.base_model() as base:
+            u, c = predict(base.unet, torch.cat([latents] * 2), step, embeddings).chunk(2)
         return u + step.guidance_scale * (c - u)
 
     def transition_timestep(self) -> Tensor | None:

@@ -74,6 +74,7 @@ class Measured:
         """Notes on images without similarity."""
         table = pd.DataFrame([{"mitigation": name, **counts(rows)} for name, rows in self.rows.items()])
         words = {"failed": "failed", "unreadable": "unreadable", "undefined": "of one colour"}
+        words["refused"] = "refused by the guard"
         notes = [
             f"Left out of the similarity, {words[name]}: "
             + ", ".join(f"{row[name]} of {row['images']} images of {row['mitigation']}" for row in lines)

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from data.batches import in_batches
 from data.files import one_line, write_atomically
+from infer.metrics.aggregate import refused
 from infer.metrics.clip_score import ClipScore
 from infer.metrics.distances import Extractor
 from infer.metrics.objects import ObjectSearch, share_found
@@ -38,8 +39,8 @@ def read_samples(folder: Path) -> pd.DataFrame:
 def read_images(
     folder: Path, rows: pd.DataFrame, unreadable: np.ndarray
 ) -> Iterator[tuple[int, Image.Image]]:
-    """(index, image) of each row that did not fail; an image that cannot be read is named and marked."""
-    paths = rows["image"][rows["failed_step"].isna()]
+    """(index, image) of each row that has its image; one that cannot be read is named and marked."""
+    paths = rows["image"][has_image(rows)]
     for index, path in tqdm(paths.items(), f"score {folder.name}", len(paths), unit="image"):
         try:
             with Image.open(folder / path) as opened:
@@ -52,8 +53,13 @@ def read_images(
 
 
 def was_scored(rows: pd.DataFrame) -> pd.Series:
-    """Which scored rows have an image that neither failed nor is unreadable."""
-    return rows["failed_step"].isna() & ~rows["unreadable"]
+    """Which scored rows have an image that can be read."""
+    return has_image(rows) & ~rows["unreadable"]
+
+
+def has_image(rows: pd.DataFrame) -> pd.Series:
+    """Which rows neither failed (black) nor were refused by a guard (grey)."""
+    return rows["failed_step"].isna() & ~refused(rows)
 
 
 def score_folder(
@@ -66,7 +72,7 @@ def score_folder(
 ) -> tuple[pd.DataFrame, Tensor]:
     """Fill `similarity_own`, `similarity_top`, `top_train_id`, `clip_score`, `sscd_*`, `objects_found`.
 
-    Failed (black) and `unreadable` images get no score; images of one colour (`undefined`) no similarity.
+    Failed, refused and `unreadable` images get no score; images of one colour (`undefined`) no similarity.
 
     Returns:
         The rows, and the features of the scored images in double precision (N, D), or (0, 1) without any.

@@ -42,9 +42,14 @@ def memorized_prompts(unmitigated: pd.DataFrame) -> list[str]:
     return list(highest.index[highest > COPY_THRESHOLD])
 
 
+def refused(rows: pd.DataFrame) -> pd.Series:
+    """Images that a guard refused; runs without a guard have no such column."""
+    return rows["refused"] if "refused" in rows else pd.Series(False, rows.index)
+
+
 def counts(rows: pd.DataFrame) -> dict[str, int]:
     """How many images there are, and how many of them have no similarity, by reason."""
-    lost = rows.assign(failed=rows["failed_step"].notna())[[*LOST]].sum()
+    lost = rows.assign(failed=rows["failed_step"].notna(), refused=refused(rows))[[*LOST]].sum()
     return {"images": len(rows), **lost.astype(int).to_dict()}
 
 
@@ -69,6 +74,8 @@ def summarize(
     has_detour = summary.get("without_alternative") is not None
     if "gradient_passes" in rows and rows["gradient_passes"].any():
         out["gradient_passes_mean"] = rows["gradient_passes"].mean()
+    if "attempts" in rows:
+        out["attempts_mean"] = rows["attempts"].mean()
     return out | {
         "nfe_mean": rows["nfe"].mean(),
         "seconds_per_image": rows["seconds"].mean(),

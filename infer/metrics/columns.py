@@ -46,6 +46,10 @@ COLUMNS = {
         "", "undefined", "", "{:.0f}", "Images of one colour: they have no similarity, and are left out.",
         "undef.", True,
     ),
+    "refused": Column(
+        "", "refused", "", "{:.0f}", "Images that the guard refused: near to a training image.", "refused",
+        True,
+    ),
     "similarity_own_mean": Column(
         OWN, "mean", "↓", "{:.3f}", "To the training image of the same prompt (the nearest of several).",
         "own sim",
@@ -69,6 +73,9 @@ COLUMNS = {
     "nfe_mean": Column(COST, "UNet evals", "↓", "{:.1f}", "Evaluations of the UNet, mean.", "NFE"),
     "gradient_passes_mean": Column(
         COST, "gradients", "↓", "{:.1f}", "UNet evaluations that were also differentiated, mean.", "grads"
+    ),
+    "attempts_mean": Column(
+        COST, "attempts", "↓", "{:.2f}", "How often the guard had an image made, mean.", "tries"
     ),
     "seconds_per_image": Column(COST, "seconds", "↓", "{:.2f}", "Wall-clock time, mean.", "s/img"),
     "peak_memory_gib": Column(
@@ -94,7 +101,8 @@ COLUMNS = {
     "gated_share": Column(COUNTS, "gated", "", "{:.0%}", "Images with plain guidance.", minor=True),
     "without_alternative": Column(COUNTS, "no detour", "", "{:.0f}", "Images without a detour.", minor=True),
 }  # fmt: skip
-LOST = ("failed", "unreadable", "undefined")  # images without similarity; shown where there are any
+# images without similarity; shown where there are any
+LOST = ("failed", "unreadable", "undefined", "refused")
 FIGURES = [name for name, column in COLUMNS.items() if column.group not in ("", TRANSITION, COUNTS)]
 # columns of an image
 MEASURES = ("similarity_own", "similarity_top", "sscd_own", "sscd_top", "clip_score", "objects_found")
@@ -122,6 +130,8 @@ IMAGE_COLUMNS = {
     "seed": ("seed", "{}"),
     "alternative_prompt": ("alternative prompt", "{}"),
     "failed_step": ("failed at step", "{:.0f}"),
+    "attempts": ("attempts", "{:.0f}"),
+    "refused": ("refused: too near to a training image", "yes"),
 }
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from data.cli import warn_no_effect
 from data.files import one_line, redacted, sha256_of
-from infer.metrics.similarity import Descriptor, are_constant, thumbnails
+from infer.metrics.similarity import Descriptor, are_constant, pixel_descriptor, thumbnails
 from infer.models.download import check_sha256, fetch, is_url, verify
 
 SSCD_MODELS = {
@@ -150,3 +150,10 @@ def sscd_descriptor(
         return unit.masked_fill(are_constant(thumbnails(images))[:, None], torch.nan)
 
     return Descriptor(f"SSCD {sha256_of(file)} {protocol}", embed)
+
+
+def chosen_descriptor(
+    sscd: str | None, protocol: ProtocolName = "skew320", sha256: str | None = None, device: str = "cpu"
+) -> Descriptor:
+    """SSCD where it is given, else the correlation of 32x32 RGB."""
+    return pixel_descriptor if sscd is None else sscd_descriptor(sscd, protocol, sha256, device)

@@ -8,6 +8,7 @@ from torch import Tensor
 from data.cli import warn_no_effect
 from data.files import one_line
 from infer.models.hub import hub_commit, one_at_a_time
+from infer.models.lora_switch import factors_of
 from infer.models.weights import is_file_name, is_hub_id, no_warnings, tensor_names
 
 LORA_FILE = "pytorch_lora_weights.safetensors"  # as diffusers names it in a folder or a repository
@@ -92,6 +93,7 @@ def scaled_by_alpha(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def fuse_lora(pipe: Any, lora: str, scale: float) -> None:
     """Add the LoRA, times `scale`, to the weights: afterwards the parts are of the classes that they were.
 
+    Its factors are kept as `pipe.lora_factors`, with which `lora_switch.without_lora` switches it off.
     Its strength is that of its `.alpha` tensors, or else of the alpha in its metadata, or else its rank.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -111,6 +113,7 @@ def fuse_lora(pipe: Any, lora: str, scale: float) -> None:
             matched = sum(isinstance(module, BaseTunerLayer) for module in modules)
             if matched < layers:
                 raise ValueError(f"{layers - matched} of its {layers} layers have no counterpart")
+            pipe.lora_factors = factors_of(pipe, scale)
             pipe.fuse_lora(lora_scale=scale)
             pipe.unload_lora_weights()
     except Exception as error:  # of many kinds, where names or shapes are not those of the model

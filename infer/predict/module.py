@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from textwrap import shorten
@@ -19,6 +20,7 @@ from infer.denoising.hooks import GuidanceRule
 from infer.denoising.loop import Denoised
 from infer.denoising.requests import Request
 from infer.denoising.sampling import make_images
+from infer.index.guard import Guard, Guarded
 from infer.models.memory import peak_gib, reset_peak
 from infer.models.pipeline import too_long
 from infer.options import ModelOptions
@@ -39,6 +41,7 @@ class Generated:
     peak_memory_gib: float
     watched_space: str | None  # what the rules watched
     alternatives: list[str | None]  # the prompts that they guided towards while they waited
+    guarded: Guarded | None = None  # what the guard says of the images, if there is one
 
 
 class PromptData(pl.LightningDataModule):
@@ -66,10 +69,10 @@ class PromptData(pl.LightningDataModule):
 class Generate(pl.LightningModule):
     """Denoise prompts into images; the trainer's mitigation callbacks decide the guidance."""
 
-    def __init__(self, model: ModelOptions):
+    def __init__(self, model: ModelOptions, guard: Guard | None = None):
         super().__init__()
         model.check()
-        self.model = model
+        self.model, self.guard = model, guard
 
     def load(self) -> None:
         """Load the pipeline, once: a comparison predicts with one module again and again."""
@@ -89,7 +92,8 @@ class Generate(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         self.load()
-        self.check(self.rules, self.trainer.datamodule.requests)  # fails before the bar
+        for rules in [self.rules, *([self.guard.stronger] if self.guard else [])]:
+            self.check(rules, self.trainer.datamodule.requests)  # fails before the bar
 
     @property
     def rules(self) -> list[GuidanceRule]:
@@ -125,17 +129,26 @@ class Generate(pl.LightningModule):
         return self.generate([Request(*request) for request in batch], self.rules)
 
     def generate(self, requests: list[Request], rules: Sequence[GuidanceRule] = ()) -> Generated:
-        """Images of the requests, under the rules."""
-        model = self.model
+        """Images of the requests, under the rules; the guard may make some again."""
+        model, guarded = self.model, None
         reset_peak(self.device)
         started = time.perf_counter()
         quiet = True if self.global_rank else None  # None: no bar where the output is not a terminal
         with tqdm(desc="denoise", total=0, position=1, leave=False, disable=quiet) as bar:
-            images, denoised = make_images(
-                self.pipe, self.device, requests, model.resolution_of(self.pipe), model.guidance_scale,
-                model.num_inference_steps, model.negative_prompt, rules, bar,
-            )  # fmt: skip
+
+            def make(requests: list[Request], rules: Sequence[GuidanceRule]) -> tuple[list[Image], Denoised]:
+                return make_images(
+                    self.pipe, self.device, requests, model.resolution_of(self.pipe), model.guidance_scale,
+                    model.num_inference_steps, model.negative_prompt, rules, bar,
+                )  # fmt: skip
+
+            images, denoised = make(requests, rules)
+            watched = next((rule.watched_space for rule in rules if rule.watched_space), None)
+            alternatives = next((r.alternatives for r in rules if r.alternatives), [None] * len(requests))
+            if self.guard:
+                again = partial(make, rules=self.guard.stronger or rules)
+                guarded, denoised = self.guard.watch_requests(requests, images, denoised, again)
+                images = guarded.images
         seconds = (time.perf_counter() - started) / len(requests)
-        watched = next((rule.watched_space for rule in rules if rule.watched_space), None)
-        alternatives = next((r.alternatives for r in rules if r.alternatives), [None] * len(requests))
-        return Generated(requests, images, denoised, seconds, peak_gib(self.device), watched, alternatives)
+        peak = peak_gib(self.device)
+        return Generated(requests, images, denoised, seconds, peak, watched, alternatives, guarded)

@@ -222,6 +222,9 @@ def write_summary(
         "failed": int(rows["failed_step"].notna().sum()),
         "commit": commit,
     }
+    if "attempts" in rows:  # of a guard
+        summary["made_again"] = int((rows["attempts"] > 1).sum())
+        summary["attempts_mean"], summary["refused"] = rows["attempts"].mean(), int(rows["refused"].sum())
     write_json(folder / "summary.json", summary)
 
 
@@ -241,6 +244,9 @@ def summary_line(folder: Path) -> str:
             line += f"; {summary['gated']} were below the gate and had ordinary guidance"
     if summary["without_alternative"]:
         line += f"; {summary['without_alternative']} had no alternative and took the plain rule"
+    if "refused" in summary:
+        line += f"; {summary['made_again']} were too near to a training image and made again"
+        line += f", {summary['refused']} of them REFUSED: grey images, left out of scores"
     if summary["failed"]:
         line += (
             f"; {summary['failed']} FAILED (latents or pixels not finite): black images, left out of scores"

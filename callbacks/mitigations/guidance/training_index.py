@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data.captioned import load_captioned
-from infer.metrics.similarity import CONSTANT, Descriptor, pixel_descriptor
-from infer.metrics.sscd import PROTOCOLS, Protocol, ProtocolName, sscd_descriptor, sscd_file
+from infer.metrics.similarity import CONSTANT
+from infer.metrics.sscd import PROTOCOLS, Protocol, ProtocolName, chosen_descriptor, sscd_file
 from infer.metrics.training_set import TrainingSet
 
 Embed = Callable[[Tensor], Tensor]  # images (B, 3, H, W) in 0..1 -> unit embeddings (B, D)
@@ -75,11 +75,8 @@ class TrainingIndex:
         protocol: ProtocolName = "skew320", cache: str | None = None,
     ) -> "TrainingIndex":  # fmt: skip
         """From sources of captioned images, at the generations' resolution; `sscd` in place of pixels."""
-        descriptor: Descriptor = pixel_descriptor
-        embed: Embed = correlate
-        if sscd is not None:
-            embed = sscd_embedding(sscd, protocol, device)
-            descriptor = sscd_descriptor(sscd, protocol, device=str(device))
+        embed: Embed = correlate if sscd is None else sscd_embedding(sscd, protocol, device)
+        descriptor = chosen_descriptor(sscd, protocol, device=str(device))
         images = load_captioned(*training)
         embeddings = TrainingSet(images, resolution, {"similarity": descriptor}, cache).measures[
             "similarity"
