@@ -1,6 +1,11 @@
-"""Write the help of every command to its file: python -m tests.help_pages"""
+"""Write the help of every command to its file: python -m tests.help_pages
+
+With --check the files that are out of date are named instead. A process of its own, for a parser names the
+classes that are imported so far.
+"""
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import redirect_stdout, suppress
 from io import StringIO
@@ -39,7 +44,10 @@ def pages() -> Iterator[tuple[str, str, Path]]:
 
 
 if __name__ == "__main__":
-    for program, command, path in pages():
+    texts = {path: help_of(program, command) for program, command, path in pages()}
+    if "--check" in sys.argv:
+        sys.exit("\n".join(str(path) for path, text in texts.items() if path.read_text() != text) or 0)
+    for path, text in texts.items():
         path.parent.mkdir(exist_ok=True)
-        path.write_text(help_of(program, command))
+        path.write_text(text)
         print(path)

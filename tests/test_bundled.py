@@ -27,9 +27,9 @@ def test_it_is_a_stable_diffusion_of_the_real_classes_and_small() -> None:
     assert sum(path.stat().st_size for path in files) <= 70e6
 
 
-@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("style", [STYLES[0], HELD_OUT])
 def test_the_autoencoder_is_sharp(style: str) -> None:
-    """Mean PSNR of every eighth image of each style, the held-out one included."""
+    """Mean PSNR of every eighth image of a style that it saw, and of the one that the UNet never sees."""
     from diffusers import AutoencoderKL
 
     vae = AutoencoderKL.from_pretrained(BASE / "vae").float().eval()

@@ -4,24 +4,22 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
-from tests.help_pages import help_of, pages
-
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize(("program", "command", "path"), list(pages()))
-def test_the_file_is_what_the_parser_says(program: str, command: str, path: Path) -> None:
-    assert path.read_text() == help_of(program, command), "run `python -m tests.help_pages`"
-    assert len(path.read_text().splitlines()) > 20
+def python(*args: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, *args], cwd=ROOT, capture_output=True, text=True)
+
+
+def test_the_files_are_what_the_parsers_say() -> None:
+    run = python("-m", "tests.help_pages", "--check")
+    assert run.returncode == 0, f"run `python -m tests.help_pages`: {run.stderr[-2000:]}"
 
 
 def test_help_needs_neither_torch_nor_lightning() -> None:
-    code = (
+    run = python("-c", (
         "import sys; from infer.__main__ import main; main(['predict', '--help']); "
         "sys.exit(any(name in sys.modules for name in ('torch', 'lightning', 'jsonargparse')))"
-    )
-    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    ))  # fmt: skip
     assert run.returncode == 0, run.stderr
     assert "--mitigation" in run.stdout

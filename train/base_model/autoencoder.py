@@ -57,16 +57,23 @@ class AutoencoderTraining(pl.LightningModule):
         self.edge_weight, self.kl_weight = edge_weight, kl_weight
         if (architecture is None) == (autoencoder is None):
             raise ValueError("give model.architecture for a new autoencoder, or model.autoencoder")
-        if autoencoder:
-            self.vae = AutoencoderKL.from_pretrained(Path(autoencoder) / "vae", use_safetensors=True).float()
-            if latent_channels:
-                self.vae = widened(self.vae, int(latent_channels), initial_log_variance)
+        self.architecture, self.autoencoder = architecture, autoencoder
+        self.latent_channels, self.freeze_encoder = latent_channels, freeze_encoder
+        self.initial_log_variance = initial_log_variance
+
+    def configure_model(self) -> None:
+        if hasattr(self, "vae"):
+            return
+        if self.autoencoder:
+            folder = Path(self.autoencoder) / "vae"
+            self.vae = AutoencoderKL.from_pretrained(folder, use_safetensors=True).float()
+            if self.latent_channels:
+                self.vae = widened(self.vae, int(self.latent_channels), self.initial_log_variance)
         else:
-            self.vae = AutoencoderKL(**architecture)
-            quiet_start(self.vae, initial_log_variance)
+            self.vae = AutoencoderKL(**self.architecture)
+            quiet_start(self.vae, self.initial_log_variance)
         self.vae.to(memory_format=torch.channels_last)
-        self.freeze_encoder = freeze_encoder
-        if freeze_encoder:
+        if self.freeze_encoder:
             self.vae.encoder.requires_grad_(False)
             self.vae.quant_conv.requires_grad_(False)
 

@@ -74,14 +74,20 @@ class ClipTraining(pl.LightningModule):
     ):
         super().__init__()
         self.lr, self.warmup_steps = lr, warmup_steps
-        texts = sorted({sample.caption for sample in load_captioned(*captions).samples})
-        self.tokenizer = train_tokenizer(texts, vocabulary, length)
+        self.architecture, self.captions = architecture, captions
+        self.vocabulary, self.length = vocabulary, length
+
+    def configure_model(self) -> None:
+        if hasattr(self, "clip"):
+            return
+        texts = sorted({sample.caption for sample in load_captioned(*self.captions).samples})
+        self.tokenizer = train_tokenizer(texts, self.vocabulary, self.length)
         tokens = {
             name: getattr(self.tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")
         }
-        sizes = {"vocab_size": len(self.tokenizer), "max_position_embeddings": length}
-        text = architecture["text_config"] | sizes | tokens
-        self.clip = CLIPModel(CLIPConfig(**architecture | {"text_config": text}))
+        sizes = {"vocab_size": len(self.tokenizer), "max_position_embeddings": self.length}
+        text = self.architecture["text_config"] | sizes | tokens
+        self.clip = CLIPModel(CLIPConfig(**self.architecture | {"text_config": text}))
 
     def training_step(self, batch: dict, step: int) -> Tensor:
         captions = batch["caption"]
