@@ -55,7 +55,7 @@ class Gallery:
 def make_gallery(study: Study) -> Gallery:
     """A row per prompt and sample, those most similar under the first mitigation first."""
     columns = side_by_side(study)
-    names = [*dict.fromkeys(name for column in columns for name in column["names"])]
+    names = names_in(columns)
     records, keys = ranked(study, names)
     shown = keys[:MAX_ROWS]
     filled = {name for rows in study.samples.values() for name in rows.columns[rows.notna().any()]}
@@ -101,6 +101,11 @@ def side_by_side(study: Study) -> list[dict[str, Any]]:
             "option": sweep.option, "values": [*map(str, sweep.points.values())],
         } for sweep in study.sweeps
     ]  # fmt: skip
+
+
+def names_in(columns: list[dict[str, Any]]) -> list[str]:
+    """The mitigations in the columns, each once: one may stand by itself and be a point of a sweep."""
+    return [*dict.fromkeys(name for column in columns for name in column["names"])]
 
 
 def ranked(study: Study, names: list[str]) -> tuple[dict[str, Records], list[tuple[str, int]]]:

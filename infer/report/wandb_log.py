@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from infer.report.figures import plots_of
-from infer.report.gallery import LARGE, paths_of, ranked, side_by_side, thumbnail
+from infer.report.gallery import LARGE, names_in, paths_of, ranked, side_by_side, thumbnail
 from infer.report.plots import drawn, save
 from infer.report.study import Study, read_study
 from infer.report.table import number
@@ -50,7 +50,7 @@ def gallery_table(study: Study, rows: int) -> tuple[str, Any]:
     """The gallery as a W&B table, and its name, which says how many of how many rows it holds."""
     import wandb
 
-    names = [name for column in side_by_side(study) for name in column["names"]]
+    names = names_in(side_by_side(study))
     records, keys = ranked(study, names)
     table = wandb.Table(columns=["prompt", "sample", "training image", *names])
     for key in keys[:rows]:

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 import wandb
 
+from data.files import write_json
 from infer.report.wandb_log import log_to_wandb
 from tests.infer.report.folders import swept, three
 
@@ -20,8 +21,10 @@ class Run:
 
 
 def test_tables_plots_gallery_and_numbers_are_logged(tmp_path: Path):
-    run = Run()
-    log_to_wandb(swept(tmp_path), run, rows=5)
+    run, about = Run(), swept(tmp_path) / "comparison.json"
+    both = {"mitigations": ["emoji/stp(timestep=500)"]}  # by itself, and a sweep's point
+    write_json(about, json.loads(about.read_text()) | both)
+    log_to_wandb(tmp_path, run, rows=5)
     table = pd.read_parquet(tmp_path / "comparison.parquet")
     assert run.logged["table"].get_column("mitigation") == table["mitigation"].tolist()
     assert set(run.logged["table_memorized"].get_column("similarity_own_mean")) == {0.111}
@@ -29,6 +32,7 @@ def test_tables_plots_gallery_and_numbers_are_logged(tmp_path: Path):
     assert {"plots/frontier", "plots/sweep1", "plots/distributions"} <= set(plots)
     gallery = run.logged["gallery_5_of_12"]
     assert len(gallery.data) == 5 and gallery.columns[2:5] == ["training image", "none", "stp"]
+    assert len(gallery.columns) == len(set(gallery.columns)) == 3 + 6
     assert all(isinstance(value, wandb.Image) for value in gallery.data[0][2:])
     assert run.summary["og_stp/similarity_own_mean"] == 0.3
     assert run.summary["stp/similarity_own_p95_published"] == 0.286
