@@ -19,7 +19,7 @@ OWN = ("--mitigation", "Detour", "--mitigation.transition", "StaticTransition")
 
 
 @pytest.mark.parametrize("options, message", [
-    ({"captions": "a.txt", "prompt": "sun"}, "one of captions, prompt and base_pipeline"),
+    ({"captions": "a.txt", "prompt": "sun"}, "one of captions, prompt, base_pipeline and without_lora"),
     ({"captions": "a.txt", "min_cosine": 0.9, "max_cosine": 0.8}, "0.9 and max_cosine 0.8 must rise"),
     ({"captions": "a.txt", "min_cosine": 0.995}, "0.995 and max_cosine 0.99 must rise"),
     ({"base_pipeline": "/nowhere/x"}, "no model folder"),

@@ -108,6 +108,6 @@ def test_what_cannot_be_guarded(world, tmp_path: Path, capsys, caplog) -> None:
     lost = ["--guard.index", str(tmp_path / "lost.safetensors")]
     assert "build one with: python -m infer index" in refused(guarded(world, tmp_path / "a", *lost), capsys)
     assert "lets all pass" in refused(guarded(world, tmp_path / "b", "--guard.threshold", "50"), capsys)
-    error = refused(guarded(world, tmp_path / "c", "--guard.stronger", "strongest"), capsys)
-    assert "no mitigation preset 'strongest'" in error
+    assert main(guarded(world, tmp_path / "c", "--guard.stronger", "strongest")) == 1
+    assert "no mitigation preset 'strongest'" in capsys.readouterr().err
     assert main([*world[0], "--guard.attempts", "5"]) == 0 and "--guard.* has no effect" in caplog.text
