@@ -157,6 +157,10 @@ def test_a_model_is_downloaded_by_one_process_at_a_time(
         running.remove(name)
         return model_folder
 
+    loaded = load_pipeline(
+        str(model_folder)
+    )  # threads that build models at once upset torch's default device
+    monkeypatch.setattr(pipeline_class(), "from_pretrained", staticmethod(lambda *_, **__: loaded))
     monkeypatch.setattr(pipeline_class(), "download", staticmethod(download))
     threads = [threading.Thread(target=load_pipeline, args=("someone/shared",)) for _ in range(3)]
     for thread in threads:
