@@ -75,6 +75,7 @@ def sharded(world: Path) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_each_rank_holds_half(sharded: Path, ddp: Path, world: Path) -> None:
     """Of the weights, gradients, both moments of AdamW, and averages; what is odd goes to the first rank."""
     whole = 4 * sum(weight.numel() for weight in unet(ddp / "pipeline").values())
@@ -85,6 +86,7 @@ def test_each_rank_holds_half(sharded: Path, ddp: Path, world: Path) -> None:
         assert all(0.45 < part / (times * whole) < 0.55 for part in parts), name
 
 
+@pytest.mark.slow
 def test_an_interrupted_sharded_run_ends_where_ddp_does(sharded: Path, ddp: Path, world: Path) -> None:
     """The averages that are exported, and the weights, averages and moments of the last checkpoint."""
     one, two = (torch.load(out / "checkpoints/last.ckpt", weights_only=True) for out in (ddp, sharded))
@@ -100,6 +102,7 @@ def test_an_interrupted_sharded_run_ends_where_ddp_does(sharded: Path, ddp: Path
     assert max((after[key] - before[key]).abs().max() for key in before) > 1e-3
 
 
+@pytest.mark.slow
 def test_a_sharded_run_leaves_the_same_folder(sharded: Path, ddp: Path) -> None:
     """Exact counts, the same losses, the monitor's sheets; the pipeline names diffusers' own classes."""
     files = [sorted(str(path.relative_to(out)) for path in out.rglob("*")) for out in (sharded, ddp)]

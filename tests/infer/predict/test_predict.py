@@ -154,7 +154,7 @@ def test_a_killed_run_is_finished_by_the_next(
     assert [name for name, when in times(out).items() if before.get(name) == when]
 
 
-@pytest.mark.parametrize("devices", ["1", "2"])
+@pytest.mark.parametrize("devices", ["1", pytest.param("2", marks=pytest.mark.slow)])
 def test_sigterm_finishes_the_batch(stopped: Callable, tmp_path: Path, devices: str) -> None:
     """It writes what it has, and leaves with the signal's exit code, once for all processes."""
     process = stopped(signal.SIGTERM, "--trainer.devices", devices)
