@@ -19,8 +19,8 @@ from infer.denoising.curves import Rules, Watch, joined
 from infer.denoising.hooks import GuidanceRule
 from infer.denoising.requests import Request, requests_for
 from infer.denoising.sampling import make_images
-from infer.metrics.similarity import Descriptor, embed_all, pixel_descriptor
-from infer.metrics.sscd import sscd_descriptor
+from infer.metrics.similarity import Descriptor, embed_all
+from infer.metrics.sscd import chosen_descriptor
 
 Transition = Callable[[float, float], GuidanceRule]  # (timestep, scale before it) -> full guidance from there
 
@@ -121,7 +121,7 @@ def explore(options: Basin, samples: CaptionedImages, transition: Transition, dy
     """
     prompts, first, left_out = choose(options, samples.position)
     sscd = options.sscd, options.sscd_protocol, options.sscd_sha256, options.device
-    descriptor = sscd_descriptor(*sscd) if options.sscd else pixel_descriptor
+    descriptor = chosen_descriptor(*sscd)
     pipe = options.model.load(torch.device(options.device))
     timesteps = options.model.prepare(pipe, options.model.guidance_scale, *dynamic.values())
     requests = {

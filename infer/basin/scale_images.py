@@ -44,7 +44,7 @@ def choose_images(options: Basin, samples: CaptionedImages) -> list[Shown]:
         return []
     memorized = {prompt.id: prompt.text for prompt in load_prompts(options.prompts)}
     times, captions = exposures_of(options.run)
-    bins: dict[tuple[str, float], list[Shown]] = defaultdict(list)
+    bins: dict[tuple[str, int], list[Shown]] = defaultdict(list)
     for sample in samples.samples:
         shown = times.get(sample.id, 0 if times else math.nan)
         group = "memorized" if sample.id in memorized else "unseen" if shown == 0 else "ordinary"
@@ -79,13 +79,12 @@ def measure_scales(options: Basin, images: Sequence[Shown]) -> Scales:
     pipe = options.model.load(device)
     denoise, resolution = Denoiser(pipe.unet, pipe.scheduler), options.model.resolution_of(pipe)
     levels, found = denoise.levels(scale.levels), {"caption": [], "empty": []}
+    pictures: list[Image] = []
     with tqdm(desc="critical scale", total=2 * len(images), unit="image") as bar:
         for batch in in_batches(images, options.batch_size):
-            x = latents_of(pipe, [image.sample.rgb(resolution) for image in batch], device)
-            for name, texts in (
-                ("caption", [image.caption for image in batch]),
-                ("empty", [""] * len(batch)),
-            ):
+            pictures += [image.sample.rgb(resolution) for image in batch]
+            x = latents_of(pipe, pictures[-len(batch) :], device)
+            for name, texts in {"caption": [i.caption for i in batch], "empty": [""] * len(batch)}.items():
                 embedding = embed(pipe, texts, device)
                 found[name].append(critical_scale(denoise, x, embedding, levels, scale.criterion))
                 bar.update(len(batch))
@@ -101,5 +100,4 @@ def measure_scales(options: Basin, images: Sequence[Shown]) -> Scales:
         **{f"sigma_{name}": whole for name, (whole, _, _) in joined.items()},
         "evaluations": sum(count for _, _, count in joined.values()),
     })  # fmt: skip
-    shown = [image.sample.rgb(resolution) for image in images]
-    return Scales(options, rows, {name: local for name, (_, local, _) in joined.items()}, levels, shown)
+    return Scales(options, rows, {name: local for name, (_, local, _) in joined.items()}, levels, pictures)

@@ -131,8 +131,8 @@ def draw_maps(scales: Scales) -> Figure:
         lines = wrap(row["caption"], 21, max_lines=4, placeholder="…")
         sheet.text(LEFT, y + SIZE / 2, "\n".join(lines), va="center")
         sheet.text(LEFT, y + SIZE + 0.06, f"{row['group']}{times}", color=GROUPS[row["group"]], fontsize=8)
-        locals_ = [np.log(scales.local[name][number]) for name in ("caption", "empty")]
-        pictures = [image, *(heat(values, sigma, SIGMA_MAP, image.size) for values in locals_)]
+        logs = [np.log(scales.local[name][number]) for name in ("caption", "empty")]
+        pictures = [image, *(heat(values, sigma, SIGMA_MAP, image.size) for values in logs)]
         pictures.append(over(image, np.abs(scales.gaps[number]), gap, GAP_MAP))
         words = "", f"{row['sigma_caption']:.2g}", f"{row['sigma_empty']:.2g}", f"{row['local_gap']:.2g}"
         for x, picture, word in zip(lefts, pictures, words, strict=True):

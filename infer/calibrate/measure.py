@@ -18,7 +18,7 @@ from infer.denoising.loop import prepare, step_options
 from infer.denoising.requests import Request, with_negative_prompt
 from infer.denoising.sampling import encode
 from infer.denoising.schedulers import first_informative_step, noise_levels
-from infer.metrics.roc import auc
+from infer.metrics.roc import allowed_above, auc
 
 
 @torch.no_grad()
@@ -56,7 +56,7 @@ def gate_threshold(ordinary: np.ndarray, false_positive_rate: float) -> float:
 
     ValueError with fewer than 1 / rate prompts, which cannot show the rate.
     """
-    allowed = math.floor(len(ordinary) * false_positive_rate + 1e-9)
+    allowed = allowed_above(len(ordinary), false_positive_rate)
     if not allowed:
         raise ValueError(
             f"{len(ordinary)} ordinary images cannot show a false-positive rate of {false_positive_rate}: "

@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from infer.plotting import DIFFERENCE
+
 GUIDED, UNGUIDED, NOISE, GRADIENT = "guided run", "unguided run", "noise alone", "noise and gradients"
 
 
@@ -26,10 +28,9 @@ class Detector(NamedTuple):
         return self.rows + self.rows_per_step * steps
 
 
-RMS = "RMS(conditional − unconditional)"
 DETECTORS = {
-    "first_step": Detector(GUIDED, "Difference, first step", RMS, rows=2),
-    "all_steps": Detector(GUIDED, "Difference, all steps", f"{RMS}, mean", rows_per_step=2),
+    "first_step": Detector(GUIDED, "Difference, first step", DIFFERENCE, rows=2),
+    "all_steps": Detector(GUIDED, "Difference, all steps", f"{DIFFERENCE}, mean", rows_per_step=2),
     "dsm_01": Detector(GUIDED, "Change, 1st to 2nd step", "squared change of the prediction", rows=3),
     "dsm_12": Detector(GUIDED, "Change, 2nd to 3rd step", "squared change of the prediction", rows=5),
     "fall": Detector(

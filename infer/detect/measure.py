@@ -107,10 +107,10 @@ def by_prompt(
     A detector without any score, such as one of attention where a UNet has none, is left empty.
     """
     scored = [name for name in names if name in samples and samples[name].notna().any()]
-    failed = samples[[name for name in samples if name.startswith("failed_")]].any(axis=1)
+    failed = samples.filter(like="failed_").any(axis=1)
     valid = np.isfinite(samples[scored]).all(axis=1) & ~failed
     prompt = np.repeat(np.arange(len(labelled)), len(samples) // len(labelled))
-    fired = [name for name in ("fired_timestep",) if name in samples]
+    fired = samples.columns.intersection(["fired_timestep"])
     scores = samples.where(valid).groupby(prompt)[[*scored, *fired]].mean()
     rows = pd.DataFrame({
         "prompt_id": [prompt.id for prompt, _ in labelled],

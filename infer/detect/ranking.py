@@ -21,8 +21,8 @@ def ranking(detected: Detected) -> pd.DataFrame:
     `flags` counts the detectors whose threshold it exceeds, and `ordinary_above` is the share of the ordinary
     prompts with at least its score; neither is there without ordinary prompts.
     """
-    rows = detected.rows[detected.rows["memorized"].isna()]
-    rows = rows.sort_values(by := detected.options.rank_by, ascending=False, kind="stable")
+    by = detected.options.rank_by
+    rows = detected.rows_of("unknown").sort_values(by, ascending=False, kind="stable")
     columns = {"rank": np.arange(1, len(rows) + 1), "prompt_id": rows["prompt_id"], "prompt": rows["prompt"]}
     cuts = {name: cut for name in detected.names if (cut := detected.threshold(name)) is not None}
     if cuts:

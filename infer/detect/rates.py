@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from infer.metrics.bootstrap import DRAWS, TAILS
-from infer.metrics.roc import threshold
+from infer.metrics.roc import allowed_above, threshold
 
 
 def true_positive_rate(memorized: np.ndarray, ordinary: np.ndarray, rate: float) -> float | None:
@@ -23,7 +23,7 @@ def rate_intervals(
     The threshold is that of each resample: it is uncertain, too. NaN where resampling says nothing: one
     prompt in a group, or too few ordinary ones for the rate.
     """
-    allowed = np.array([math.floor(len(ordinary) * rate + 1e-9) for rate in rates])
+    allowed = np.array([allowed_above(len(ordinary), rate) for rate in rates])
     if min(len(memorized), len(ordinary)) < 2:
         return [(math.nan, math.nan)] * len(rates)
     random, ordered = np.random.default_rng(seed), np.sort(ordinary)

@@ -16,7 +16,7 @@ from infer.detect.detectors import DETECTORS
 from infer.detect.options import Detection
 from infer.detect.rates import rate_intervals, true_positive_rate
 from infer.metrics.aggregate import FEW
-from infer.metrics.roc import auc, auc_interval, threshold
+from infer.metrics.roc import allowed_above, auc, auc_interval, threshold
 
 RATES = (0.01, 0.03, 0.1)  # false-positive rates that are always reported
 LABELS = {"memorized": True, "ordinary": False, "unknown": None}
@@ -46,17 +46,18 @@ class Detected:
         """Whether memorized and ordinary prompts have scores."""
         return all(self.counts()[group] for group in ("memorized", "ordinary"))
 
-    def scores(self, name: str, group: str) -> np.ndarray:
-        """A detector's scores of a group: memorized, ordinary or unknown."""
+    def rows_of(self, group: str) -> pd.DataFrame:
+        """The rows of a group: memorized, ordinary or unknown."""
         label = self.rows["memorized"]
-        chosen = label.isna() if group == "unknown" else (label == LABELS[group]).fillna(False)
-        return self.rows.loc[chosen, name].dropna().to_numpy()
+        return self.rows[label.isna() if group == "unknown" else (label == LABELS[group]).fillna(False)]
+
+    def scores(self, name: str, group: str) -> np.ndarray:
+        """A detector's scores of a group."""
+        return self.rows_of(group)[name].dropna().to_numpy()
 
     def counts(self) -> dict[str, int]:
         """Prompts with scores, by group."""
-        label, scored = self.rows["memorized"], self.rows["samples"] > 0
-        chosen = {"memorized": label.fillna(False), "ordinary": ~label.fillna(True), "unknown": label.isna()}
-        return {group: int((chosen[group] & scored).sum()) for group in LABELS}
+        return {group: int((self.rows_of(group)["samples"] > 0).sum()) for group in LABELS}
 
     def failed(self) -> list[str]:
         """Prompts without any noise that gave finite latents and scores."""
@@ -64,8 +65,7 @@ class Detected:
 
     def threshold(self, name: str) -> float | None:
         """The score that at most `false_positive_rate` of the ordinary prompts exceed; None: too few."""
-        ordinary = self.scores(name, "ordinary")
-        return threshold(ordinary, self.options.false_positive_rate) if len(ordinary) else None
+        return threshold(self.scores(name, "ordinary"), self.options.false_positive_rate)
 
     def cost(self, name: str) -> dict[str, int]:
         """UNet rows per prompt of a detector alone, and how many of them are differentiated, too."""
@@ -113,7 +113,7 @@ class Detected:
             f"TPR at {100 * rate:g} % FPR needs at least {math.ceil(1 / rate)} ordinary prompts, "
             f"there are {counts['ordinary']}"
             for rate in self.rates
-            if math.floor(counts["ordinary"] * rate + 1e-9) == 0
+            if not allowed_above(counts["ordinary"], rate)
         ]
         return notes
 
@@ -124,7 +124,7 @@ class Detected:
             return ["no detector is judged: give memorized prompts and ordinary ones"]
         if not counts["ordinary"]:
             return ["no thresholds: give ordinary prompts, such as --ordinary captions_val2017.json"]
-        if math.floor(counts["ordinary"] * rate + 1e-9) == 0:
+        if not allowed_above(counts["ordinary"], rate):
             few = f"at least {math.ceil(1 / rate)} ordinary prompts, there are {counts['ordinary']}"
             return [f"no thresholds: {100 * rate:g} % of false alarms needs {few}"]
         return []

@@ -54,10 +54,10 @@ class ObjectSearch:
     """
 
     def __init__(self, clip: ClipScore, objects: Sequence[str]):
-        self.clip, self.objects = clip, list(objects)
+        self.clip, self.names = clip, [name.lower() for name in objects]
         with torch.no_grad():
-            self.texts = F.normalize(clip.towers.texts(self.objects).float().cpu())
-        longest_first = sorted(map(re.escape, self.objects), key=len, reverse=True)
+            self.texts = F.normalize(clip.towers.texts(list(objects)).float().cpu())
+        longest_first = sorted(map(re.escape, objects), key=len, reverse=True)
         self.pattern = re.compile(rf"\b({'|'.join(longest_first)})\b", re.IGNORECASE)
 
     def named(self, prompt: str) -> list[str]:
@@ -81,7 +81,7 @@ class ObjectSearch:
         ]
 
     def found(self, name: str, image: Image.Image, boxes: Sequence[tuple], cosines: torch.Tensor) -> Found:
-        index = [text.lower() for text in self.objects].index(name)
+        index = self.names.index(name)
         column = cosines[:, index].where(cosines.argmax(1) == index, -torch.inf)
         if column.isinf().all():
             return Found(name, None)

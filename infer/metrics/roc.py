@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pandas as pd
 
-from infer.metrics.bootstrap import DRAWS, LEVEL
+from infer.metrics.bootstrap import DRAWS, TAILS
 
 
 def auc(memorized: np.ndarray, ordinary: np.ndarray) -> float:
@@ -33,7 +33,7 @@ def auc_interval(memorized: np.ndarray, ordinary: np.ndarray, seed: int = 0) -> 
         beaten = np.append(0, counts.cumsum())
         wins = (beaten[below] + beaten[upto]) / 2
         draws.append(wins[random.integers(0, len(wins), len(wins))].mean() / len(ordered))
-    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = np.quantile(draws, TAILS)
     return float(low), float(high)
 
 
@@ -50,7 +50,12 @@ def roc(memorized: np.ndarray, ordinary: np.ndarray) -> tuple[np.ndarray, np.nda
     return false.numpy(), true.numpy()
 
 
+def allowed_above(count: int, rate: float) -> int:
+    """How many of so many ordinary prompts may be above the threshold; 0: too few to show the rate."""
+    return math.floor(count * rate + 1e-9)
+
+
 def threshold(ordinary: np.ndarray, rate: float) -> float | None:
     """The score that at most this share of the ordinary prompts exceeds; None if too few can show it."""
-    allowed = math.floor(len(ordinary) * rate + 1e-9)
+    allowed = allowed_above(len(ordinary), rate)
     return float(np.sort(ordinary)[len(ordinary) - allowed - 1]) if allowed else None
