@@ -10,6 +10,7 @@ from jsonargparse.typing import (
     restricted_number_type,
 )
 
+from data.cli import warn_no_effect
 from infer.basin.critical_scale import Criterion
 from infer.metrics.sscd import ProtocolName, check_sscd
 from infer.options import DenoiseOptions, device_of, need, provenance_of
@@ -92,6 +93,8 @@ class Basin(DenoiseOptions):
             raise ValueError("give at least one timestep as --points")
         if self.model.guidance_scale <= 0:
             raise ValueError("give a --model.guidance_scale above 0, for the guidance after a point")
+        if not self.critical_scale.images and self.critical_scale != CriticalScaleOptions():
+            warn_no_effect("--critical_scale.*", "--critical_scale.images is 0")
         self.points = sorted({float(point) for point in self.points}, reverse=True)
         self.device = str(device_of(self.device))
         check_sscd(self.sscd, self.sscd_sha256, self.sscd_protocol)

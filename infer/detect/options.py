@@ -18,7 +18,8 @@ class Detection(DenoiseOptions):
     """Which prompts to score, and how.
 
     Args:
-        memorized: memorized prompts (what --prompts takes); null: those that `run` duplicated.
+        memorized: memorized prompts (what --prompts takes); null: those that `run` duplicated, or none with
+            `prompts`.
         ordinary: prompts that are not memorized; a prompt that equals a memorized or an earlier one is left
             out, and so is one of `prompts`. Null: no detector is judged.
         prompts: prompts of which it is not known whether they are memorized: they are ranked. With
@@ -49,6 +50,8 @@ class Detection(DenoiseOptions):
         self.detectors = [name for name in DETECTORS if name in chosen]
         if self.rank_by and not self.prompts:
             warn_no_effect("--rank_by", "only --prompts are ranked")
+        if self.attention_layer != LAYER and "attention_e" not in self.detectors:
+            warn_no_effect("--attention_layer", "attention_e is not among --detectors")
         self.rank_by = self.rank_by or self.detectors[0]
         if self.rank_by not in self.detectors:
             raise ValueError(f"--rank_by {self.rank_by} is not among --detectors {', '.join(chosen)}")

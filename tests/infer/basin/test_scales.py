@@ -160,6 +160,13 @@ def test_the_map_lies_over_the_image_as_the_latents_do() -> None:
     assert colour[:8, -8:].min() > 20 and colour[32:].max() <= 3 and colour[:, :32].max() <= 3
 
 
+def test_options_without_images_have_no_effect(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    options(run), options(run, images=1, levels=5)
+    assert not caplog.messages
+    options(run, levels=5)
+    assert caplog.messages == ["--critical_scale.* has no effect: --critical_scale.images is 0"]
+
+
 @pytest.mark.parametrize("change, message", [
     (["--critical_scale.levels", "1"], "levels"), (["--critical_scale.tolerance", "1.5"], "tolerance"),
     (["--critical_scale.controls", "/nowhere.tar"], "no .* '/nowhere.tar'"),

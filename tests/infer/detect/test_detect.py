@@ -233,6 +233,17 @@ def test_options_that_cannot_work_are_refused(
         Detection(**{"out": "x"} | options | change)
 
 
+@pytest.mark.parametrize("change, option", [
+    ({"rank_by": "fall"}, "--rank_by"), ({"detectors": ["fall"], "attention_layer": 2}, "--attention_layer"),
+])  # fmt: skip
+def test_an_option_without_effect_is_one_warning(
+    change: dict[str, Any], option: str, options: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    Detection(out="x", **options | change)
+    (message,) = caplog.messages
+    assert message.startswith(f"{option} has no effect")
+
+
 @pytest.mark.parametrize(
     "text, message", [("old map\nRED square\n", "are memorized"), ("\n", "holds no prompt")]
 )
