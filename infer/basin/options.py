@@ -26,7 +26,7 @@ class CriticalScaleOptions:
     Args:
         images: how many training images to measure of each group, memorized or not, and of each doubling of
             the number of times that they were shown; 0: none.
-        controls: source of captioned images that training never showed; as many of them.
+        controls: source of captioned images that training never showed; they join those of `training`.
         levels: noise levels, evenly in their logarithm over the model's schedule.
         iterations: of the denoiser on itself at each level.
         tolerance: an image is kept while its latents have moved by at most this share of their norm.
