@@ -8,7 +8,8 @@ import torch
 from PIL.Image import Image
 from torch import Generator, Tensor
 
-from infer.index.attempts import attempt_seed, with_rows
+from infer.denoising.guidance import Trace
+from infer.index.attempts import attempt_seed
 from infer.index.guard import Guard, Guarded
 
 PER_PROMPT = (  # inputs with an entry for each prompt; a single text is for all
@@ -27,27 +28,24 @@ def call_guarded(pipe: Any, guard: Guard, arguments: dict[str, Any]) -> tuple[An
         raise ValueError(f"a guard checks images: output_type is pil, np or pt, not {kind!r}")
     as_tuple = not arguments.pop("return_dict", True)
     output = pipe.guided_call(**arguments, output_type="pil")
-    images, trace = list(output.images), pipe.trace
     flags = getattr(output, "nsfw_content_detected", None)
     given = arguments.get("generator")
-    generators = given if isinstance(given, list) else [given] * len(images)
+    generators = given if isinstance(given, list) else [given] * len(output.images)
     seeds = [drawn_seed(generator) for generator in generators]
     per_prompt = arguments.get("num_images_per_prompt") or 1
 
-    def again(rows: list[int], attempt: int) -> list[Image]:
-        nonlocal trace
+    def again(rows: list[int], attempt: int) -> tuple[list[Image], Trace]:
         inputs = {name: rows_of(name, value, rows, per_prompt) for name, value in arguments.items()}
         own = [like(generators[row]).manual_seed(attempt_seed(seeds[row], attempt)) for row in rows]
         inputs |= {"generator": own, "num_images_per_prompt": 1, "latents": None}
         made = pipe.guided_call(**inputs, rules=guard.stronger or pipe.rules, output_type="pil")
-        trace = with_rows(trace, rows, pipe.trace)
         if flags:
             for row, flag in zip(rows, made.nsfw_content_detected, strict=True):
                 flags[row] = flag
-        return made.images
+        return made.images, pipe.trace
 
-    guarded = guard.watch(images, again)
-    pipe.trace, output.images = trace, as_kind(pipe, guarded.images, kind)
+    guarded, pipe.trace = guard.watch(output.images, pipe.trace, again)
+    output.images = as_kind(pipe, guarded.images, kind)
     return tuple(getattr(output, field.name) for field in fields(output)) if as_tuple else output, guarded
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from callbacks.mitigations.base import Mitigation
 from callbacks.mitigations.caption_bank import CaptionBank
+from callbacks.mitigations.guidance.ordinary_guidance import inner, per_sample, predict
 from callbacks.mitigations.transition import Transition
 from callbacks.mitigations.two_pass_transition import TwoPassTransition
 from data.cli import warn_no_effect
@@ -31,8 +32,8 @@ NO_LORA = "the model without its LoRA"
 def without(g: Tensor, m: Tensor) -> Tensor:
     """g - max(0, <g, m> / <m, m>) m per sample, (B, ...): g without its part along m."""
     a, b = g.float(), m.float()  # half precision overflows in the sums
-    share = (a * b).flatten(1).sum(1) / (b * b).flatten(1).sum(1).clamp(min=1e-12)
-    return (a - share.clamp(min=0).view(-1, *[1] * (g.ndim - 1)) * b).to(g.dtype)
+    share = inner(a, b) / inner(b, b).clamp(min=1e-12)
+    return (a - per_sample(share.clamp(min=0), b) * b).to(g.dtype)
 
 
 def check_base(name: str, base: Any, pipe: Any) -> None:
@@ -123,8 +124,8 @@ class Detour(Mitigation):
             raise ValueError("a detour's transition is static or dynamic")
         if not -1 <= min_cosine < max_cosine <= 1:
             raise ValueError(f"min_cosine {min_cosine} and max_cosine {max_cosine} must rise, within -1..1")
-        if captions is None and exclude is not None:
-            warn_no_effect("the detour's exclude", "it is for captions, and there are none")
+        if captions is None and (exclude, min_cosine, max_cosine) != (None, 0.0, 0.99):
+            warn_no_effect("the detour's exclude, min_cosine or max_cosine", "there are no captions")
         if base_pipeline is not None:
             with located("base_pipeline"):
                 check_pipeline(base_pipeline)
@@ -140,9 +141,6 @@ class Detour(Mitigation):
         """Release the models and their embeddings."""
         self._bank: CaptionBank | None = None
         self._base = self._pipe = self._batch = self._embeddings = self._negatives = None
-
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        self.forget()
 
     def contents(self) -> dict[str, str | None]:
         readers = {
@@ -287,7 +285,3 @@ class Detour(Mitigation):
 
     def transition_timestep(self) -> Tensor | None:
         return self.transition.transition_timestep()
-
-
-def predict(unet: Any, latents: Tensor, step: DenoisingStep, embeddings: Tensor) -> Tensor:
-    return unet(latents, step.timestep, encoder_hidden_states=embeddings, return_dict=False)[0]

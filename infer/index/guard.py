@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from data.cli import warn_no_effect
 from data.files import sha256_of
 from infer.denoising.guidance import Trace
 from infer.denoising.hooks import GuidanceRule
@@ -69,10 +70,13 @@ class Guard:
             raise ValueError(f"the guard's threshold {threshold} is no similarity below 1: it lets all pass")
         if attempts < 1:
             raise ValueError(f"the guard's attempts, {attempts}, must be 1 or more")
+        if stronger and attempts == 1:
+            warn_no_effect("the guard's stronger", "there are no further attempts: set attempts to 2 or more")
         self.index, self.threshold, self.attempts = str(index), float(threshold), int(attempts)
         self.stronger, self.sscd, self.device = tuple(stronger), sscd, device
         self.descriptors = DescriptorIndex.load(index)
-        self.descriptors.check(sscd)
+        if self.descriptors.check(sscd) is None and sscd is not None:
+            warn_no_effect("the guard's sscd", "its index is of the pixels' correlation")
 
     def identity(self) -> dict[str, Any]:
         """The settings, and the index by its content, as the run folder records them."""
@@ -99,16 +103,18 @@ class Guard:
         return matches.top, matches.top_index
 
     def watch(
-        self, images: list[Image.Image], again: Callable[[list[int], int], list[Image.Image]]
-    ) -> Guarded:
-        """Check images; `again(rows, attempt)` makes those rows' images again."""
+        self, images: list[Image.Image], trace: Trace,
+        again: Callable[[list[int], int], tuple[list[Image.Image], Trace]],
+    ) -> tuple[Guarded, Trace]:  # fmt: skip
+        """Check images; `again(rows, attempt)` makes those rows' images again. The trace of the last ones."""
         images, attempts = list(images), torch.ones(len(images), dtype=torch.long)
         similarity, number = self.nearest(images)
         for attempt in range(2, self.attempts + 1):
             rows = (similarity > self.threshold).nonzero()[:, 0].tolist()
             if not rows:
                 break
-            made = again(rows, attempt)
+            made, own = again(rows, attempt)
+            trace = with_rows(trace, rows, own)
             similarity[rows], number[rows] = self.nearest(made)
             attempts[rows] = attempt
             for row, image in zip(rows, made, strict=True):
@@ -116,20 +122,16 @@ class Guard:
         refused = similarity > self.threshold
         shown = [placeholder(image) if no else image for image, no in zip(images, refused, strict=True)]
         ids = self.descriptors.ids or [str(n) for n in range(len(self.descriptors.embeddings))]
-        return Guarded(shown, attempts, refused, similarity, [ids[n] for n in number.tolist()])
+        return Guarded(shown, attempts, refused, similarity, [ids[n] for n in number.tolist()]), trace
 
     def watch_requests(
         self, requests: Sequence[Request], images: list[Image.Image], trace: Trace,
         make: Callable[[list[Request]], tuple[list[Image.Image], Trace]],
     ) -> tuple[Guarded, Trace]:  # fmt: skip
-        """Check the images of requests; `make` makes others, with their trace. The trace of the last ones."""
+        """Check the images of requests; `make` makes others."""
 
-        def again(rows: list[int], attempt: int) -> list[Image.Image]:
-            nonlocal trace
+        def again(rows: list[int], attempt: int) -> tuple[list[Image.Image], Trace]:
             others = [requests[row] for row in rows]
-            made, own = make([r._replace(seed=attempt_seed(r.seed, attempt)) for r in others])
-            trace = with_rows(trace, rows, own)
-            return made
+            return make([r._replace(seed=attempt_seed(r.seed, attempt)) for r in others])
 
-        guarded = self.watch(images, again)
-        return guarded, trace
+        return self.watch(images, trace, again)

@@ -53,17 +53,18 @@ class IndexOptions:
         if self.run:
             about = provenance_of(self.run)
             self.training = self.training or [*about["sources"], *about["ordinary"]]
+            self.resolution = self.resolution or model_resolution(Path(self.run, "pipeline"))
         need(self, "training")
         check_sscd(self.sscd, self.sscd_sha256, self.sscd_protocol)
         self.device = str(device_of(self.device))
-        self.resolution = self.resolution or self.own_resolution() or USUAL_RESOLUTION
+        self.resolution = self.resolution or USUAL_RESOLUTION
 
-    def own_resolution(self) -> int | None:
-        """Of the run's model, from its configs."""
-        folder = Path(self.run or "", "pipeline")
-        unet, vae = (read_object(folder / part / "config.json") or {} for part in ("unet", "vae"))
-        size, blocks = unet.get("sample_size"), vae.get("block_out_channels")
-        return size * 2 ** (len(blocks) - 1) if self.run and isinstance(size, int) and blocks else None
+
+def model_resolution(pipeline: Path) -> int | None:
+    """Of a model's images, from its configs."""
+    unet, vae = (read_object(pipeline / part / "config.json") or {} for part in ("unet", "vae"))
+    size, blocks = unet.get("sample_size"), vae.get("block_out_channels")
+    return size * 2 ** (len(blocks) - 1) if isinstance(size, int) and blocks else None
 
 
 @dataclass(kw_only=True)

@@ -45,10 +45,14 @@ def are_constant(thumbnails: Tensor) -> Tensor:
 
 def correlate(images: list[Image.Image]) -> Tensor:
     """32x32 RGB without its mean, at unit length, (B, 3072); NaN for constant images."""
-    small = thumbnails(images)
-    flat = small.flatten(1)
+    return correlation_embedding(thumbnails(images))
+
+
+def correlation_embedding(thumbnails: Tensor) -> Tensor:
+    """Thumbnails (B, 3, 32, 32) without their means, at unit length, (B, 3072); differentiable."""
+    flat = thumbnails.flatten(1)
     unit = F.normalize(flat - flat.mean(1, keepdim=True))
-    return unit.masked_fill(are_constant(small)[:, None], torch.nan)
+    return unit.masked_fill(are_constant(thumbnails)[:, None], torch.nan)
 
 
 pixel_descriptor = Descriptor(CORRELATION, correlate)
@@ -95,13 +99,14 @@ def match(images: Tensor, training: Tensor, own: Sequence[Sequence[int]], column
     def cosines(some: Tensor, others: Tensor) -> Tensor:
         return (some @ others.T).nan_to_num(nan=-torch.inf)
 
-    top, index = torch.full((len(images),), -torch.inf), torch.zeros(len(images), dtype=torch.long)
+    top = images.new_full((len(images),), -torch.inf)
+    index = torch.zeros_like(top, dtype=torch.long)
     for first in range(0, len(training), columns):
         best = cosines(images, training[first : first + columns]).max(1)
         better = best.values > top  # not >=: the first of equals stays
         top = torch.where(better, best.values, top)
         index = torch.where(better, best.indices + first, index)
-    to_own = torch.full((len(images),), -torch.inf)
+    to_own = torch.full_like(top, -torch.inf)
     for row, indices in enumerate(own):
         if indices:
             to_own[row] = cosines(images[row], training[list(indices)]).max()

@@ -59,8 +59,12 @@ class Protocol:
     def __call__(self, images: list[Image.Image]) -> Tensor:
         """(B, 3, resolution, resolution)."""
         pixels = torch.from_numpy(np.stack([np.asarray(self.square(image)) for image in images]))
-        mean, std = (torch.tensor(values).view(3, 1, 1) for values in self.statistics)
-        return (pixels.permute(0, 3, 1, 2).float() / 255 - mean) / std
+        return self.normalized(pixels.permute(0, 3, 1, 2).float() / 255)
+
+    def normalized(self, pixels: Tensor) -> Tensor:
+        """(x - mean) / std of pixels in 0..1, (B, 3, H, W)."""
+        mean, std = (torch.tensor(values, device=pixels.device).view(3, 1, 1) for values in self.statistics)
+        return (pixels - mean) / std
 
 
 PROTOCOLS: dict[ProtocolName, Protocol] = {

@@ -10,7 +10,7 @@ from jsonargparse.typing import NonNegativeFloat
 from torch import Tensor
 
 from callbacks.mitigations.attention.attenuation import AttenuatedAttention
-from callbacks.mitigations.guidance.ordinary_guidance import OrdinaryGuidance, inner, per_sample
+from callbacks.mitigations.guidance.ordinary_guidance import OrdinaryGuidance, inner, per_sample, predict
 from infer.denoising.guidance import onto
 from infer.denoising.hooks import Batch, DenoisingStep, Request
 
@@ -83,15 +83,14 @@ class GUARD(OrdinaryGuidance):
             self._active = False
 
     def combine(self, step: DenoisingStep, prediction: Tensor) -> Tensor:
-        index = self.own_rows(step)
-        if not len(index):
+        rows = self.own_rows(step)
+        if not len(rows):
             return prediction
+        index = onto(rows, prediction.device)
         u, away = step.unconditional[index], (step.conditional - step.unconditional)[index]
-        inputs, clock = step.latents[index], onto(torch.tensor(step.timestep), index.device)
         with self.attenuating():
-            options = {"encoder_hidden_states": self._embedding[index], "return_dict": False}
-            towards = self._batch.unet(inputs, clock, **options)[0] - u
-        self._batch.nfe[index.cpu()] += 1
+            towards = predict(self._batch.unet, step.latents[index], step, self._embedding[index]) - u
+        self._batch.nfe[rows] += 1
         if self.orthogonal:
             towards = without_alike(towards, away)
         repulsion = self.repulsion * math.cos(math.pi / 2 * step.index / len(step.timesteps))

@@ -10,7 +10,7 @@ import torch
 from jsonargparse.typing import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
-from callbacks.mitigations.guidance.ordinary_guidance import OrdinaryGuidance, per_sample
+from callbacks.mitigations.guidance.ordinary_guidance import OrdinaryGuidance, per_sample, predict
 from callbacks.mitigations.guidance.training_index import TrainingIndex
 from data.files import digest
 from data.prompts import source_fingerprint
@@ -113,19 +113,22 @@ class AMG(OrdinaryGuidance):
         """The decoded x_0 = (x - sigma eps) / alpha, in 0..1, (B, 3, H, W)."""
         vae = self._pipe.vae
         clean = (latents - step.sigma * epsilon) / step.alpha / vae.config.scaling_factor
-        return (vae.decode(clean.to(vae.dtype), return_dict=False)[0].float() / 2 + 0.5).clamp(0, 1)
+        decoded = vae.decode(clean.to(vae.dtype), return_dict=False)[0]
+        return self._pipe.image_processor.denormalize(decoded.float())
 
     def combine(self, step: DenoisingStep, prediction: Tensor) -> Tensor:
-        index = self.own_rows(step)
-        if step.alpha == 0 or not len(index):
+        rows = self.own_rows(step)
+        if step.alpha == 0 or not len(rows):
             return prediction
-        x = step.latents.float()
+        index, x = onto(rows, prediction.device), step.latents.float()
         epsilon = step.epsilon(prediction.float())
-        similarity, nearest = self._index.nearest(self.image(step, x[index], epsilon[index]))
-        above = similarity > threshold(step.timestep)  # never where it is undefined
-        index, similarity, nearest = index[above], similarity[above], nearest[above]
-        if not len(index):
+        found = self._index.nearest(self.image(step, x[index], epsilon[index]))
+        above = (found.top > threshold(step.timestep)).cpu()  # never where it is undefined
+        if not above.any():
             return prediction
+        rows, kept = rows[above], onto(above.nonzero()[:, 0], index.device)
+        index, similarity, nearest = index[kept], found.top[kept], found.top_index[kept]
+        self._batch.nfe[rows] += 1
         u, c = step.unconditional[index].float(), step.conditional[index].float()
         n = self.caption_prediction(step, index, nearest).float()
         s1, s2 = scales(similarity, step.guidance_scale, self.despecification, self.deduplication)
@@ -142,10 +145,7 @@ class AMG(OrdinaryGuidance):
         """The model's output for the captions of the nearest images."""
         texts = [self._index.captions[number] for number in nearest.tolist()]
         embedding = embed(self._pipe, texts, index.device).to(step.latents.dtype)
-        clock = onto(torch.tensor(step.timestep), index.device)
-        self._batch.nfe[index.cpu()] += 1
-        options = {"encoder_hidden_states": embedding, "return_dict": False}
-        return self._batch.unet(step.latents[index], clock, **options)[0]
+        return predict(self._batch.unet, step.latents[index], step, embedding)
 
     def gradient(self, step: DenoisingStep, x: Tensor, epsilon: Tensor, nearest: Tensor) -> Tensor:
         """grad_x of the similarity to the nearest images, row by row; no gradient goes through the UNet."""

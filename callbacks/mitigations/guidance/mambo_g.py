@@ -22,16 +22,10 @@ class MaMBoG(OrdinaryGuidance):
     def __init__(self, alpha: NonNegativeFloat = 8.0):
         self.alpha = alpha
 
-    def begin(self, batch_size: int, device: torch.device) -> None:
-        self._index = -1
-
-    def observe(self, step: DenoisingStep) -> None:
-        self._index = step.index
-        self._ratio = step.output_difference_rms / rms(step.unconditional).clamp(min=1e-12)
-
     def guidance_scale(self, step: DenoisingStep, scale: Tensor) -> Tensor:
-        if self._index != step.index:  # the model did not run yet
+        if step.conditional is None:  # the model did not run yet
             return scale
-        scale, own = scale.to(self._ratio.device), scale == step.guidance_scale
-        reduced = 1 + (step.guidance_scale - 1) * torch.exp(-self.alpha * self._ratio)
-        return torch.where(own.to(scale.device), reduced, scale)
+        ratio = step.output_difference_rms / rms(step.unconditional).clamp(min=1e-12)
+        reduced = 1 + (step.guidance_scale - 1) * torch.exp(-self.alpha * ratio)
+        scale = scale.to(ratio.device)
+        return torch.where(scale == step.guidance_scale, reduced, scale)

@@ -1,5 +1,7 @@
 """What mitigations share that stand in for u + s (c - u) itself: they act where the run's own scale is."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -20,9 +22,14 @@ class OrdinaryGuidance(Mitigation):
         return (scale != 1) | own, (scale != 0) | own
 
     def own_rows(self, step: DenoisingStep) -> Tensor:
-        """Indices of the rows that it guides, on the device."""
-        own = (step.scale == step.guidance_scale).cpu()
-        return onto(own.nonzero()[:, 0], step.latents.device)
+        """Indices of the rows that it guides, on the CPU."""
+        return (step.scale == step.guidance_scale).cpu().nonzero()[:, 0]
+
+
+def predict(unet: Any, latents: Tensor, step: DenoisingStep, embedding: Tensor) -> Tensor:
+    """The model's output for latents of this step with an embedding of each."""
+    clock = onto(torch.tensor(step.timestep), latents.device)
+    return unet(latents, clock, encoder_hidden_states=embedding, return_dict=False)[0]
 
 
 def rows_at_own_scale(step: DenoisingStep, scale: Tensor, other: float) -> Tensor:

@@ -56,8 +56,12 @@ def test_twins_share_the_weights_and_may_have_a_scheduler_of_their_own(sd: Any) 
     assert torch.allclose(run(sd), before, atol=1e-4)
 
 
-def test_a_twin_saves_as_the_pipeline_that_it_is(sd: Any, tmp_path: Path) -> None:
+def test_a_twin_saves_as_the_pipeline_that_it_is(
+    sd: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And says that the rules are not saved."""
     mitigate(sd, StaticTransition(500)).save_pretrained(tmp_path)
+    assert "the mitigation is not saved with the pipeline: call mitigate again" in caplog.text
     assert torch.equal(run(quiet(type(sd).from_pretrained(tmp_path, safety_checker=None))), run(sd))
 
 

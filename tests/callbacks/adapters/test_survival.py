@@ -59,15 +59,14 @@ def test_offload(model: str) -> None:
     assert vars(pipe.unet)["forward"] is hooked
 
 
-def test_an_interrupt_ends_the_run_where_it_came() -> None:
+def test_an_interrupt_ends_the_run_where_it_came(sd: Any) -> None:
     """`pipe._interrupt`, diffusers' own way; the trace has the steps that were taken, the next run all."""
-    pipe = quiet(random_pipeline())
 
     def stop(twin: Any, index: int, t: Tensor, state: dict) -> dict:
         twin._interrupt = index == 2
         return state
 
-    twin, expected = mitigate(pipe, StaticTransition(500)), []
+    twin, expected = mitigate(sd, StaticTransition(500)), []
     stopped = run(twin, callback_on_step_end=stop)
     assert twin.trace.timesteps.shape == (2, 3)
     run(twin, callback_on_step_end=lambda p, i, t, state: (expected.append(state["latents"]), state)[1])
@@ -75,9 +74,9 @@ def test_an_interrupt_ends_the_run_where_it_came() -> None:
 
 
 @pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, pickled])
-def test_copies(duplicate: Callable[[Any], Any]) -> None:
+def test_copies(sd: Any, duplicate: Callable[[Any], Any]) -> None:
     """With rules of their own, but for the shallow copy: a run of one leaves the other's state alone."""
-    twin = mitigate(quiet(random_pipeline()), DynamicTransition(-1.0, watch="model_output"))
+    twin = mitigate(sd, DynamicTransition(-1.0, watch="model_output"))
     expected = run(twin, num_inference_steps=8)
     other = duplicate(twin)
     assert type(other).__name__ == "StableDiffusionPipeline" and isinstance(other, type(twin).__mro__[2])
@@ -87,15 +86,9 @@ def test_copies(duplicate: Callable[[Any], Any]) -> None:
     assert (other.unet is twin.unet) == (duplicate is copy.copy)
 
 
-def test_saving_says_that_the_rules_are_not_saved(tmp_path, caplog: pytest.LogCaptureFixture) -> None:
-    mitigate(quiet(random_pipeline()), StaticTransition(500)).save_pretrained(tmp_path)
-    assert "the mitigation is not saved with the pipeline: call mitigate again" in caplog.text
-
-
-def test_two_pipelines_share_a_rule() -> None:
+def test_two_pipelines_share_a_rule(sd: Any, sdxl: Any) -> None:
     """In turn, in batches of other sizes."""
     rule = DynamicTransition(-1.0, watch="model_output")
-    sd, sdxl = quiet(random_pipeline()), classic_sdxl()
     one, other = mitigate(sd, rule), mitigate(sdxl, rule)
     alone = run(mitigate(sd, DynamicTransition(-1.0, watch="model_output")), num_inference_steps=8)
     run(other, ("sun",), num_inference_steps=8)

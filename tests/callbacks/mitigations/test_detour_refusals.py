@@ -32,12 +32,14 @@ def test_what_a_detour_refuses(options: dict, message: str) -> None:
 
 def test_options_without_an_effect_are_said(pipe, caplog: pytest.LogCaptureFixture) -> None:
     """And a detour onto the prompt itself."""
-    Detour(StaticTransition(), exclude="a.txt", prompt="red square").check_requests(pipe, requests(2))
+    for options in ({"exclude": "a.txt"}, {"min_cosine": 0.5}, {"max_cosine": 0.8}):
+        rule = Detour(StaticTransition(), **options, prompt="red square")
+    rule.check_requests(pipe, requests(2))
     messages = [record.message for record in caplog.records]
     assert [message.partition(" has no effect")[0] for message in messages] == [
-        "the detour's exclude", "the detour",
+        *["the detour's exclude, min_cosine or max_cosine"] * 3, "the detour",
     ]  # fmt: skip
-    assert "1 of 2 images have their prompt as alternative" in messages[1]
+    assert "1 of 2 images have their prompt as alternative" in messages[3]
 
 
 def test_missing_captions_are_refused_before_anything_is_drawn(tiny_shards: Path) -> None:

@@ -13,10 +13,6 @@ from tests.infer.denoising.loops import by_hand, inputs, scheduler_of
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def norm(x: Tensor) -> Tensor:
-    return x.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
-
-
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("transition", [1000, 500])
 def test_the_formula(unet: torch.nn.Module, prediction: str, transition: int) -> None:
@@ -25,7 +21,8 @@ def test_the_formula(unet: torch.nn.Module, prediction: str, transition: int) ->
     def guide(index: int, t: float, u: Tensor, c: Tensor) -> Tensor:
         if t > transition:
             return u
-        scales.append(1 + (SCALE - 1) * torch.exp(-8 * norm(c - u) / norm(u)))
+        d, size = (torch.linalg.vector_norm(x, dim=(1, 2, 3), keepdim=True) for x in (c - u, u))
+        scales.append(1 + (SCALE - 1) * torch.exp(-8 * d / size))
         return u + scales[-1] * (c - u)
 
     expected = by_hand(unet, scheduler, given, STEPS, guide)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from callbacks.mitigations.base import NoMitigation
 from infer.denoising.guidance import Trace
 from infer.denoising.noise import sample_seed
 from infer.index.attempts import attempt_seed, with_rows
@@ -29,15 +30,25 @@ def index(tmp_path: Path) -> Path:
     return path
 
 
+def trace(value: int, count: int, transition: bool = False) -> Trace:
+    steps, cost = torch.full((count, 2), float(value)), torch.full((count,), value)
+    passed = torch.full((count,), float(value)) if transition else None
+    gated = torch.ones(count, dtype=torch.bool) if transition else None
+    return Trace(steps, steps, steps, steps, steps, cost, cost, passed, gated)
+
+
 def test_only_copies_are_made_again_and_only_what_stays_one_is_refused(index: Path) -> None:
     """The first is new, the second a copy twice, the third always, the fourth of one colour."""
     calls = []
 
-    def again(rows: list[int], attempt: int) -> list[Image.Image]:
+    def again(rows: list[int], attempt: int) -> tuple[list[Image.Image], Trace]:
         calls.append((rows, attempt))
-        return [NEW[1] if row == 1 and attempt == 3 else TRAINING[row] for row in rows]
+        made = [NEW[1] if row == 1 and attempt == 3 else TRAINING[row] for row in rows]
+        return made, trace(attempt, len(rows))
 
-    guarded = Guard(index, 0.9, attempts=4).watch([NEW[0], TRAINING[0], TRAINING[2], GREY], again)
+    images = [NEW[0], TRAINING[0], TRAINING[2], GREY]
+    guarded, last = Guard(index, 0.9, attempts=4).watch(images, trace(1, 4), again)
+    assert last.nfe.tolist() == [1, 6, 10, 1] and last.guidance_scale[:, 0].tolist() == [1, 3, 4, 1]
     assert calls == [([1, 2], 2), ([1, 2], 3), ([2], 4)]
     assert guarded.attempts.tolist() == [1, 3, 4, 1]
     assert guarded.refused.tolist() == [False, False, True, False]
@@ -48,7 +59,9 @@ def test_only_copies_are_made_again_and_only_what_stays_one_is_refused(index: Pa
 
 
 def test_one_attempt_is_none_further(index: Path) -> None:
-    guarded = Guard(index, 0.9, attempts=1).watch([TRAINING[0]], lambda rows, attempt: pytest.fail("again"))
+    guard, given = Guard(index, 0.9, attempts=1), trace(1, 1)
+    guarded, last = guard.watch(TRAINING[:1], given, lambda rows, attempt: pytest.fail("again"))
+    assert last is given
     assert guarded.refused.tolist() == [True] and guarded.attempts.tolist() == [1]
 
 
@@ -64,6 +77,13 @@ def test_settings_that_would_let_all_pass(index: Path) -> None:
             Guard(index, threshold)
     with pytest.raises(ValueError, match="attempts, 0, must be 1 or more"):
         Guard(index, 0.5, 0)
+
+
+def test_options_without_an_effect_are_said(index: Path, caplog: pytest.LogCaptureFixture) -> None:
+    Guard(index, 0.9, 1, stronger=[NoMitigation()], sscd="disc_mixup")
+    assert [record.message.partition(":")[0] for record in caplog.records] == [
+        "the guard's stronger has no effect", "the guard's sscd has no effect",
+    ]  # fmt: skip
 
 
 def test_another_index_under_its_name_is_another_guard(index: Path) -> None:
@@ -82,14 +102,8 @@ def test_a_guard_can_be_sent_to_another_process(index: Path) -> None:
 
 
 def test_the_trace_is_that_of_the_last_attempt_and_the_cost_that_of_all() -> None:
-    def trace(value: float, count: int, transition: bool) -> Trace:
-        steps, cost = torch.full((count, 2), value), torch.full((count,), int(value))
-        passed = torch.full((count,), value) if transition else None
-        gated = torch.ones(count, dtype=torch.bool) if transition else None
-        return Trace(steps, steps, steps, steps, steps, cost, cost, passed, gated)
-
-    first = trace(1.0, 3, transition=False)
-    both = with_rows(first, [2], trace(7.0, 1, transition=True))
+    first = trace(1, 3)
+    both = with_rows(first, [2], trace(7, 1, transition=True))
     assert both.guidance_scale[:, 0].tolist() == [1, 1, 7]
     assert both.nfe.tolist() == [1, 1, 8] == both.gradient_passes.tolist()
     assert both.transition_timestep.isnan().tolist() == [True, True, False]

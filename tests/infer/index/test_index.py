@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from data.captioned import load_captioned
 from infer.__main__ import main
 from infer.index.descriptor_index import DescriptorIndex
+from infer.index.options import IndexOptions
 from infer.metrics.similarity import CORRELATION, Descriptor, pixel_descriptor
 from infer.metrics.sscd import SSCD_MODELS
 from infer.metrics.training_set import TrainingSet
@@ -42,6 +43,18 @@ def test_the_file_holds_descriptors_and_what_made_them(tiny_shards: Path, tmp_pa
         assert list(file.keys()) == ["embeddings"]
         about = file.metadata()
     assert json.loads(about["ids"])[0] == "s0" and str(tiny_shards) not in str(about)
+
+
+def test_a_training_run_gives_images_and_resolution(tiny_pipeline: Path, tmp_path: Path) -> None:
+    """The UNet's 8 latents a side are 16 pixels; without its configs 512."""
+    about = {"sources": ["a.tar"], "ordinary": ["b.tar"]}
+    (tmp_path / "provenance.json").write_text(json.dumps(about))
+    given = {"out": "x.safetensors", "run": str(tmp_path), "device": "cpu"}
+    assert IndexOptions(**given).resolution == 512
+    (tmp_path / "pipeline").symlink_to(tiny_pipeline)
+    options = IndexOptions(**given)
+    assert options.resolution == 16 and options.training == ["a.tar", "b.tar"]
+    assert IndexOptions(**given, training=["c.tar"], resolution=32).resolution == 32
 
 
 def test_names_may_be_left_out(tiny_shards: Path, tmp_path: Path) -> None:

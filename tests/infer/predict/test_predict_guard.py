@@ -11,28 +11,22 @@ from infer.__main__ import main
 from infer.index.attempts import attempt_seed
 from infer.models.pipeline import load_pipeline
 from tests.conftest import CAPTIONS
-from tests.infer.predict.runs import (
-    assert_same_run,
-    command,
-    pixels,
-    refused,
-    rows_of,
-    stock,
-    summary_of,
-    times,
-    write_prompts,
-)
+from tests.infer.predict.runs import assert_same_run, pixels, refused, rows_of, stock, summary_of, times
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NEAR = "0.9999"
 
 
 @pytest.fixture(scope="module")
-def world(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path, Path]:
+def world(
+    arguments: list[str], one_thread: None, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[list[str], Path, Path]:
     """Arguments of a run of three prompts without guard; its folder; an index of its first image alone."""
     folder = tmp_path_factory.mktemp("world")
-    prompts = write_prompts(folder / "prompts.jsonl", *({"text": text} for text in CAPTIONS[:3]))
-    given = command(tiny_pipeline, folder / "plain", 4, "--prompts", prompts)
+    given = [
+        *arguments, "--samples_per_prompt", "1", "--mitigation", "none", "--model.num_inference_steps", "4",
+        "--out", str(folder / "plain"),
+    ]  # fmt: skip
     assert main(given) == 0
     (folder / "training").mkdir()
     copy(folder / "plain/images/s0-0.png", folder / "training/s0.png")
