@@ -109,6 +109,20 @@ def unet() -> torch.nn.Module:
 
 
 @pytest.fixture(scope="session")
+def sharp() -> Any:
+    """The random pipeline with attention that is not even, and still smooth: rounding stays rounding."""
+    from infer.detect.attention import cross_attentions
+
+    model = random_pipeline()
+    model.unet.eval(), model.text_encoder.eval()
+    torch.manual_seed(0)
+    for attention in cross_attentions(model.unet).values():
+        for layer in (attention.to_q, attention.to_k, attention.to_v):
+            torch.nn.init.normal_(layer.weight, std=0.5)
+    return model
+
+
+@pytest.fixture(scope="session")
 def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of the random pipeline."""
     folder = tmp_path_factory.mktemp("tiny")

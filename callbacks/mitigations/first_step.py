@@ -69,6 +69,11 @@ class FirstStep:
         u, c = self.output(torch.cat([noise, noise]), torch.cat(embeddings), rows).chunk(2)
         return self.factor * (c - u)
 
+    def along(self, noise: Tensor, rows: Tensor, radius: float) -> tuple[Tensor, Tensor]:
+        """d(x) and d(x + radius d(x) / RMS(d(x))), d the difference, (n, C, H, W) each: four rows."""
+        here = self.difference(noise, rows)
+        return here, self.difference(noise + radius / length(here).view(-1, 1, 1, 1) * here, rows)
+
 
 def descend(
     batch: Batch, start: Tensor, loss: Callable[[Tensor, Tensor], Tensor],

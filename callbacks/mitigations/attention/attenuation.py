@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from callbacks.mitigations.attention.heads import mixed
+
 
 def spikes(logits: Tensor, threshold: float) -> Tensor:
     """Tokens that stand out, (B, heads, tokens) bool, from attention logits (B, heads, positions, tokens).
@@ -44,18 +46,8 @@ class AttenuatedAttention:
         if not self.active():
             return self.former(attn, hidden_states, encoder_hidden_states, *args, **options)
 
-        def heads(x: Tensor) -> Tensor:
-            return x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+        def mix(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            logits = attn.scale * query.float() @ key.float().transpose(-1, -2)
+            return attenuated(logits, self.threshold, self.scale).softmax(-1).to(value.dtype) @ value
 
-        if attn.norm_cross:
-            encoder_hidden_states = attn.norm_encoder_hidden_states(encoder_hidden_states)
-        query, key = heads(attn.to_q(hidden_states)), heads(attn.to_k(encoder_hidden_states))
-        query = query if attn.norm_q is None else attn.norm_q(query)
-        key = key if attn.norm_k is None else attn.norm_k(key)
-        value = heads(attn.to_v(encoder_hidden_states))
-        logits = attn.scale * query.float() @ key.float().transpose(-1, -2)
-        shares = attenuated(logits, self.threshold, self.scale).softmax(-1).to(value.dtype)
-        output = (shares @ value).transpose(1, 2).flatten(2)
-        for layer in attn.to_out:
-            output = layer(output)
-        return (output + hidden_states if attn.residual_connection else output) / attn.rescale_output_factor
+        return mixed(attn, hidden_states, encoder_hidden_states, mix)

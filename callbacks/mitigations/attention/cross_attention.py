@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from jsonargparse.typing import PositiveFloat
 from torch import Tensor
 
+from callbacks.mitigations.attention.heads import mixed
 from callbacks.mitigations.base import Mitigation
 from data.cli import warn_no_effect
 from infer.denoising.guidance import onto
@@ -28,21 +29,12 @@ def attend(attn: Any, hidden_states: Tensor, embedding: Tensor, factor: Tensor, 
         factor: of each token's logit, (rows, tokens).
         bias: added to it, (rows, tokens); -inf: no attention.
     """
-    residual = hidden_states
-    if attn.group_norm is not None:
-        hidden_states = attn.group_norm(hidden_states.transpose(1, 2)).transpose(1, 2)
-    if attn.norm_cross:
-        embedding = attn.norm_encoder_hidden_states(embedding)
-    query, key, value = (
-        x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
-        for x in (attn.to_q(hidden_states), attn.to_k(embedding), attn.to_v(embedding))
-    )
-    query = query if attn.norm_q is None else attn.norm_q(query)
-    key = key if attn.norm_k is None else attn.norm_k(key)
-    key = key * factor.to(key.dtype)[:, None, :, None]  # a logit is linear in its key
-    out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias.to(query.dtype)[:, None, None])
-    out = attn.to_out[1](attn.to_out[0](out.transpose(1, 2).flatten(2)))
-    return (out + residual if attn.residual_connection else out) / attn.rescale_output_factor
+
+    def mix(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        key = key * factor.to(key.dtype)[:, None, :, None]  # a logit is linear in its key
+        return F.scaled_dot_product_attention(query, key, value, bias.to(query.dtype)[:, None, None])
+
+    return mixed(attn, hidden_states, embedding, mix)
 
 
 class CrossAttentionMask(Mitigation):

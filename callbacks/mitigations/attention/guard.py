@@ -13,6 +13,7 @@ from callbacks.mitigations.attention.attenuation import AttenuatedAttention
 from callbacks.mitigations.guidance.ordinary_guidance import OrdinaryGuidance, inner, per_sample, predict
 from infer.denoising.guidance import onto
 from infer.denoising.hooks import Batch, DenoisingStep, Request
+from infer.detect.attention import cross_attentions
 
 EARLY = ("down_blocks", "mid_block")
 ALIKE = 0.9  # cosine above which the way to the positive loses its part along the prompt's
@@ -59,7 +60,8 @@ class GUARD(OrdinaryGuidance):
     def names(self, unet: Any) -> list[str]:
         """Processors of the cross attentions that are attenuated."""
         starts = EARLY if self.blocks == "early" else ("",)
-        return [name for name in unet.attn_processors if ".attn2." in name and name.startswith(starts)]
+        names = [f"{name}.processor" for name in cross_attentions(unet)]
+        return [name for name in names if name.startswith(starts)]
 
     def check_requests(self, pipe: Any, requests: Sequence[Request]) -> None:
         if not self.names(pipe.unet):

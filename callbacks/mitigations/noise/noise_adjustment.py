@@ -4,7 +4,7 @@ import torch
 from jsonargparse.typing import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from callbacks.mitigations.first_step import FirstStep, length, precise
+from callbacks.mitigations.first_step import FirstStep, precise
 from callbacks.mitigations.static_transition import StaticTransition
 from infer.denoising.hooks import Batch
 
@@ -39,8 +39,6 @@ class NoiseAdjustment(StaticTransition):
     def initial_noise(self, batch: Batch) -> Tensor:
         first, noise, rows = FirstStep(batch), precise(batch.noise), torch.arange(len(batch.noise))
         for _ in range(self.iterations):
-            here = first.difference(noise, rows)
-            step = self.rho / length(here).view(-1, 1, 1, 1)
-            there = first.difference(noise + step * here, rows)
+            here, there = first.along(noise, rows, self.rho)
             noise = noise - self.gamma * (there - here)
         return noise.to(batch.noise.dtype)

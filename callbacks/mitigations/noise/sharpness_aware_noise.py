@@ -4,11 +4,12 @@ from functools import partial
 
 import torch
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
-from torch import Generator, Tensor
+from torch import Tensor
 
 from callbacks.mitigations.base import Mitigation
 from callbacks.mitigations.first_step import FirstStep, descend, length
 from infer.denoising.hooks import Batch
+from infer.denoising.noise import standard_normal
 
 
 class SharpnessAwareNoise(Mitigation):
@@ -50,9 +51,8 @@ class SharpnessAwareNoise(Mitigation):
         first, generators = FirstStep(batch), batch.own_generators("SharpnessAwareNoise")
 
         def loss(noise: Tensor, rows: Tensor) -> Tensor:
-            here = first.difference(noise, rows)
-            step = self.radius / length(here).view(-1, 1, 1, 1)
-            return length(first.difference(noise + step * here, rows)) + self.gaussianity * length(noise)
+            _, there = first.along(noise, rows, self.radius)
+            return length(there) + self.gaussianity * length(noise)
 
         adam = partial(torch.optim.Adam, lr=self.learning_rate)
         noise, rows = batch.noise.clone(), torch.arange(len(batch.noise))
@@ -63,11 +63,5 @@ class SharpnessAwareNoise(Mitigation):
             rows = rows[~met]
             if round_ == self.restarts or not len(rows):
                 return noise
-            for row in rows.tolist():
-                noise[row] = fresh(generators[row], noise[row])
+            noise[rows] = standard_normal([generators[row] for row in rows], noise.shape[1:]).to(noise)
         return noise
-
-
-def fresh(generator: Generator, like: Tensor) -> Tensor:
-    """Noise of the same shape, drawn on the CPU."""
-    return torch.randn(like.shape, generator=generator).to(like)

@@ -7,6 +7,7 @@ from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat
 from torch import Generator, Tensor
 
 from callbacks.mitigations.base import Mitigation
+from infer.denoising.guidance import onto
 from infer.denoising.hooks import Batch, DenoisingStep
 
 
@@ -79,5 +80,5 @@ class CADS(Mitigation):
             return embedding
         draw = torch.randn if self.noise == "gaussian" else torch.rand
         noise = torch.stack([draw(embedding.shape[1:], generator=own) for own in self._generators])
-        noisy = annealed(embedding, noise.to(embedding.device), gamma, self.noise_scale, self.mix)
+        noisy = annealed(embedding, onto(noise, embedding.device), gamma, self.noise_scale, self.mix)
         return noisy.to(embedding.dtype)

@@ -1,11 +1,11 @@
 """Gaussian noise on the prompt's embedding (Somepalli et al.)."""
 
-import torch
 from jsonargparse.typing import PositiveFloat
 from torch import Tensor
 
 from callbacks.mitigations.base import Mitigation
 from infer.denoising.hooks import Batch
+from infer.denoising.noise import standard_normal
 
 
 class EmbeddingNoise(Mitigation):
@@ -30,6 +30,5 @@ class EmbeddingNoise(Mitigation):
         return self.disturbed(batch, batch.conditional_embedding, "EmbeddingNoise conditional")
 
     def disturbed(self, batch: Batch, embedding: Tensor, purpose: str) -> Tensor:
-        shape, generators = embedding.shape[1:], batch.own_generators(purpose)
-        noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+        noise = standard_normal(batch.own_generators(purpose), embedding.shape[1:])
         return (embedding + self.noise_scale * noise.to(embedding.device)).to(embedding.dtype)

@@ -15,23 +15,11 @@ from infer.denoising.loop import Denoised, denoise
 from infer.denoising.requests import Request
 from infer.denoising.sampling import denoise_requests
 from infer.detect.attention import cross_attentions, ends_of_text
-from tests.conftest import CAPTIONS, random_pipeline
+from tests.conftest import CAPTIONS
 from tests.infer.denoising.loops import inputs, scheduler_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def sharp() -> Any:
-    """A pipeline with attention that is not even."""
-    model = random_pipeline()
-    model.unet.eval(), model.text_encoder.eval()
-    for attention in cross_attentions(model.unet).values():
-        torch.nn.init.normal_(attention.to_q.weight, std=0.8)
-        torch.nn.init.normal_(attention.to_k.weight, std=0.8)
-        torch.nn.init.normal_(attention.to_v.weight, std=0.8)
-    return model
 
 
 def by_hand(attn: Any, hidden: Tensor, embedding: Tensor, c: Tensor, masked: Tensor) -> tuple[Tensor, Tensor]:
@@ -123,7 +111,7 @@ def test_tokens_after_the_prompt_are_hidden_from_the_conditional_prediction_only
     unhidden = (masked.conditional_rms[:, 0] - disturbed.conditional_rms[:, 0]).abs()
     assert (unhidden.max() > 1e-4) == (kept is None) and (kept is None or unhidden.max() < 1e-6)
     assert torch.allclose(masked.unconditional_rms[:, 0], plain.unconditional_rms[:, 0], atol=1e-6)
-    assert (masked.conditional_rms[:, 0] - plain.conditional_rms[:, 0]).abs().max() > 1e-3
+    assert (masked.conditional_rms[:, 0] - plain.conditional_rms[:, 0]).abs().min() > 1e-5
     assert masked.nfe.tolist() == plain.nfe.tolist()
 
 
@@ -143,7 +131,7 @@ def test_a_ragged_batch_of_three_is_three_batches_of_one(sharp: Any) -> None:
     whole = run(sharp, prompts, CrossAttentionMask(), Sometimes())
     for row, prompt in enumerate(prompts):
         alone = run(sharp, [prompt], CrossAttentionMask(), Sometimes(row), first=row)
-        torch.testing.assert_close(alone.latents[0], whole.latents[row], atol=2e-4, rtol=1e-3)
+        assert torch.allclose(alone.latents[0], whole.latents[row], atol=1e-5)
 
 
 def test_calls_of_other_rules_are_left_alone(sharp: Any) -> None:

@@ -19,22 +19,11 @@ from infer.detect.attention import (
     ends_of_text,
     entropy,
 )
-from tests.conftest import CAPTIONS, random_pipeline
+from tests.conftest import CAPTIONS
 from tests.infer.denoising.loops import inputs, scheduler_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU, STEPS = torch.device("cpu"), 10  # the last fifth: two
-
-
-@pytest.fixture(scope="module")
-def pipe() -> Any:
-    """With queries and keys large enough that attention is not even."""
-    model = random_pipeline()
-    model.unet.eval(), model.text_encoder.eval()
-    for attention in cross_attentions(model.unet).values():
-        torch.nn.init.normal_(attention.to_q.weight, std=0.8)
-        torch.nn.init.normal_(attention.to_k.weight, std=0.8)
-    return model
 
 
 def softmax(x: np.ndarray) -> np.ndarray:
@@ -76,10 +65,10 @@ def recorded(pipe: Any, count: int, scale: float = 3.0, layer: int = 4) -> tuple
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, 3.0])
-def test_the_shares_are_those_of_q_and_k(pipe: Any, scale: float) -> None:
+def test_the_shares_are_those_of_q_and_k(sharp: Any, scale: float) -> None:
     """Of the conditional half, whatever the scale; at the first step and the last two."""
-    layers = len(cross_attentions(pipe.unet))
-    rule, calls = recorded(pipe, 3, scale)
+    layers = len(cross_attentions(sharp.unet))
+    rule, calls = recorded(sharp, 3, scale)
     by_step = np.array(calls).reshape(STEPS, layers, 3, -1)
     assert layers == 4 and by_step.sum(-1) == pytest.approx(1)
     assert np.allclose(rule.first, by_step[0].mean(0), atol=1e-6)
@@ -88,11 +77,11 @@ def test_the_shares_are_those_of_q_and_k(pipe: Any, scale: float) -> None:
     assert by_step[0].std(-1).min() > 1e-3  # the tokens differ
 
 
-def test_the_scores_are_those_of_the_shares(pipe: Any) -> None:
+def test_the_scores_are_those_of_the_shares(sharp: Any) -> None:
     """Each prompt's own end of text counts: of one word, and of two."""
-    rule, calls = recorded(pipe, 8)
+    rule, calls = recorded(sharp, 8)
     by_step = np.array(calls).reshape(STEPS, 4, 8, -1)
-    ends = ends_of_text(pipe, CAPTIONS)
+    ends = ends_of_text(sharp, CAPTIONS)
     scores = rule.scores(ends)
     for row, end in enumerate(ends):
         steps = [by_step[t, :, row].mean(0) for t in range(STEPS)]
@@ -105,8 +94,8 @@ def test_the_scores_are_those_of_the_shares(pipe: Any) -> None:
 
 
 @pytest.mark.parametrize("layer, index", [(1, 0), (2, 1), (4, 3), (9, 3)])
-def test_a_layer_is_counted_in_the_order_of_the_calls(pipe: Any, layer: int, index: int) -> None:
-    rule, calls = recorded(pipe, 2, layer=layer)
+def test_a_layer_is_counted_in_the_order_of_the_calls(sharp: Any, layer: int, index: int) -> None:
+    rule, calls = recorded(sharp, 2, layer=layer)
     assert np.allclose(rule.of_layer, calls[index], atol=1e-6)
 
 
@@ -148,10 +137,10 @@ def test_detector_d_by_hand() -> None:
     assert attention_d(first, last, [2]) == pytest.approx([expected])
 
 
-def test_an_end_of_text_comes_after_the_words_and_at_most_at_the_last_index(pipe: Any) -> None:
+def test_an_end_of_text_comes_after_the_words_and_at_most_at_the_last_index(sharp: Any) -> None:
     texts = ["sun", "red square", " ".join(CAPTIONS)]
-    last = pipe.tokenizer.model_max_length - 1
-    ends = ends_of_text(pipe, texts)
+    last = sharp.tokenizer.model_max_length - 1
+    ends = ends_of_text(sharp, texts)
     assert ends[0] < ends[1] < last and ends[2] == last
-    tokens = pipe.tokenizer(texts, padding="max_length", truncation=True).input_ids
-    assert all(row.index(pipe.tokenizer.eos_token_id) == end for row, end in zip(tokens, ends, strict=True))
+    tokens = sharp.tokenizer(texts, padding="max_length", truncation=True).input_ids
+    assert all(row.index(sharp.tokenizer.eos_token_id) == end for row, end in zip(tokens, ends, strict=True))
