@@ -63,9 +63,10 @@ class Finite(pl.Callback):
         if not trainer.is_global_zero:  # the first rank reports it
             raise SystemExit(1)
         path = Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"
+        kept = f", or continue from an earlier step ({path})" if path.exists() else ""
         rate = max(group["lr"] for group in trainer.optimizers[0].param_groups)
         raise ValueError(
             f"the training broke in step {step:,}: its loss or weights are nan or infinite. Lower the "
-            f"learning rate ({rate:.3g}) and start with another --out, or continue from an earlier step "
-            f"({path}) with a smaller trainer.gradient_clip_val or trainer.precision 32"
+            f"learning rate ({rate:.3g}) and start with another --out{kept}; a smaller "
+            "trainer.gradient_clip_val or trainer.precision 32 may help"
         )

@@ -26,6 +26,8 @@ class PushToHub(pl.Callback):
     """
 
     def __init__(self, repo: str | None = None, public: bool = False):
+        if public and repo is None:
+            warn_no_effect("hub.public", "hub.repo is not given")
         if repo is not None:
             try:
                 validate_repo_id(repo)

@@ -17,9 +17,7 @@ from callbacks.provenance import git_commit
 from data.files import one_line, redacted
 
 log = logging.getLogger(__name__)
-START = (
-    40  # seconds that a server may take to answer; W&B needs more to give up, and a start waits 60 at most
-)
+START = 40  # seconds that a server may take to answer; until W&B has given up, 60 may pass
 
 
 @dataclass(kw_only=True)

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from data.files import redacted, remove_temporary_files, write_atomically, write_json
+from data.files import redacted, remove_temporary_files, write_json
 from infer.compare.measures import Measures
 from infer.compare.options import Comparison
 from infer.compare.results import Measured, measure
 from infer.metrics.aggregate import memorized_prompts
-from infer.predict.run_folder import file_stems, save_image
+from infer.predict.run_folder import file_stems, save_image, write_table
 
 
 def finish(
@@ -25,11 +25,11 @@ def finish(
     for name, figures in comparison.published.items():
         for column, figure in figures.items():
             table.loc[table["mitigation"] == name, f"{column}_published"] = figure
-    write_table(out / "comparison.parquet", table)
+    write_table(table, out / "comparison.parquet")
     memorized, subset = measured.memorized(), out / "comparison_memorized.parquet"
     subset.unlink(missing_ok=True)  # of a former comparison
     if memorized and memorized["prompts"]:
-        write_table(subset, measured.table(memorized_prompts(measured.rows["none"])))
+        write_table(measured.table(memorized_prompts(measured.rows["none"])), subset)
     save_training_images(measured, first, resolution, out / "training")
     about = {
         "title": out.resolve().parent.name if out.name == "compare" else out.name,
@@ -49,10 +49,6 @@ def finish(
     }
     write_json(out / "comparison.json", about)
     return table
-
-
-def write_table(path: Path, table: pd.DataFrame) -> None:
-    write_atomically(path, lambda part: table.to_parquet(part, index=False))
 
 
 def save_training_images(measured: Measured, rows: pd.DataFrame, resolution: int, folder: Path) -> None:

@@ -12,14 +12,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data.batches import in_batches
-from data.files import one_line, write_atomically
+from data.files import one_line
 from infer.metrics.aggregate import refused
 from infer.metrics.clip_score import ClipScore
 from infer.metrics.distances import Extractor
 from infer.metrics.objects import ObjectSearch, share_found
 from infer.metrics.similarity import are_constant, match, thumbnails
 from infer.metrics.training_set import TrainingSet
-from infer.predict.run_folder import KEY, read_parquet
+from infer.predict.run_folder import KEY, read_parquet, write_table
 
 log = logging.getLogger(__name__)
 TOP_IDS = {"similarity": "top_train_id", "sscd": "sscd_top_id"}  # columns of the nearest image's id
@@ -105,5 +105,5 @@ def score_folder(
     results = scores | {name: pd.array(ids, "str") for name, ids in nearest.items()} | flags
     former = [name for name in rows if name.endswith(("_own", "_top", "_top_id")) and name not in results]
     rows = rows.drop(columns=former).assign(**results)
-    write_atomically(folder / "samples.parquet", lambda part: rows.to_parquet(part, index=False))
+    write_table(rows, folder / "samples.parquet")
     return rows, torch.cat(parts).double() if parts else torch.empty(0, 1)

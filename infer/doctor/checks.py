@@ -1,5 +1,6 @@
 """What is to be used: model, data, disks. Each check gives its findings."""
 
+import math
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -7,8 +8,6 @@ from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import NamedTuple
-
-import torch
 
 from data.captioned import listed, samples_of
 from data.files import one_line, user_cache
@@ -116,5 +115,5 @@ def parameters(folder: Path) -> int:
     count = 0
     for path in folder.rglob("*.safetensors"):
         with suppress(SafetensorError, OSError), safe_open(path, "pt") as file:
-            count += sum(torch.Size(file.get_slice(key).get_shape()).numel() for key in file.keys())  # noqa: SIM118
+            count += sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
     return count

@@ -52,7 +52,7 @@ class Study:
     @cached_property
     def stems(self) -> dict[str, str]:
         """File name of each prompt's training image, without suffix."""
-        return file_stems({key: None for rows in self.samples.values() for key in rows["prompt_id"]})
+        return file_stems(key for rows in self.samples.values() for key in rows["prompt_id"])
 
     @cached_property
     def colors(self) -> dict[str, str]:

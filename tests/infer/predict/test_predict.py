@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -111,40 +110,28 @@ def test_a_run_killed_after_its_last_image_is_put_together(
     assert (copy / "summary.json").exists()
 
 
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "infer", *arguments]
-
-
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 SLOW = ["--batch_size", "1", "--model.num_inference_steps", "40", "--samples_per_prompt", "4"]
 
 
-@pytest.fixture
-def stopped(arguments: list[str], tmp_path: Path) -> Callable[[signal.Signals], subprocess.Popen]:
-    """A run of single images into `tmp_path/run`, which a signal ended after its first batch."""
-
-    def run(number: signal.Signals, *options: str) -> subprocess.Popen:
-        given = [*arguments, *SLOW, "--out", str(tmp_path / "run"), *options]
-        process = subprocess.Popen(
-            command(*given), cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True,
-            start_new_session=True,
-        )  # fmt: skip
-        while not list(tmp_path.glob("run/parts/*.samples.parquet")):
-            assert process.poll() is None, "it ended before the signal"
-            time.sleep(0.01)
-        os.killpg(process.pid, number)  # as a cluster does: each process gets it
-        process.errors = process.communicate()[1]
-        return process
-
-    return run
+def ended(number: signal.Signals, run: Path, *arguments: str) -> subprocess.Popen:
+    """Python with these arguments, which a signal ended after the first batch of `run`; its `errors`."""
+    process = subprocess.Popen(
+        [sys.executable, *arguments], cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    while not list(run.glob("parts/*.samples.parquet")):
+        assert process.poll() is None, "it ended before the signal"
+        time.sleep(0.01)
+    os.killpg(process.pid, number)  # as a cluster does: each process gets it
+    process.errors = process.communicate()[1]
+    return process
 
 
-def test_a_killed_run_is_finished_by_the_next(
-    stopped: Callable, arguments: list[str], tmp_path: Path
-) -> None:
+def test_a_killed_run_is_finished_by_the_next(arguments: list[str], tmp_path: Path) -> None:
     """Then it is as a run without interruption."""
     out, whole = tmp_path / "run", tmp_path / "whole"
-    stopped(signal.SIGKILL)
+    ended(signal.SIGKILL, out, "-m", "infer", *arguments, *SLOW, "--out", str(out))
     before = times(out)
     assert 0 < len(list(out.glob("parts/*.samples.parquet"))) < 12 and not (out / "samples.parquet").exists()
     for folder in (out, whole):
@@ -154,38 +141,59 @@ def test_a_killed_run_is_finished_by_the_next(
     assert [name for name, when in times(out).items() if before.get(name) == when]
 
 
-@pytest.mark.parametrize("devices", ["1", pytest.param("2", marks=pytest.mark.slow)])
-def test_sigterm_finishes_the_batch(stopped: Callable, tmp_path: Path, devices: str) -> None:
+@pytest.fixture
+def one_process(arguments: list[str], tmp_path: Path) -> tuple[Path, subprocess.Popen]:
+    """A run that SIGTERM ended."""
+    run = tmp_path / "run"
+    return run, ended(signal.SIGTERM, run, "-m", "infer", *arguments, *SLOW, "--out", str(run))
+
+
+@pytest.fixture(scope="module")
+def two_processes(
+    finished: Path, arguments: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, subprocess.Popen]:
+    """The same on two devices; beside it folders that lack `five` images or `one`, which they made then."""
+    folder = tmp_path_factory.mktemp("two")
+    for name in ("five", "one", "alone"):
+        shutil.copytree(finished, folder / name)
+    for name in ("five", "alone"):
+        for path in [*(folder / name / "images").glob("s[12]*.png"), folder / name / "images/s0-0.png"]:
+            path.unlink()
+    (folder / "one/images/s1-0.png").unlink()
+    script = folder / "script.py"  # each process runs it whole
+    script.write_text(f"""
+import sys
+from infer.__main__ import main
+try:
+    code = main([*sys.argv[1:], *{SLOW}, "--out", "{folder}/run"])
+except SystemExit as stopped:
+    code = stopped.code
+for name in ("five", "one"):
+    assert main([*sys.argv[1:], "--out", f"{folder}/{{name}}"]) == 0
+sys.exit(code)
+""")
+    two = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    return folder / "run", ended(signal.SIGTERM, folder / "run", str(script), *arguments, *two)
+
+
+@pytest.mark.parametrize("processes", ["one_process", "two_processes"])
+def test_sigterm_finishes_the_batch(processes: str, request: pytest.FixtureRequest) -> None:
     """It writes what it has, and leaves with the signal's exit code, once for all processes."""
-    process = stopped(signal.SIGTERM, "--trainer.devices", devices)
+    run, process = request.getfixturevalue(processes)
     assert process.errors.count("stopped by SIGTERM") == 1 and process.returncode == 143
     assert "Error" not in process.errors
-    written = len(list(tmp_path.glob("run/parts/*.samples.parquet")))
-    assert 0 < written < 12 and written == len(times(tmp_path / "run"))
+    written = len(list(run.glob("parts/*.samples.parquet")))
+    assert 0 < written < 12 and written == len(times(run))
 
 
-def test_two_processes_make_the_same(finished: Path, arguments: list[str], tmp_path: Path) -> None:
+def test_two_processes_make_the_same(
+    two_processes: tuple[Path, subprocess.Popen], finished: Path, arguments: list[str]
+) -> None:
     """Five images for two: another batch composition, another order, one left over; then one for two."""
-    folders = {name: Path(shutil.copytree(finished, tmp_path / name)) for name in ("five", "one", "alone")}
-    for name in ("five", "alone"):
-        for path in [*(folders[name] / "images").glob("s[12]*.png"), folders[name] / "images/s0-0.png"]:
-            path.unlink()
-    (folders["one"] / "images/s1-0.png").unlink()
-    script = tmp_path / "script.py"  # each process runs it whole
-    script.write_text(
-        "import sys\nfrom infer.__main__ import main\n*arguments, five, one = sys.argv[1:]\n"
-        "sys.exit(main([*arguments, five]) or main([*arguments, one]))\n"
-    )
-    given = [*arguments, "--trainer.devices", "2", "--trainer.strategy", "ddp"]
-    given += [f"--out={folders[name]}" for name in ("five", "one")]
-    environment = ENVIRONMENT | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, script, *given], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert main([*arguments, "--out", str(folders["alone"])]) == 0
-    assert_same_run(folders["five"], folders["alone"], tolerance=1)
-    assert_same_run(folders["one"], finished, tolerance=1)
+    folder = two_processes[0].parent
+    assert main([*arguments, "--out", str(folder / "alone")]) == 0
+    assert_same_run(folder / "five", folder / "alone", tolerance=1)
+    assert_same_run(folder / "one", finished, tolerance=1)
 
 
 # Help

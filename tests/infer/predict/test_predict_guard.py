@@ -46,7 +46,8 @@ def test_a_copy_is_made_again(world, tiny_pipeline: Path, tmp_path: Path, capsys
     """From the seed that follows; the others are as without guard. Again, and in other batches: the same."""
     out, plain = tmp_path / "one", world[1] / "plain"
     assert main(guarded(world, out)) == 0
-    assert "1 were too near to a training image and made again, 0 of them REFUSED" in capsys.readouterr().out
+    words = "1 were too near to a training image and made again; 0 stayed so and are REFUSED"
+    assert words in capsys.readouterr().out
     rows, before = rows_of(out), rows_of(plain)
     assert rows["attempts"].tolist() == [2, 1, 1] and rows["refused"].tolist() == [False] * 3
     assert rows["seed"].tolist() == before["seed"].tolist() and rows["nfe"].tolist() == [16, 8, 8]
