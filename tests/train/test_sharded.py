@@ -1,11 +1,7 @@
 """`--trainer.strategy sharded`: two processes that each hold half of the UNet train what DDP's train."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,14 +12,15 @@ import torch
 from lightning.pytorch import LightningModule
 
 from data.exposure import Exposure
-from tests.conftest import ROOT
+from tests.slurm import until
 from tests.train import fits
 from tests.train.fits import planned, poison, run_process, short, stop, unet
+from tests.train.ranks import end_of, start_ranks
 from train.finetune import Finetune
 from train.sharded import check
 
 world = fits.world  # a fixture
-STEPS = 4
+STEPS = 3
 EXPOSURE = Exposure(copies=3, duplicated_fraction=0.5)
 SETTINGS = {
     "trainer__devices": 2,
@@ -48,7 +45,7 @@ def held(folder: Path) -> dict:
 
 @pytest.fixture(scope="module")
 def ddp(world: Path) -> Path:
-    run_process(short(world, world / "ddp", trainer__strategy="ddp_fork", **SETTINGS))
+    assert end_of(start_ranks(short(world, world / "ddp", trainer__strategy="ddp", **SETTINGS))) == [0, 0]
     return world / "ddp"
 
 
@@ -56,26 +53,18 @@ def ddp(world: Path) -> Path:
 def sharded(world: Path) -> Path:
     """Killed in step 3, both processes, a step after the checkpoint; then the same command again."""
     out, flag = world / "sharded", world / "flag"
-    args = short(world, out, trainer__strategy="sharded", trainer__callbacks=[stop(3, flag)], **SETTINGS)
-    with open(world / "errors", "w") as errors:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "train", *args], cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"},
-            stdout=subprocess.DEVNULL, stderr=errors, start_new_session=True,
-        )  # fmt: skip
-        deadline = time.monotonic() + 120
-        while not flag.exists() and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.05)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    assert flag.exists(), (world / "errors").read_text()
+    settings = SETTINGS | {"trainer__strategy": "sharded"}
+    ranks = start_ranks(short(world, out, trainer__callbacks=[stop(3, flag)], **settings))
+    until(lambda: flag.exists() or any(rank.exitcode for rank in ranks), 120)
+    for rank in ranks:
+        rank.kill()
+    assert end_of(ranks) == [-signal.SIGKILL] * 2
     assert torch.load(out / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 2
-    run_process(
-        short(world, out, trainer__strategy="sharded", trainer__callbacks=[held(world / "held")], **SETTINGS)
-    )
+    again = start_ranks(short(world, out, trainer__callbacks=[held(world / "held")], **settings))
+    assert end_of(again) == [0, 0]
     return out
 
 
-@pytest.mark.slow
 def test_each_rank_holds_half(sharded: Path, ddp: Path, world: Path) -> None:
     """Of the weights, gradients, both moments of AdamW, and averages; what is odd goes to the first rank."""
     whole = 4 * sum(weight.numel() for weight in unet(ddp / "pipeline").values())
@@ -86,7 +75,6 @@ def test_each_rank_holds_half(sharded: Path, ddp: Path, world: Path) -> None:
         assert all(0.45 < part / (times * whole) < 0.55 for part in parts), name
 
 
-@pytest.mark.slow
 def test_an_interrupted_sharded_run_ends_where_ddp_does(sharded: Path, ddp: Path, world: Path) -> None:
     """The averages that are exported, and the weights, averages and moments of the last checkpoint."""
     one, two = (torch.load(out / "checkpoints/last.ckpt", weights_only=True) for out in (ddp, sharded))
@@ -102,7 +90,6 @@ def test_an_interrupted_sharded_run_ends_where_ddp_does(sharded: Path, ddp: Path
     assert max((after[key] - before[key]).abs().max() for key in before) > 1e-3
 
 
-@pytest.mark.slow
 def test_a_sharded_run_leaves_the_same_folder(sharded: Path, ddp: Path) -> None:
     """Exact counts, the same losses, the monitor's sheets; the pipeline names diffusers' own classes."""
     files = [sorted(str(path.relative_to(out)) for path in out.rglob("*")) for out in (sharded, ddp)]
