@@ -39,7 +39,7 @@ class Monitor(pl.Callback):
         threshold: an image is memorized if its similarity to its training image is above this.
         stop_at_share: stop the run, with all its results, once this share is memorized; null: never.
         sscd: SSCD model to compare with: a file (.pt TorchScript or .onnx), its URL, or disc_mixup or
-            disc_large; null: correlation of the pixels, for small centered images.
+            disc_large; null: local correlation of 32x32 RGB, for small images.
         sscd_protocol: how images are resized and normalized for SSCD.
         sscd_sha256: checksum of the SSCD model.
     """

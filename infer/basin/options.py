@@ -61,7 +61,7 @@ class Basin(DenoiseOptions):
         limit: at most this many prompts of each group, spread evenly over all of it.
         samples_per_prompt: noises per prompt; figures of single images show the first.
         rows: prompts shown in sweep.png, and images of each group in memory_map.png, spread evenly.
-        sscd: SSCD model for the similarity, as in compare; null: correlation of 32x32 RGB.
+        sscd: SSCD model for the similarity, as in compare; null: local correlation of 32x32 RGB.
         sscd_protocol: preprocessing for SSCD, as in compare.
         sscd_sha256: checksum of the SSCD model.
         device: such as cpu or cuda:1; null: a GPU where there is one.

@@ -16,7 +16,7 @@ from data.files import write_json
 from infer.basin.options import Basin
 from infer.denoising.curves import SPACES
 from infer.denoising.requests import Request
-from infer.metrics.similarity import COPY_THRESHOLD
+from infer.metrics.similarity import COPY_THRESHOLD, CORRELATION
 
 
 def clamp_point(point: float, timesteps: Sequence[float]) -> float:
@@ -105,7 +105,7 @@ class Findings:
         names = ("opposite", "seed", "samples_per_prompt")
         return for_json({
             "settings": options.model.identity() | {name: getattr(options, name) for name in names},
-            "descriptor": f"SSCD, {options.sscd_protocol}" if options.sscd else "correlation of 32x32 RGB",
+            "descriptor": f"SSCD, {options.sscd_protocol}" if options.sscd else CORRELATION,
             "memorized": len(self.requests["memorized"]), "others": len(self.requests.get("others", [])),
             "others_left_out": self.left_out, "half_way_timestep": self.half_way(),
             "points": self.by_point().reset_index().to_dict("records"), "timesteps": self.timesteps,

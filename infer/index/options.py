@@ -27,8 +27,8 @@ class IndexOptions:
         training: sources of the training images, as training takes them.
         resolution: width and height in pixels of the images that will be compared with them; null: that of
             `run`, else 512.
-        sscd: SSCD model (.pt TorchScript or .onnx file, its URL, disc_mixup or disc_large); null: correlation
-            of 32x32 RGB, whose descriptors are small versions of the images.
+        sscd: SSCD model (.pt TorchScript or .onnx file, its URL, disc_mixup or disc_large); null: local
+            correlation of 32x32 RGB, whose descriptors are small versions of the images.
         sscd_protocol: how images are prepared for SSCD: dcr, skew320 or resize288.
         sscd_sha256: checksum of the SSCD model.
         ids: whether the index names the images.

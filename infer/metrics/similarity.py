@@ -12,12 +12,14 @@ from torch import Tensor
 from data.batches import in_batches
 
 COPY_THRESHOLD = 0.5  # an image whose similarity to a training image is above this is a copy of it
-CONSTANT = 1.0  # of 255 grey levels: an image whose colours vary less has nothing to compare
-CORRELATION = "correlation of 32x32 RGB"
+CONSTANT = 1.0  # of 255 grey levels: an image whose detail varies less has nothing to compare
+NEIGHBOURHOOD = 11  # px of 32
+CORRELATION = "local correlation of 32x32 RGB"
 BLIND_SPOTS = (
-    "The correlation compares colours pixel by pixel at 32x32. It ignores brightness and contrast (a faded "
-    "copy counts as a copy, and so does any faint image with the same layout) and misses copies that are "
-    "shifted, mirrored or cropped; SSCD, a trained copy detector, finds these."
+    "The local correlation compares detail pixel by pixel at 32x32: each colour less its mean over the 11x11 "
+    "pixels around, so that a background shared by two images counts little. It ignores brightness and "
+    "contrast (a faded copy counts as a copy, and so does any faint image with the same layout) and misses "
+    "copies that are shifted, mirrored or cropped; SSCD, a trained copy detector, finds these."
 )
 
 
@@ -38,19 +40,25 @@ def thumbnails(images: list[Image.Image]) -> Tensor:
     return torch.from_numpy(np.stack(small)).permute(0, 3, 1, 2).float()
 
 
+def detail(thumbnails: Tensor) -> Tensor:
+    """Each pixel less the mean of its neighbourhood inside the image, (B, 3, H, W) like thumbnails."""
+    half = NEIGHBOURHOOD // 2
+    return thumbnails - F.avg_pool2d(thumbnails, NEIGHBOURHOOD, 1, half, count_include_pad=False)
+
+
 def are_constant(thumbnails: Tensor) -> Tensor:
     """Which images have one colour, or nearly so, (B,): their similarity to anything is undefined."""
-    return thumbnails.flatten(2).std(2, correction=0).amax(1) < CONSTANT
+    return detail(thumbnails).flatten(2).std(2, correction=0).amax(1) < CONSTANT
 
 
 def correlate(images: list[Image.Image]) -> Tensor:
-    """32x32 RGB without its mean, at unit length, (B, 3072); NaN for constant images."""
+    """Detail of 32x32 RGB without its mean, at unit length, (B, 3072); NaN for constant images."""
     return correlation_embedding(thumbnails(images))
 
 
 def correlation_embedding(thumbnails: Tensor) -> Tensor:
-    """Thumbnails (B, 3, 32, 32) without their means, at unit length, (B, 3072); differentiable."""
-    flat = thumbnails.flatten(1)
+    """Detail of thumbnails (B, 3, 32, 32) without its mean, at unit length, (B, 3072); differentiable."""
+    flat = detail(thumbnails).flatten(1)
     unit = F.normalize(flat - flat.mean(1, keepdim=True))
     return unit.masked_fill(are_constant(thumbnails)[:, None], torch.nan)
 

@@ -159,5 +159,5 @@ def sscd_descriptor(
 def chosen_descriptor(
     sscd: str | None, protocol: ProtocolName = "skew320", sha256: str | None = None, device: str = "cpu"
 ) -> Descriptor:
-    """SSCD where it is given, else the correlation of 32x32 RGB."""
+    """SSCD where it is given, else the local correlation of 32x32 RGB."""
     return pixel_descriptor if sscd is None else sscd_descriptor(sscd, protocol, sha256, device)

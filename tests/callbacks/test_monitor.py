@@ -15,6 +15,7 @@ from callbacks.sample_grid import sheet
 from data.captioned import load_captioned
 from infer.denoising.noise import sample_seed
 from infer.metrics.sscd import sscd_descriptor
+from tests.pixels import local_correlation
 from tests.train import fits
 from tests.train.fits import ACCUMULATED, BATCH, full, poison, run_process, short, spy, unet
 from train.__main__ import main
@@ -26,11 +27,6 @@ STOP = {
     "monitor__stop_at_share": 1.0,
     "monitor__every_n_steps": 2,
 }  # all are more alike
-
-
-def correlation(one: Image.Image, other: Image.Image) -> float:
-    small = (np.asarray(image.resize((32, 32), Image.Resampling.BOX), float) for image in (one, other))
-    return float(np.corrcoef(*(pixels.ravel() for pixels in small))[0, 1])
 
 
 def generated(run: Path, prompts: dict[str, str]) -> list[Image.Image]:
@@ -55,7 +51,7 @@ def test_the_numbers_are_those_of_the_exported_model(world: Path, tmp_path: Path
     last = rows[rows["step"] == 8]
     images = generated(run, {key: samples[key].caption for key in last["id"]})
     expected = [
-        correlation(samples[key].rgb(16), image) for key, image in zip(last["id"], images, strict=True)
+        local_correlation(samples[key].rgb(16), image) for key, image in zip(last["id"], images, strict=True)
     ]
     assert last["similarity"].tolist() == pytest.approx(expected, abs=2e-3)
     metrics = pd.read_csv(run / "metrics.csv").set_index("step")
@@ -128,7 +124,7 @@ def test_a_run_that_memorizes_less_continues(world: Path, tmp_path: Path) -> Non
     run, settings = tmp_path / "run", STOP | {"monitor__threshold": 0.99}
     (run / "samples").mkdir(parents=True)
     stale = pd.DataFrame(
-        {"step": [1], "id": ["s0"], "similarity": [1.0], "measure": ["correlation of 32x32 RGB"]}
+        {"step": [1], "id": ["s0"], "similarity": [1.0], "measure": ["local correlation of 32x32 RGB"]}
     )
     stale.to_parquet(run / "samples/similarity.parquet")
     assert main(short(world, run, trainer__max_steps=4, **settings)) == 0
@@ -164,7 +160,7 @@ def test_an_image_of_one_color_is_not_memorized(
     assert main(short(world, tmp_path / "run", monitor__threshold=-1)) == 0
     rows = pd.read_parquet(tmp_path / "run/samples/similarity.parquet")
     assert rows["similarity"].isna().tolist() == [True, False]
-    assert rows["measure"].unique().tolist() == ["correlation of 32x32 RGB"]
+    assert rows["measure"].unique().tolist() == ["local correlation of 32x32 RGB"]
     assert "similarity of 1 images undefined" in capsys.readouterr().out
     metrics = pd.read_csv(tmp_path / "run/metrics.csv").iloc[-1]
     assert metrics["memorized_share"] == 0.5

@@ -51,7 +51,7 @@ class AMG(OrdinaryGuidance):
 
     Args:
         training: sources of the training images, as training takes them.
-        sscd: SSCD model (.pt TorchScript), disc_mixup or disc_large; null: correlation of 32x32 RGB.
+        sscd: SSCD model (.pt TorchScript), disc_mixup or disc_large; null: local correlation of 32x32 RGB.
         sscd_protocol: how images are prepared for SSCD.
         despecification: c1.
         deduplication: c2.

@@ -27,6 +27,7 @@ from infer.models.pipeline import load_pipeline
 from infer.options import ModelOptions
 from tests.conftest import CAPTIONS
 from tests.infer.training_runs import save_model, save_training_run
+from tests.pixels import local_correlation
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 STEPS, POINTS, OPPOSITE, SCALE = 10, [999, 700, 300, 0], -2.0, 5.0
@@ -81,11 +82,10 @@ def similarities(run: Path, source: Path, scale: float, *rules: StaticTransition
     pipe, samples = load_pipeline(str(run / "pipeline")), load_captioned(str(source))
     requests = [Request(f"s{n}", 0, CAPTIONS[n], sample_seed(0, f"s{n}", 0)) for n in range(4)]
     images, _ = make_images(pipe, torch.device("cpu"), requests, 16, scale, STEPS, rules=rules)
-    pixels = [
-        [np.asarray(image, float).ravel() for image in (image, samples[samples.position[r.prompt_id]].rgb())]
+    return [
+        local_correlation(image, samples[samples.position[r.prompt_id]].rgb())
         for r, image in zip(requests, images, strict=True)
     ]
-    return [float(np.corrcoef(*pair)[0, 1]) for pair in pixels]
 
 
 def test_every_figure_is_written(finished: Path) -> None:

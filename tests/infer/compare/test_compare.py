@@ -14,6 +14,7 @@ from infer.compare.measures import MeasureOptions
 from tests.conftest import CAPTIONS
 from tests.data.image_files import noise, write_folder
 from tests.infer.report.folders import Page
+from tests.pixels import local_correlation
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -43,15 +44,12 @@ def test_the_table_has_a_row_per_mitigation_and_the_base_model(finished: Path) -
 def test_its_numbers_are_those_of_the_images(finished: Path) -> None:
     """Correlations with the training images that the run showed, by numpy."""
 
-    def flat(path: Path) -> np.ndarray:
-        return np.asarray(Image.open(path).convert("RGB").resize((32, 32), Image.Resampling.BOX)).ravel()
-
     table = table_of(finished)
     for name in table.index:
         images = rows(finished, name)
         for row in images.itertuples():
-            pair = flat(finished / name / row.image), flat(finished / f"training/{row.prompt_id}.png")
-            assert row.similarity_own == pytest.approx(np.corrcoef(*pair)[0, 1], abs=1e-5)
+            paths = finished / name / row.image, finished / f"training/{row.prompt_id}.png"
+            assert row.similarity_own == pytest.approx(local_correlation(*map(Image.open, paths)), abs=1e-5)
         assert (images["similarity_top"] >= images["similarity_own"] - 1e-6).all()
         assert set(images["top_train_id"]) <= {f"s{n}" for n in range(6)}
         assert table["similarity_own_mean"][name] == pytest.approx(images["similarity_own"].mean())
@@ -82,11 +80,11 @@ def test_it_records_what_the_scores_were_measured_by(finished: Path, options: di
     """In the comparison and in each run."""
     for path in (finished / "comparison.json", finished / "stp/scores.json"):
         about = json.loads(path.read_text())
-        assert about["clip"] == options["--clip"] and about["descriptor"] == "correlation of 32x32 RGB"
+        assert about["clip"] == options["--clip"] and about["descriptor"] == "local correlation of 32x32 RGB"
     given = {"run": options["--run"], "clip": options["--clip"], "sscd": "disc_large", "sscd_protocol": "dcr"}
     assert (
         MeasureOptions(**given).measured_by()["descriptor"]
-        == "correlation of 32x32 RGB; SSCD disc_large, protocol dcr"
+        == "local correlation of 32x32 RGB; SSCD disc_large, protocol dcr"
     )
 
 

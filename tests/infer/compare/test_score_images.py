@@ -16,6 +16,7 @@ from infer.metrics.clip_score import ClipScore
 from infer.metrics.distances import extractor
 from infer.metrics.similarity import Descriptor, pixel_descriptor
 from infer.metrics.training_set import TrainingSet
+from tests.pixels import local_correlation
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -75,7 +76,7 @@ def test_scores_are_those_of_the_images(
     references = {sample.id: sample.rgb(16) for sample in training.images.samples}
     for row in rows[rows["failed_step"].isna()].itertuples():
         image = Image.open(folder / row.image)
-        alike = {key: np.corrcoef(flat(image), flat(other))[0, 1] for key, other in references.items()}
+        alike = {key: local_correlation(image, other) for key, other in references.items()}
         colors = {key: np.asarray(i).mean((0, 1)) for key, i in {**references, "": image}.items()}
         unit = {key: color / np.linalg.norm(color) for key, color in colors.items()}
         cosines = {key: unit[""] @ unit[key] for key in references}

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from infer.metrics.similarity import Matches, match, pixel_descriptor, similarity
+from tests.pixels import local_correlation
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -24,16 +25,28 @@ def unit(count: int, width: int, seed: int) -> torch.Tensor:
     return F.normalize(torch.randn(count, width, generator=torch.Generator().manual_seed(seed)))
 
 
+def on(background: tuple[int, int, int], corner: int) -> Image.Image:
+    """An object on a plain background."""
+    image = Image.new("RGB", (32, 32), background)
+    image.paste(noise(5, 8), (corner, corner))
+    return image
+
+
 def test_the_pixel_descriptor_is_a_correlation() -> None:
     """1 with itself, brighter or larger; else what numpy says."""
     images = [noise(0), noise(1), brighter(noise(0), 40), noise(0).resize((64, 64), Image.Resampling.NEAREST)]
     correlations = pixel_descriptor(images) @ pixel_descriptor(images).T
-    expected = np.corrcoef(
-        [np.asarray(image.resize((32, 32), Image.Resampling.BOX)).ravel() for image in images]
-    )
+    expected = [[local_correlation(one, other) for other in images] for one in images]
     assert np.allclose(correlations, expected, atol=1e-5)
     assert np.allclose(correlations[0, [0, 2, 3]], 1, atol=1e-5)
     assert abs(correlations[0, 1]) < 0.1
+
+
+def test_an_object_counts_and_its_background_does_not() -> None:
+    """The same object there: a copy on any background. Elsewhere: none, on the same background."""
+    images = [on((120, 120, 120), 4), on((200, 150, 30), 4), on((120, 120, 120), 20)]
+    first = pixel_descriptor(images)[0] @ pixel_descriptor(images).T
+    assert first[1] > 0.6 and abs(first[2]) < 0.1
 
 
 def by_hand(images: torch.Tensor, training: torch.Tensor, own: list[list[int]]) -> Matches:

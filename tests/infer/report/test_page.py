@@ -77,14 +77,14 @@ def test_the_table_shows_every_number(page: Page):
 
 def test_the_headline_follows_from_the_numbers(page: Page, folder: Path):
     text = page.text
-    assert "image at 0.94 (correlation of 32x32 RGB); og<b>stp brings this to 0.41" in text
+    assert "image at 0.94 (local correlation of 32x32 RGB); og<b>stp brings this to 0.41" in text
     assert "CLIP score goes from 0.31 to 0.29" in text and "base model is at 0.35" in text
     table = pd.read_parquet(folder / "comparison.parquet")
     assert "no mitigation lowers this" in headline(table.assign(similarity_own_mean=0.9))
     assert "CLIP" not in headline(table.drop(columns="clip_score_mean"))
     by_sscd = headline(table.assign(sscd_own_mean=[0.8, 0.3, 0.1]))
     assert "at 0.80 (SSCD); og<b>stp brings this to 0.10" in by_sscd
-    of, rows = "(correlation of 32x32 RGB)", table.set_index("mitigation", drop=False)
+    of, rows = "(local correlation of 32x32 RGB)", table.set_index("mitigation", drop=False)
     base = "The untouched base model is at 0.35"
     assert headline(rows.loc[["base_model"]]) == f"{base} {of}."
     without = f"Without mitigation, images match their training image at 0.94 {of}."

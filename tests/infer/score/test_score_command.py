@@ -67,7 +67,7 @@ def test_the_memorized_prompts_have_a_table_and_notes_of_their_own(copied: Path)
     about = json.loads((copied / "comparison.json").read_text())
     notes = about["memorized"].pop("notes")
     assert "regression to the mean" in notes[0] and "One prompt with scores" in notes[1]
-    threshold = {"threshold": 0.5, "measure": "correlation of 32x32 RGB"}
+    threshold = {"threshold": 0.5, "measure": "local correlation of 32x32 RGB"}
     assert about["memorized"] == threshold | {"prompts": 1, "of": 2}
     whole, part = (
         pd.read_parquet(copied / f"comparison{suffix}.parquet").set_index("mitigation")
