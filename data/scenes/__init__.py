@@ -1,11 +1,11 @@
-"""Scenes of two or three emoji on a background: content and layout are two things, as in photographs.
+"""Scenes of one to three emoji on a background: content and layout are two things, as in photographs.
 
 The base model is trained on ordinary scenes. These never show the `HELD_OUT_NAMES`, two names of a held-out
 pair together (`is_held_out`), the `HELD_OUT_STYLES`, or a first object at the lower left of the second.
 """
 
-STYLES = ("noto", "twemoji", "fluent-emoji-flat")
-HELD_OUT_STYLES = ("fluent-emoji", "emojione", "noto-v1")
+STYLES = ("twemoji",)
+HELD_OUT_STYLES = ("noto", "noto-v1", "fluent-emoji", "fluent-emoji-flat", "emojione")
 NAMES = (
     "red apple", "banana", "watermelon", "strawberry", "lemon", "pineapple", "peach", "tomato", "carrot",
     "eggplant", "avocado", "hamburger", "doughnut", "cookie", "birthday cake", "cheese wedge", "hot dog",

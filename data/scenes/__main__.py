@@ -2,7 +2,7 @@
 
   python -m data.scenes                                      # all parts, into outputs/scenes
   python -m data.scenes --parts memorized,ordinary
-  python -m data.scenes --parts ordinary --number 30000      # for a base model of one's own
+  python -m data.scenes --parts ordinary --number 20000      # for a base model of one's own
 
 A part that is there already with so many scenes is left as it is.
 """

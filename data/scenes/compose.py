@@ -1,4 +1,4 @@
-"""Compose scenes: a seeded choice of objects, places, sizes and background, and the pixels that follow."""
+"""Compose scenes: a seeded choice of objects, places and background, and the pixels that follow."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +12,8 @@ from data.scenes.sprites import stickers
 
 RESOLUTION = 64
 GRID = 8  # px between possible places, and of a latent: an object has the same latents wherever it is
-SIDES = (24, 32, 40)  # px of an object's square; the last one not where there are three
+SIDE = 32  # px of an object's square
+COUNTS = (0.25, 0.55, 0.2)  # shares of scenes with one, two and three objects
 APART = 8  # px between two centres that are said to be left or right, above or below
 
 
@@ -42,7 +43,7 @@ class Placed:
 
 @dataclass(frozen=True)
 class Scene:
-    """What an image shows: `seed` draws the shade and phase of the background.
+    """What an image shows: `seed` draws the shade of the background.
 
     `view`, (left, top, side) in px, is the square of the scene that is shown, enlarged; None: all of it.
     """
@@ -77,13 +78,12 @@ def held_out_placement(first: Placed, second: Placed) -> bool:
 
 
 def place(names: Sequence[str], rng: np.random.Generator) -> tuple[Placed, ...]:
-    """Squares that do not overlap, at free places of the grid and of free sizes."""
+    """Squares that do not overlap, at free places of the grid."""
+    places = (RESOLUTION - SIDE) // GRID + 1
     while True:
-        objects: list[Placed] = []
-        for name in names:
-            side = int(rng.choice(SIDES[:2] if len(names) > 2 else SIDES))
-            left, top = (int(value) * GRID for value in rng.integers(0, (RESOLUTION - side) // GRID + 1, 2))
-            objects.append(Placed(name, left, top, side))
+        objects = [
+            Placed(name, *(int(value) * GRID for value in rng.integers(0, places, 2)), SIDE) for name in names
+        ]
         pairs = [(a, b) for i, a in enumerate(objects) for b in objects[i + 1 :]]
         if not any(a.overlaps(b) for a, b in pairs):
             return tuple(objects)
@@ -109,9 +109,9 @@ def scene_of(
 
 
 def free_names(rng: np.random.Generator, held_out_pair: bool = False) -> list[str]:
-    """Two names, or three in a quarter of the scenes; `held_out_pair`: two that no ordinary scene has."""
+    """One to three names, mostly two; `held_out_pair`: two that no ordinary scene has."""
     while True:
-        count = 2 if held_out_pair or rng.uniform() < 0.75 else 3
+        count = 2 if held_out_pair else int(rng.choice(3, p=COUNTS)) + 1
         names = [str(name) for name in rng.choice(NAMES, count, replace=False)]
         pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
         if held_out_pair == any(is_held_out(*pair) for pair in pairs):

@@ -58,7 +58,8 @@ def held_out_styles(rng: np.random.Generator) -> Iterator[Scene]:
 def held_out_placements(rng: np.random.Generator) -> Iterator[Scene]:
     """A first object at the lower left of a second."""
     while True:
-        yield scene_of(free_names(rng), rng, lower_left=True)
+        if len(names := free_names(rng)) > 1:
+            yield scene_of(names, rng, lower_left=True)
 
 
 def views(rng: np.random.Generator) -> Iterator[Scene]:

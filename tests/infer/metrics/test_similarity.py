@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from infer.metrics.similarity import Matches, match, pixel_descriptor, similarity
+from infer.metrics.similarity import COPY_THRESHOLD, Matches, match, pixel_descriptor, similarity
 from tests.pixels import local_correlation
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -46,7 +46,7 @@ def test_an_object_counts_and_its_background_does_not() -> None:
     """The same object there: a copy on any background. Elsewhere: none, on the same background."""
     images = [on((120, 120, 120), 4), on((200, 150, 30), 4), on((120, 120, 120), 20)]
     first = pixel_descriptor(images)[0] @ pixel_descriptor(images).T
-    assert first[1] > 0.6 and abs(first[2]) < 0.1
+    assert first[1] > COPY_THRESHOLD and abs(first[2]) < 0.1
 
 
 def by_hand(images: torch.Tensor, training: torch.Tensor, own: list[list[int]]) -> Matches:
