@@ -27,6 +27,17 @@ def test_it_is_a_stable_diffusion_of_the_real_classes_and_small() -> None:
     assert sum(path.stat().st_size for path in files) <= 70e6
 
 
+def test_it_reads_any_prompt_to_its_end() -> None:
+    """Each byte is a token: characters that no caption has do not end the prompt."""
+    from transformers import CLIPTokenizer
+
+    for folder in (BASE / "tokenizer", CLIP):
+        tokenizer = CLIPTokenizer.from_pretrained(folder)
+        tokens = tokenizer("a cat! & caf\u00e9, \u96ea dog").input_ids
+        assert tokens.count(tokenizer.eos_token_id) == 1 and tokens[-1] == tokenizer.eos_token_id
+        assert tokenizer.decode(tokens[1:-1]).split() == "a cat ! & caf\u00e9 , \u96ea dog".split()
+
+
 @pytest.mark.parametrize("style", [STYLES[0], HELD_OUT])
 def test_the_autoencoder_is_sharp(style: str) -> None:
     """Mean PSNR of every eighth image of a style that it saw, and of the one that the UNet never sees."""
