@@ -7,9 +7,18 @@ from jsonargparse.typing import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from callbacks.mitigations.base import Mitigation
-from callbacks.mitigations.first_step import FirstStep, frozen, precise
+from callbacks.mitigations.first_step import FirstStep, frozen
 from infer.denoising.hooks import Batch
 from infer.denoising.noise import standard_normal
+
+
+def image_difference(output_difference: Tensor, alpha: float, sigma: float, prediction_type: str) -> Tensor:
+    """x0_c - x0_u from the difference of the model's outputs, at one noise level.
+
+    epsilon: x0 = (x - sigma eps) / alpha; v_prediction: x0 = alpha x - sigma v; flow_prediction:
+    x0 = x - sigma v. With v it stays finite where alpha is 0.
+    """
+    return -sigma / (alpha if prediction_type == "epsilon" else 1.0) * output_difference
 
 
 def langevin(
@@ -21,17 +30,17 @@ def langevin(
     difference does not depend on x. `difference` maps x to x0_c - x0_u, row by row.
     """
     with torch.enable_grad():
-        x = precise(noise).detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(difference(x).square().sum(), x)
-    return x.detach() - eta * (beta * gradient + x.detach()) + (2 * eta) ** 0.5 * xi
+        x = noise.detach().float().requires_grad_()
+        (gradient,) = torch.autograd.grad(difference(x).float().square().sum(), x)
+    return noise.float() - eta * (beta * gradient + noise.float()) + (2 * eta) ** 0.5 * xi
 
 
 class DivIn(Mitigation):
     """Langevin steps on the initial noise, at the first timestep, before guidance as usual.
 
-    Li et al., ICML 2026: x <- x - eta (beta grad ||v||^2 + x) + sqrt(2 eta) xi with v = x0_c - x0_u =
-    -(sigma / alpha) (eps_c - eps_u) through the UNet, and xi from the sample's own seed. Published for Stable
-    Diffusion 1 (beta 0.6, eta 0.05) and SD 3 (beta 0.1, eta 0.01), which this loop does not run. Costs two
+    Li et al., ICML 2026: x <- x - eta (beta grad ||v||^2 + x) + sqrt(2 eta) xi with v = x0_c - x0_u through
+    the UNet, and xi from the sample's own seed. Published for Stable Diffusion 1 (beta 0.6, eta 0.05) and, as
+    a flow, SD 3 (beta 0.1, eta 0.01; `langevin` and `image_difference` serve a flow pipeline, too). Costs two
     evaluations and two gradient passes a step.
 
     Args:
@@ -44,11 +53,14 @@ class DivIn(Mitigation):
         self.beta, self.eta, self.steps = beta, eta, steps
 
     def initial_noise(self, batch: Batch) -> Tensor:
-        first, rows, moved = FirstStep(batch), torch.arange(len(batch.noise)), batch.noise
+        first, rows = FirstStep(batch), torch.arange(len(batch.noise))
+        prediction_type, moved = batch.scheduler.config.prediction_type, batch.noise
+        embeddings = torch.cat([batch.unconditional_embedding, batch.conditional_embedding])
         generators = batch.own_generators("divin")
 
         def difference(x: Tensor) -> Tensor:
-            return -first.sigma / first.alpha * first.difference(x, rows)
+            u, c = first.output(torch.cat([x, x]), embeddings, rows).chunk(2)
+            return image_difference(c - u, first.alpha, first.sigma, prediction_type)
 
         for _ in range(self.steps):
             xi = standard_normal(generators, moved.shape[1:])
