@@ -37,8 +37,8 @@ def inspect(args: list[str]) -> None:
 
     from tqdm import tqdm
 
-    from data.contact_sheet import MOST, write_sheet
-    from data.inspection import Inspection
+    from data.inspect.contact_sheet import MOST, write_sheet
+    from data.inspect.inspection import Inspection
 
     inspection = Inspection(MOST if options.sheet else 0)
     for source in options.source:

@@ -13,8 +13,8 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 from torch.utils.data import DataLoader
 
 from data.captioned import CaptionedImages, Sample, load_captioned
-from data.captions import Captioning, Captions
-from data.exposure import Exposure
+from data.regimes.captions import Captioning, Captions
+from data.regimes.exposure import Exposure
 from infer.denoising.sampling import resolution_of
 from infer.models.pipeline import too_long
 from train.dataset.cache import SHARD, Shards, check_room, fill, key_of, missing_shards, on_first_rank

@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 from transformers import CLIPTokenizer
 
-from data.captions import Captioning, Captions
-from data.exposure import Exposure
+from data.regimes.captions import Captioning, Captions
+from data.regimes.exposure import Exposure
 from data.sources.shards import read_stats
 from infer.models.pipeline import MIRRORS, check_pipeline
 from infer.models.weights import is_hub_id

@@ -12,8 +12,8 @@ from PIL import Image
 import data.__main__ as program
 from data import cli
 from data.captioned import Sample
-from data.contact_sheet import contact_sheet, write_sheet
-from data.inspection import Inspection
+from data.inspect.contact_sheet import contact_sheet, write_sheet
+from data.inspect.inspection import Inspection
 from tests.data.image_files import encoded, noise, write_folder, write_shard, write_tar
 
 

@@ -5,7 +5,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from data.exposure import Exposure
+from data.regimes.exposure import Exposure
 
 
 def take(exposure: Exposure, images: int, ordinary: int, count: int, start: int = 0) -> list[int]:
