@@ -86,6 +86,9 @@ class LatentData(pl.LightningDataModule):
         self.everything = CaptionedImages(images.samples + self.ordinary_images.samples)
         if len(self.everything.position) < len(self.everything):
             raise ValueError("data.sources and data.ordinary share ids: an image would be both")
+        self.repeats = [
+            [sample.repeats for sample in each.samples] for each in (images, self.ordinary_images)
+        ]
 
     def captions_with(self, tokenizer: Any) -> Captions:
         images, ordinary = self.images.samples, self.ordinary_images.samples
@@ -156,7 +159,9 @@ class LatentData(pl.LightningDataModule):
 
     def watched(self, count: int) -> list[tuple[Sample, str]]:
         """The first duplicated images that can be decoded, with their captions, for the monitor."""
-        chosen = self.exposure.duplicated(len(self.images), self.seed)
+        chosen = self.exposure.is_duplicated(*self.repeats, self.seed).nonzero()[0]
+        if not len(chosen):
+            chosen = self.exposure.duplicated(len(self.images), self.seed)
         readable = (index for index in chosen if stacked([self.images[index]], 8, False)[1].all())
         return [
             (self.images[index], self.chosen_captions.first(index))
@@ -170,8 +175,8 @@ class LatentData(pl.LightningDataModule):
         if hasattr(self, "start"):  # a later epoch of this start
             self.draws_shown = self.state_dict()["shown"]
         self.start = trainer.global_step
-        counts = len(self.images), len(self.ordinary_images)
-        draws = enumerate(self.exposure.stream(*counts, self.seed, self.draws_shown), self.draws_shown)
+        shown = self.exposure.stream(*self.repeats, self.seed, self.draws_shown)
+        draws = enumerate(shown, self.draws_shown)
         sampler = PlannedDraws(draws, batches, done, self.batch_size, world_size, trainer.global_rank)
         return DataLoader(
             self.dataset, self.batch_size, sampler=sampler, collate_fn=dict, num_workers=self.workers,
