@@ -14,6 +14,7 @@ from transformers import CLIPTokenizer
 
 from data.regimes.captions import Captioning, Captions
 from data.regimes.exposure import Exposure
+from data.repeats.pictures import pictures_of
 from data.sources.shards import read_stats
 from infer.models.pipeline import MIRRORS, check_pipeline
 from infer.models.weights import is_hub_id
@@ -131,6 +132,7 @@ def planned_rows(
     if not duplicated.all():
         name = "another" if duplicated.any() else "an"
         row(f"exposures of {name} image", range_of(shown[:images][~duplicated]))
+    row("most shown picture", pictures_of(data.everything.samples).most_shown(shown))
     row("captions", caption_options(data))
     captions = captions_of(model, data)
     if not (data.cache and known):
