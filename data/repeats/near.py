@@ -54,19 +54,19 @@ def pairs(thumbnails: np.ndarray, limit: float) -> dict[int, list[int]]:
     near: dict[int, list[int]] = defaultdict(list)
     if len(thumbnails) < 2:
         return near
-    flat = thumbnails.reshape(len(thumbnails), -1).astype(np.float32)
+    flat = thumbnails.reshape(len(thumbnails), -1)
     half = SIDE // 2
     quarters = thumbnails.reshape(-1, 2, half, 2, half, 3).mean((2, 4), dtype=np.float32).reshape(-1, 12)
     _, _, directions = np.linalg.svd(np.cov(quarters, rowvar=False))
     along = quarters @ directions[0]
     order = np.argsort(along, kind="stable")
-    flat, quarters, along = flat[order], quarters[order], along[order]
+    quarters, along = quarters[order], along[order]
     ends = np.searchsorted(along, along + limit * np.sqrt(12), "right")
     for number, end in enumerate(ends):
         window = np.arange(number + 1, end)
         window = window[rms(quarters[window], quarters[number]) <= limit]
-        for other in window[rms(flat[window], flat[number]) <= limit]:
-            one, two = int(order[number]), int(order[other])
+        one, others = int(order[number]), order[window]
+        for two in others[rms(flat[others], flat[one]) <= limit].tolist():
             near[one].append(two)
             near[two].append(one)
     return near
@@ -74,4 +74,4 @@ def pairs(thumbnails: np.ndarray, limit: float) -> dict[int, list[int]]:
 
 def rms(rows: np.ndarray, row: np.ndarray) -> np.ndarray:
     """Root mean square of the differences of rows (N, D) to a row (D,)."""
-    return np.sqrt(((rows - row) ** 2).mean(1))
+    return np.sqrt((np.subtract(rows, row, dtype=np.float32) ** 2).mean(1))
