@@ -5,23 +5,14 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from data.sources.beside import beside, count_lone, is_caption
 from data.sources.classes import CLASS_PROMPT, IMAGENETTE, readable
 from data.sources.kohya import named, repeats_of
-from data.sources.rows import (
-    CAPTION_SUFFIXES,
-    Row,
-    Source,
-    beside,
-    count_unused,
-    file_rows,
-    files_below,
-    images_below,
-    path_ids,
-)
+from data.sources.rows import Row, Source, count_unused, file_rows, files_below, images_below, path_ids
 from data.sources.stored import WholeFile
 
 log = logging.getLogger(__name__)
@@ -45,10 +36,6 @@ def open_captions_beside(folder: Path, skipped: Counter) -> Source:
     return Source("images with captions beside them", file_rows(paths, folder, beside), len(paths))
 
 
-def is_caption(path: Path) -> bool:
-    return path.suffix in CAPTION_SUFFIXES and not path.name.startswith(".")
-
-
 def file_name(path: Path) -> str:
     """A file's name as a caption: without suffix, `_` as spaces, and without the ` (2)` of a second file."""
     return re.sub(r"\s*\(\d+\)$", "", path.stem.replace("_", " "))
@@ -59,13 +46,6 @@ def open_file_names(folder: Path, images: list[Path]) -> Source:
     repeats = repeats_of(folder, images)
     rows = file_rows(images, folder, file_name, repeats=lambda path: repeats.get(path, 1))
     return Source("images with their file names as captions", rows, len(images))
-
-
-def count_lone(folder: Path, images: list[Path], captions: Iterable[Path], skipped: Counter) -> None:
-    """Count the text files that stand beside no image of their name."""
-    names = {path.with_suffix("") for path in images}
-    lone = [path for path in captions if path.with_suffix("") not in names]
-    count_unused(str(folder), "captions without image", lone, skipped)
 
 
 def open_nested(folder: Path, paths: list[Path], skipped: Counter) -> Source:

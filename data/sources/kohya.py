@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data.sources.rows import Source, beside, count_unused, file_rows
+from data.sources.beside import beside, count_lone, is_caption
+from data.sources.rows import Source, count_unused, file_rows, files_below
 
 log = logging.getLogger(__name__)
 REGULARIZATION = "regularization images (reg/): give that folder as data.ordinary"
@@ -61,6 +62,7 @@ def open_kohya(folder: Path, root: Path, images: list[Path], skipped: Counter) -
     count_unused(str(folder), REGULARIZATION, regular, skipped)
     rest = [path for path in others if path not in regular]
     count_unused(str(folder), "images in no folder with a number of repeats", rest, skipped)
+    count_lone(folder, images, files_below(root, is_caption), skipped)
 
     def caption(path: Path) -> Any:
         own = beside(path)

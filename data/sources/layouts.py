@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from data.sources import captions_file, folders, kohya, runs, tables
+from data.sources.beside import beside
 from data.sources.rows import (
     ARCHIVES,
     NOT_READ,
     SPLITS,
     UNREAD_SUFFIXES,
     Source,
-    beside,
     count_unused,
     file_id,
     files_below,
@@ -126,6 +126,8 @@ def open_folder(folder: Path, options: dict[str, str], skipped: Counter) -> Sour
     if parquet and (options or not images or tables.has_image_column(parquet[0])):
         count_unused(where, "images beside parquet files", images, skipped)
         return tables.open_parquet(where, parquet, only(options, OF_TABLES, where))
+    if images and "caption" in options:
+        raise ValueError(f"{where}: images in files take no ?caption= but {FILE_NAME}")
     only(options, (), where)
     metadata = folders.metadata_below(folder)
     if metadata and metadata[0].parent == folder:

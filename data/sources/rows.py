@@ -20,7 +20,6 @@ IMAGE_SUFFIXES = ("webp", "png", "jpg", "jpeg", "jfif", "gif", "bmp", "avif")
 UNREAD_SUFFIXES = {"tif", "tiff", "heic", "heif", "jxl", "jp2", "psd", "svg", "ico", "ppm", "tga"}
 NOT_READ = "images in a format that is not read"
 ARCHIVES = (".zip", ".7z", ".rar", ".tar.bz2", ".tar.xz", ".tar.zst")  # which are not read either
-CAPTION_SUFFIXES = (".txt", ".TXT", ".caption")
 MASKS = ("-masklabel", "-condlabel")  # ends of the names of OneTrainer's masks and conditions
 NAMED = 5  # of each reason this many are named in the log
 SPLITS = ("train", "val", "valid", "validation", "test")
@@ -100,15 +99,6 @@ def file_rows(
     for path in paths:
         image = WholeFile(str(path))
         yield Row(ids[path], image, caption(path), label(path), repeats=repeats(path))
-
-
-def beside(path: Path) -> Any:
-    """The caption next to an image: its `.txt`, else its `.caption`, else the `caption` in its `.json`."""
-    for suffix in CAPTION_SUFFIXES:
-        if (text := path.with_suffix(suffix)).is_file():
-            return text.read_bytes()
-    described = path.with_suffix(".json")
-    return caption_in_json(described.read_bytes()) if described.is_file() else None
 
 
 def is_image(path: Path) -> bool:
