@@ -31,7 +31,9 @@ def check_same(before: Contents, now: Contents) -> None:
         "new": [name for name in new if name not in old],
         "with another image": [name for name in both if old[name][0] != new[name][0]],
         "with other captions": [name for name in both if old[name][1] != new[name][1]],
-        "repeated another number of times": [name for name in both if old[name][2:] != new[name][2:]],
+        "repeated another number of times": [
+            name for name in both if (old[name][2:] or ["1"]) != (new[name][2:] or ["1"])
+        ],
     }
     listed = [
         f"{len(names):,} {change} ({', '.join(map(repr, names[:3]))})"
