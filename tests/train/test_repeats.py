@@ -41,7 +41,7 @@ def test_a_fit_shows_what_the_folders_say(world: Path, tmp_path: Path, settings:
     shown = table["times_shown"]
     assert shown[["a", "b", "c"]].tolist() == [3, 3, 1]
     assert shown[["r", "s"]].sum() == 7 and shown["r"] in (4, 5)  # two rounds of 2 and 1, and one more
-    assert table["duplicated"].tolist() == [True, True, False, False, False]
+    assert set(table.index[table["duplicated"]]) == {"a", "b"}
 
 
 def test_a_plan_names_the_most_shown_picture(
