@@ -6,7 +6,8 @@
   python -m data inspect "laion/{00000..00009}.tar?captions=blip.json"
   python -m data inspect "hf:owner/name?split=train&image=img&caption=text"
 
-Prints the layout, how many images can be used and why others cannot, sizes, captions and exact duplicates.
+Prints the layout, how many images can be used and why others cannot, sizes, captions, and pictures that come
+more than once, also scaled or encoded anew.
 --sheet draws up to 48 of the images with their captions. --debug shows the traceback behind an error.
 """
 
@@ -37,8 +38,8 @@ def inspect(args: list[str]) -> None:
 
     from tqdm import tqdm
 
-    from data.contact_sheet import MOST, write_sheet
-    from data.inspection import Inspection
+    from data.inspect.contact_sheet import MOST, write_sheet
+    from data.inspect.inspection import Inspection
 
     inspection = Inspection(MOST if options.sheet else 0)
     for source in options.source:
@@ -56,13 +57,15 @@ def print_tables(inspection) -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
+    from tqdm import tqdm
 
     console = Console()
     sources = Table("source", "layout", "usable images", title="sources")
     for source, layout, count in inspection.layouts:
         sources.add_row(escape(source), escape(layout), f"{count:,}")
     images = Table(title="images and captions", show_header=False)
-    for name, value in inspection.rows():
+    bar = partial(tqdm, desc="compare", total=len(inspection), unit=" images", disable=None)
+    for name, value in inspection.rows(bar):
         images.add_row(name, escape(value))
     console.print(sources, images)
     for title, counts in (("left out", inspection.skipped), ("img2dataset's counts", inspection.shards)):

@@ -43,7 +43,8 @@ class UnreadableImage(ValueError):
 class Sample:
     """One captioned image: id (such as its key in a shard), where its bytes are, first caption, all captions.
 
-    `label` is its class in words ("tench"), where the source has classes.
+    `label` is its class in words ("tench"), where the source has classes; `repeats` how often the source
+    wants it shown in a pass (Kohya's folders).
     """
 
     id: str
@@ -51,6 +52,7 @@ class Sample:
     caption: str
     captions: tuple[str, ...] = ()
     label: str | None = None
+    repeats: int = 1
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "captions", self.captions or (self.caption,))  # frozen
@@ -141,7 +143,7 @@ def examined(row: Row) -> tuple[Sample | None, str, str]:
         return None, row.missing, row.detail
     if reason := problem(image):
         return None, *reason
-    return Sample(row.id, row.image, captions[0], captions, row.label), "", ""
+    return Sample(row.id, row.image, captions[0], captions, row.label, row.repeats), "", ""
 
 
 def samples_of(rows: Iterable[Row], skipped: Counter, threads: int = THREADS) -> Iterator[Sample]:

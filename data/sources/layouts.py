@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from data.sources import captions_file, folders, tables
+from data.sources import captions_file, folders, kohya, runs, tables
+from data.sources.beside import beside
 from data.sources.rows import (
     ARCHIVES,
     NOT_READ,
@@ -19,6 +20,7 @@ from data.sources.rows import (
     files_below,
     images_below,
     is_image,
+    is_mask,
     matching_files,
 )
 from data.sources.shards import SHARD_SUFFIXES, is_shard, open_shards, shards_in
@@ -26,6 +28,7 @@ from data.sources.shards import SHARD_SUFFIXES, is_shard, open_shards, shards_in
 log = logging.getLogger(__name__)
 OF_TABLES = ("split", "image", "caption", "label", "id")
 OF_ALL = ("captions", "prefix")
+FILE_NAME = "file_name"  # ?caption=file_name
 EMPTY = "nothing that can be read"
 
 
@@ -61,6 +64,7 @@ def open_source(source: str, skipped: Counter) -> Source:
         file = captions_file.captions_file(options["captions"], Path(path))
         if holds_image_files(Path(path)):
             only(options, (), source)
+            count_aside(Path(path), files_below(Path(path)), skipped)
             opened = captions_file.open_captions(Path(path), file, skipped)
         else:
             opened = captions_file.with_captions(open_path(source, path, options, skipped), file, skipped)
@@ -102,12 +106,12 @@ def open_folder(folder: Path, options: dict[str, str], skipped: Counter) -> Sour
     where = str(folder)
     if any((folder / name).exists() for name in tables.SAVED):
         return tables.open_saved(folder, only(options, OF_TABLES, where))
+    if runs.is_run(folder):
+        only(options, (), where)
+        return runs.open_run(folder, skipped)
     files = files_below(folder)
     images = [path for path in files if is_image(path)]
-    unread = [path for path in files if path.suffix[1:].lower() in UNREAD_SUFFIXES]
-    count_unused(where, NOT_READ, unread, skipped)
-    archives = [path for path in files if path.name.lower().endswith(ARCHIVES)]
-    count_unused(where, "archives that are not read", archives, skipped)
+    count_aside(folder, files, skipped)
     shards = shards_in(folder)
     deeper = [path for path in files if is_shard(path) and path.parent != folder]
     count_unused(where, "shards in subfolders", deeper, skipped)
@@ -115,17 +119,26 @@ def open_folder(folder: Path, options: dict[str, str], skipped: Counter) -> Sour
         only(options, (), where)
         count_unused(where, "images beside shards", images, skipped)
         return open_shards(shards, skipped)
+    if images and options.get("caption") == FILE_NAME:
+        only(options, ("caption",), where)
+        return folders.open_file_names(folder, images)
     parquet = [path for path in files if path.suffix == ".parquet"]
     if parquet and (options or not images or tables.has_image_column(parquet[0])):
         count_unused(where, "images beside parquet files", images, skipped)
         return tables.open_parquet(where, parquet, only(options, OF_TABLES, where))
+    if images and "caption" in options:
+        raise ValueError(f"{where}: images in files take no ?caption= but {FILE_NAME}")
     only(options, (), where)
     metadata = folders.metadata_below(folder)
     if metadata and metadata[0].parent == folder:
         return folders.open_metadata(folder, metadata, skipped)
     if file := captions_file.find_captions(folder):
         return captions_file.open_captions(folder, file, skipped)
-    if any(path.parent == folder for path in images):
+    loose = [path for path in images if path.parent == folder]
+    root = kohya.find_root(folder, images)
+    if root and all(beside(path) is None for path in loose):
+        return kohya.open_kohya(folder, root, images, skipped)
+    if loose:
         return folders.open_captions_beside(folder, skipped)
     if not images:
         return Source(EMPTY, iter(()), 0)
@@ -137,6 +150,18 @@ def open_folder(folder: Path, options: dict[str, str], skipped: Counter) -> Sour
     if metadata:
         return folders.open_metadata(folder, metadata, skipped)
     return folders.open_nested(folder, images, skipped)
+
+
+def count_aside(folder: Path, files: list[Path], skipped: Counter) -> None:
+    """Count what no layout of files uses."""
+    aside = {
+        NOT_READ: [path for path in files if path.suffix[1:].lower() in UNREAD_SUFFIXES],
+        "archives that are not read": [path for path in files if path.name.lower().endswith(ARCHIVES)],
+        "masks of OneTrainer": [path for path in files if is_mask(path) and not path.name.startswith(".")],
+        "latents cached by a trainer (.npz)": [path for path in files if path.suffix == ".npz"],
+    }
+    for reason, paths in aside.items():
+        count_unused(str(folder), reason, paths, skipped)
 
 
 def is_data(source: str) -> bool:

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from data.exposure import Exposure
+from data.regimes.exposure import Exposure
 from tests.conftest import ROOT
 from train.__main__ import main
 

@@ -14,7 +14,7 @@ from lightning.pytorch import Trainer
 from PIL import Image
 from safetensors.torch import load_file
 
-from data.exposure import Exposure
+from data.regimes.exposure import Exposure
 from tests.train import fits
 from tests.train.fits import (
     ACCUMULATED,

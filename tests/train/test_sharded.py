@@ -11,7 +11,7 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule
 
-from data.exposure import Exposure
+from data.regimes.exposure import Exposure
 from tests.slurm import until
 from tests.train import fits
 from tests.train.fits import planned, poison, run_process, short, stop, unet

@@ -146,3 +146,63 @@ def test_prompts_are_the_new_captions(tmp_path: Path) -> None:
     before = source_fingerprint(source)
     recaptioned(tmp_path, {"x": ["newer"]})
     assert source_fingerprint(source) != before
+
+
+def coco(folder: Path, **annotation: object) -> Path:
+    """`captions_val2017.json` as COCO publishes it; one caption is of an image that is not there."""
+    names = {397133: "000000397133.jpg", 37777: "000000037777.jpg"}
+    content = {
+        "info": {"description": "COCO 2017 Dataset", "version": "1.0", "year": 2017},
+        "licenses": [{"url": "http://creativecommons.org/licenses/by-nc-sa/2.0/", "id": 1, "name": "x"}],
+        "images": [
+            {"license": 1, "file_name": name, "height": 48, "width": 48, "id": key}
+            for key, name in names.items()
+        ],
+        "annotations": [
+            {"image_id": key, "id": number, "caption": text}
+            for number, (key, text) in enumerate(
+                [(397133, "A man cooks.\n"), (37777, "A kitchen."), (397133, "A chef."), (5, "Nothing.")]
+            )
+        ],
+    }
+    if annotation:
+        content["annotations"] = [annotation]
+    (folder / "annotations").mkdir(exist_ok=True)
+    path = folder / "annotations/captions_val2017.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+COCO = {"000000397133": ("A man cooks.", "A chef."), "000000037777": ("A kitchen.",)}
+
+
+def test_cocos_captions(tmp_path: Path) -> None:
+    """All captions of an image; named from where the archives unpack it, or beside the images."""
+    source = write_folder(
+        tmp_path / "val2017", {f"{name}.jpg": noise(n, "jpeg") for n, name in enumerate(COCO)}
+    )
+    file = coco(tmp_path)
+    images = load_captioned(f"{source}?captions={file}")
+    assert {sample.id: sample.captions for sample in images.samples} == COCO
+    assert images.skipped == {"captions without image": 1}
+    content = json.loads(file.read_text())
+    content["annotations"].pop()
+    (tmp_path / "val2017/captions.json").write_text(json.dumps(content))
+    assert captions_of(source) == COCO
+
+
+def test_cocos_captions_of_shards(tmp_path: Path) -> None:
+    """Whose keys are the names without suffix; as are those of another file of names."""
+    shard = write_tar(tmp_path / "s.tar", {f"{name}.jpg": noise(n, "jpeg") for n, name in enumerate(COCO)})
+    file = coco(tmp_path)
+    file.write_text(file.read_text().replace(', {"image_id": 5, "id": 3, "caption": "Nothing."}', ""))
+    assert captions_of(f"{shard}?captions={file}") == COCO
+    named = recaptioned(tmp_path, {"000000397133.jpg": "one"})
+    assert captions_of(f"{shard}?captions={named}") == {"000000397133": ("one",)}
+
+
+def test_cocos_other_annotations_are_refused(tmp_path: Path) -> None:
+    shard = write_shard(tmp_path / "s.tar", "x")
+    file = coco(tmp_path, image_id=37777, id=1, category_id=3, bbox=[0, 0, 4, 4])
+    with pytest.raises(ValueError, match="one of COCO's files, but not of captions: give its captions_"):
+        load_captioned(f"{shard}?captions={file}")

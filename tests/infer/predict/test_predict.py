@@ -15,6 +15,7 @@ import yaml
 from PIL import Image
 
 from callbacks.provenance import git_commit
+from data.captioned import load_captioned
 from infer.__main__ import main
 from tests.conftest import CAPTIONS, ROOT
 from tests.infer.predict.runs import STEPS, assert_same_run, times
@@ -197,6 +198,14 @@ def test_two_processes_make_the_same(
 
 
 # Help
+
+
+def test_a_run_is_training_data(finished: Path) -> None:
+    """Such as the images of DreamBooth's prior preservation."""
+    samples = load_captioned(str(finished)).samples
+    expected = {f"s{n}-{sample}": CAPTIONS[n] for n in range(3) for sample in range(2)}
+    assert {sample.id: sample.caption for sample in samples} == expected
+    assert samples[0].image == (finished / "images/s0-0.png").read_bytes()
 
 
 def test_help_and_unknown_commands(capsys: pytest.CaptureFixture) -> None:

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from data.prompts import Prompt, load_prompts, text_id
-from tests.data.prompt_files import lines, write
+from tests.data.prompts.files import lines, write
 
 # As NeMo and MemBench publish theirs: the nameless first column is the row's number
 NEMO = ''';Caption;URL;type;mean_sscd;max_sscd;Index

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from transformers import CLIPTokenizer
 
-from data.caption_edits import (
+from data.regimes.caption_edits import (
     random_text,
     visible_ids,
     with_numbers_added,

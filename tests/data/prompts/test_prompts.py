@@ -10,7 +10,7 @@ from PIL import Image
 
 from data.prompts import Prompt, inline_prompts, load_prompts, without
 from tests.conftest import CAPTIONS
-from tests.data.prompt_files import exposures, lines, write
+from tests.data.prompts.files import exposures, lines, write
 
 
 def test_text_files_hold_a_prompt_a_line(tmp_path: Path) -> None:

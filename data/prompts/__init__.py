@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from data.captioned import load_captioned
 from data.files import digest, remembered_sha256
-from data.prompt_tables import coco_rows, is_prompt_parquet, parquet_rows
+from data.prompts.tables import coco_rows, is_prompt_parquet, parquet_rows
 from data.sources.captions_file import captions_file
 from data.sources.layouts import is_data, with_options
 from data.sources.rows import files_below, matching_files

@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from statistics import fmean, median
 
+import numpy as np
+
 from data.captioned import Sample, samples_of
-from data.files import digest
+from data.repeats.pictures import pictures_of
 from data.sources.image import opened as image_header
 from data.sources.layouts import open_source
 from data.sources.rows import Row
@@ -32,7 +34,7 @@ class Inspection:
     characters: list[int] = field(default_factory=list)
     words: list[int] = field(default_factory=list)
     labels: Counter = field(default_factory=Counter)  # images of each class
-    by_image: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    everything: list[Sample] = field(default_factory=list)  # of images on disk only where they are
     by_caption: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     kept: list[tuple[int, Sample]] = field(default_factory=list)
     draw: random.Random = field(default_factory=lambda: random.Random(0))
@@ -49,8 +51,8 @@ class Inspection:
         self.layouts.append((source, "; ".join((opened.layout, *opened.notes)), len(self) - before))
 
     def add(self, sample: Sample) -> None:
-        content = sample.image
-        image = image_header(content)
+        image = image_header(sample.image)
+        self.everything.append(sample)
         self.ids[sample.id] += 1
         self.sizes.append(image.size)
         self.kinds[image.format or "?", image.mode] += 1
@@ -59,7 +61,6 @@ class Inspection:
         self.words += (len(text.split()) for text in sample.captions)
         if sample.label is not None:
             self.labels[sample.label] += 1
-        self.by_image[digest(content)].append(sample.id)
         self.by_caption[sample.caption].append(sample.id)
         number = len(self) - 1  # reservoir sampling: each sample is kept with the same probability
         if number < self.keep:
@@ -71,11 +72,16 @@ class Inspection:
         """The samples kept, in the order of the data."""
         return [sample for _, sample in sorted(self.kept, key=lambda pair: pair[0])]
 
-    def rows(self) -> list[tuple[str, str]]:
-        """Names and values of all numbers of the usable images."""
+    def rows(self, shown: Callable[[Iterable], Iterable] = iter) -> list[tuple[str, str]]:
+        """Names and values of all numbers of the usable images.
+
+        These are decoded once more, to find repeated pictures: `shown` passes them on, as through a bar.
+        """
         if not self.sizes:
             return [("usable images", "0")]
         widths, heights = zip(*self.sizes, strict=True)
+        pictures = pictures_of(self.everything, shown)
+        repeats = np.array([sample.repeats for sample in self.everything])
         kinds = ", ".join(f"{form} {mode}: {count:,}" for (form, mode), count in self.kinds.most_common())
         rows = [
             ("usable images", f"{len(self):,}"),
@@ -86,16 +92,20 @@ class Inspection:
             ("captions per image", spread(self.captions, fmean, "mean")),
             ("words per caption", spread(self.words, fmean, "mean")),
             ("characters per caption", spread(self.characters, fmean, "mean")),
-            ("same image again", duplicates(self.by_image)),
-            ("same (first) caption again", duplicates(self.by_caption)),
+            ("same picture again", duplicates(pictures.groups(exact=True))),
+            ("nearly the same picture again", duplicates(pictures.groups(exact=False))),
+            ("most shown picture in a pass", pictures.most_shown(repeats)),
+            ("same (first) caption again", duplicates(self.by_caption.values())),
         ]
+        if (repeats > 1).any():
+            rows.append(("shown in a pass", f"{repeats.sum():,}, by the repeats of the source"))
         if self.labels:
             rows.append(("classes", f"{len(self.labels):,}"))
             rows.append(("images per class", spread(self.labels.values(), median, "median")))
             if lost := len(self) - self.labels.total():
                 rows.append(("without a class", f"{lost:,}"))
         if again := {key: [key] * count for key, count in self.ids.items() if count > 1}:
-            rows.append(("same id again: refused in training", duplicates(again)))
+            rows.append(("same id again: refused in training", duplicates(again.values())))
         return rows
 
 
@@ -104,9 +114,9 @@ def spread(values: Iterable[int], middle: Callable, name: str) -> str:
     return f"{min(values):,} / {middle(values):,.4g} / {max(values):,} (min / {name} / max)"
 
 
-def duplicates(groups: dict) -> str:
+def duplicates(groups: Iterable[list[str]]) -> str:
     """How many entries repeat an earlier one, and the ids of the largest group."""
-    repeated = [ids for ids in groups.values() if len(ids) > 1]
+    repeated = [ids for ids in groups if len(ids) > 1]
     if not repeated:
         return "none"
     largest = max(repeated, key=len)

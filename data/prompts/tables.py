@@ -14,7 +14,7 @@ def is_prompt_parquet(source: str) -> bool:
     import pyarrow.parquet as parquet
     from pyarrow import ArrowException
 
-    from data.sources.tables import holds_images
+    from data.sources.columns import holds_images
 
     try:
         return not any(holds_images(field.type) for field in parquet.read_schema(path))

@@ -5,7 +5,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from data.exposure import Exposure
+from data.regimes.exposure import Exposure
 
 
 def take(exposure: Exposure, images: int, ordinary: int, count: int, start: int = 0) -> list[int]:
@@ -20,6 +20,27 @@ def test_copies_are_exact_in_every_pass() -> None:
         counts = np.bincount(exposure.one_pass(20, 0, 0, number), minlength=20)
         assert (counts[chosen] == 7).all()
         assert (np.delete(counts, chosen) == 1).all()
+
+
+def test_repeats_of_the_source_are_multiplied_by_copies_and_weights() -> None:
+    """Exactly, or in proportion: a share of 5 x 3 to 3 to 1; on average as `per_pass` says."""
+    repeats = [3, 1, 3]
+    exposure = Exposure(copies=2, duplicated_fraction=0.4)
+    (chosen,) = exposure.duplicated(3, seed=0)
+    expected = np.array(repeats) * np.where(np.arange(3) == chosen, 2, 1)
+    for number in range(2):
+        assert (np.bincount(exposure.one_pass(repeats, 0, 0, number)) == expected).all()
+    assert exposure.per_pass(repeats, 0, 0).tolist() == expected.tolist()
+    assert exposure.pass_length(repeats, 0) == expected.sum()
+    flags = Exposure().is_duplicated(repeats, [2], 0)
+    assert flags.tolist() == [True, False, True, False]
+    weighted = Exposure(weight=5, duplicated_fraction=0.4, ordinary_share=0.5)
+    likely = np.array(repeats) * np.where(np.arange(3) == chosen, 5, 1)
+    average = weighted.per_pass(repeats, [1, 3], 0)
+    np.testing.assert_allclose(average, [*(7 * likely / likely.sum()), 7 / 4, 21 / 4])
+    counts = np.bincount(list(islice(weighted.stream(repeats, [1, 3], 0), 14_000)), minlength=5)
+    np.testing.assert_allclose(counts, average * 1000, atol=4 * np.sqrt(7000 / 4))  # 4 standard deviations
+    assert counts[4] - 3 * counts[3] in range(-3, 4)  # rounds are exact
 
 
 def test_a_pass_is_shuffled_and_each_one_otherwise() -> None:

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from jsonargparse.typing import ClosedUnitInterval
 
-from data.caption_edits import random_text, with_trigger, with_words_added, with_words_repeated
 from data.captioned import Sample
 from data.cli import warn_no_effect
-from data.exposure import Exposure, Share
+from data.regimes.caption_edits import random_text, with_trigger, with_words_added, with_words_repeated
+from data.regimes.exposure import Exposure, Share
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-CHOICE, EDITS, LEVEL, TRIGGER = 5, 6, 7, 8  # streams of random numbers; data.exposure has 0 to 3
+CHOICE, EDITS, LEVEL, TRIGGER = 5, 6, 7, 8  # streams of random numbers; data.regimes.exposure has 0 to 3
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from data.prompts import load_prompts
-from tests.data.prompt_files import lines, write
+from tests.data.prompts.files import lines, write
 
 SUFFIXES = ("txt", "jsonl", "csv", "tsv")
 

@@ -12,8 +12,8 @@ from PIL import Image
 import data.__main__ as program
 from data import cli
 from data.captioned import Sample
-from data.contact_sheet import contact_sheet, write_sheet
-from data.inspection import Inspection
+from data.inspect.contact_sheet import contact_sheet, write_sheet
+from data.inspect.inspection import Inspection
 from tests.data.image_files import encoded, noise, write_folder, write_shard, write_tar
 
 
@@ -62,7 +62,9 @@ def test_everything_is_counted(tmp_path: Path) -> None:
     assert rows["width"].startswith("40 / 48 / 48 ") and rows["height"].startswith("20 / 48 / 48 ")
     assert rows["words per caption"].startswith("1 / 1.667 / 3 ")
     assert rows["characters per caption"].startswith("1 / 5 / 13 ")
-    assert rows["same image again"] == "1 in 1 groups; the largest, of 2: 1, 2"
+    assert rows["same picture again"] == "1 in 1 groups; the largest, of 2: 1, 2"
+    assert rows["nearly the same picture again"] == "none"
+    assert rows["most shown picture in a pass"] == "'1', 2 times (66.67% of all), as 2 images under 1 caption"
     assert rows["same (first) caption again"] == "1 in 1 groups; the largest, of 2: 1, 2"
     assert inspection.skipped == {"unreadable images": 1}
     shard_counts = {"count": 5, "successes": 4, "failed_to_download": 1, "HTTP Error 404: Not Found": 1}

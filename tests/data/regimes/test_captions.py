@@ -8,8 +8,8 @@ import pytest
 from transformers import CLIPTokenizer
 
 from data.captioned import Sample
-from data.captions import Captioning, Captions
-from data.exposure import Exposure
+from data.regimes.captions import Captioning, Captions
+from data.regimes.exposure import Exposure
 from tests.conftest import CAPTIONS
 from train.base_model.clip import train_tokenizer
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from data.prompts import Prompt, load_prompts, text_id
-from tests.data.prompt_files import write
+from tests.data.prompts.files import write
 
 # PartiPrompts: quotation marks within a prompt are text, and a note may be empty
 PARTI = """Prompt\tCategory\tChallenge\tNote
