@@ -51,12 +51,13 @@ def merge(folder: Path, requests: Requests) -> int:
     source, traces = np.full(len(requests), NOWHERE, np.int32), folder / "traces.parquet"
     source[present] = np.where(has_traces(pieces, merged)[piece[present]], piece[present], MERGED)
     of_parts = [traces_of(pieces[source.max()].path)] if source.max() >= 0 else []
+    old = pieces_of(traces)
     if not (known := [path for path in (traces, *of_parts) if path.exists()]):
         log.warning("%s has lost its traces: only new images bring them back", folder)
     if pieces[-1].path != merged or len(present) < former:
         if known:
             columns = together(parquet.read_schema(path).remove_metadata() for path in known)
-            in_order = traces_in_order(requests, present, source, pieces, pieces_of(traces), columns)
+            in_order = traces_in_order(requests, present, source, pieces, old, columns)
             write(traces, in_order, columns)
         write(merged, samples_in_order(present, piece, row, pieces, schema), schema)
     remove(folder / "parts")
@@ -108,7 +109,7 @@ def traces_in_order(
         low, high = group[0], group[-1]
         parts = [number for number in np.unique(source[group]) if number >= 0]
         old = [piece for piece, (at, to) in zip(merged, spans, strict=True) if at <= high and low <= to]
-        wanted = [*(Piece(traces_of(pieces[number].path), 0) for number in parts), *old]
+        wanted = [*(Piece(traces_of(pieces[number].path)) for number in parts), *old]
         kept, places = [], []
         for number, table in zip([*parts, *[MERGED] * len(old)], read(wanted), strict=True):
             at = positions(table, requests)

@@ -24,16 +24,18 @@ THREADS = 8  # that look at images: a disk of a cluster answers many questions a
 
 
 class Piece(NamedTuple):
-    """A row group of a table: what is read at once."""
+    """What is read at once: a row group of a table, or a whole part."""
 
     path: Path
-    row_group: int
+    row_group: int | None = None
 
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
         """The rows; ValueError, with the file's name, where it is cut or something else."""
         try:
             with parquet.ParquetFile(self.path) as file:
-                return file.read_row_group(self.row_group, columns).replace_schema_metadata()
+                whole = self.row_group is None
+                rows = file.read(columns) if whole else file.read_row_group(self.row_group, columns)
+                return rows.replace_schema_metadata()
         except FileNotFoundError:
             raise
         except (OSError, ValueError, IndexError, KeyError) as error:
@@ -92,7 +94,7 @@ def sample_pieces(folder: Path, rank: int = 0, world_size: int = 1) -> Iterator[
     """A rank's share of the samples, merged ones first; of an image in two of them the later one counts."""
     yield from pieces_of(folder / "samples.parquet")[rank::world_size]
     for path in part_paths(folder)[rank::world_size]:
-        yield Piece(path, 0)
+        yield Piece(path)
 
 
 def finished(folder: Path, requests: Requests, rank: int = 0, world_size: int = 1) -> np.ndarray:

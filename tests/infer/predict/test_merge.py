@@ -13,6 +13,7 @@ from data.prompt_store import PromptStore
 from data.prompts import Prompt
 from infer.denoising.requests import Request, Requests
 from infer.predict import merge as merging
+from infer.predict import run_folder
 from infer.predict.merge import merge
 from infer.predict.parts import finished, write_part, written
 
@@ -22,7 +23,9 @@ REQUESTS = Requests(PromptStore(Prompt(f"p{n}", f"text {n}") for n in range(30))
 
 @pytest.fixture(autouse=True)
 def small_row_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Smaller than some parts, too."""
     monkeypatch.setattr(merging, "ROW_GROUP", 8)
+    monkeypatch.setattr(run_folder, "ROW_GROUP", 5)
 
 
 def make(folder: Path, requests: list[Request], version: int = 0, traces: bool = True) -> None:
