@@ -64,14 +64,18 @@ class PromptStore(Sequence[Prompt]):
         order = hashes.argsort(kind="stable")
         return hashes[order], order
 
-    def number(self, key: str) -> int:
-        """The position of the prompt with this id; -1 where there is none."""
+    def numbers(self, keys: Sequence[str]) -> list[int]:
+        """The position of the prompt with each of these ids; -1 where there is none."""
+        values = [hash(key) for key in keys]
+        places = np.searchsorted(self.hashes[0], values).tolist()
+        return [self.number(*of) for of in zip(keys, values, places, strict=True)]
+
+    def number(self, key: str, value: int, place: int) -> int:
+        """The position of the prompt with this id, whose hash is this one, found first at `place`."""
         hashes, order = self.hashes
-        value = hash(key)
-        place = int(np.searchsorted(hashes, value))
         while place < len(hashes) and hashes[place] == value:  # two ids may have one hash
             number = int(order[place])
-            if self.batches[number // ROWS].column("id")[number % ROWS].as_py() == key:
+            if self.batches[number // ROWS].column(0)[number % ROWS].as_py() == key:
                 return number
             place += 1
         return -1

@@ -7,6 +7,7 @@ A part is written after its images, by one rank. `merge.py` turns all parts into
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 from uuid import uuid4
@@ -16,6 +17,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as parquet
 
+from data.batches import in_batches
 from data.files import one_line
 from infer.denoising.requests import Requests
 from infer.predict.run_folder import KEY, is_intact, write_table
@@ -107,16 +109,18 @@ def finished(folder: Path, requests: Requests, rank: int = 0, world_size: int = 
 
 
 def good_rows(
-    folder: Path, requests: Requests, pieces: Iterable[Piece], good: Callable[[Path], bool],
+    folder: Path, requests: Requests, pieces: Iterable[Piece], good: Callable[[str], bool],
     columns: Sequence[str] | None = None,
 ) -> Iterator[tuple[pa.Table, np.ndarray, np.ndarray]]:  # fmt: skip
     """Of each piece the table, the positions of its rows, and which of these have a good image."""
     with ThreadPoolExecutor(THREADS) as pool:
         for piece in pieces:
             rows = piece.read(columns)
-            paths = (folder / image for image in rows["image"].to_pylist())
-            at, whole = positions(rows, requests), np.fromiter(pool.map(good, paths), bool)
-            yield rows, at, np.flatnonzero((at >= 0) & whole)
+            paths = [f"{folder}/{image}" for image in rows["image"].to_pylist()]
+            shares = in_batches(paths, -(-len(paths) // THREADS))  # a task costs more than a look
+            whole = chain.from_iterable(pool.map(lambda share: [good(path) for path in share], shares))
+            at = positions(rows, requests)
+            yield rows, at, np.flatnonzero((at >= 0) & np.fromiter(whole, bool))
 
 
 def holds_images(folder: Path) -> bool:
@@ -131,7 +135,7 @@ def positions(rows: pa.Table, requests: Requests) -> np.ndarray:
     if not rows.num_rows:
         return np.zeros(0, np.int64)
     keys = rows["prompt_id"].combine_chunks().dictionary_encode()
-    numbers = np.array([requests.prompts.number(key) for key in keys.dictionary.to_pylist()], np.int64)
+    numbers = np.array(requests.prompts.numbers(keys.dictionary.to_pylist()), np.int64)
     prompts, samples = numbers[keys.indices.to_numpy()], rows["sample"].to_numpy()
     known = (prompts >= 0) & (samples < requests.samples_per_prompt)
     at = np.where(known, prompts * requests.samples_per_prompt + samples, -1)

@@ -42,17 +42,17 @@ def folded(key: str) -> str:
     return unicodedata.normalize("NFC", key).casefold()
 
 
-def is_whole(path: Path) -> bool:
+def is_whole(path: Path | str) -> bool:
     """Whether the file is there, with a PNG's end."""
     try:
-        with path.open("rb") as file:
+        with open(path, "rb") as file:
             file.seek(-len(PNG_END), os.SEEK_END)
             return file.read() == PNG_END
     except OSError:
         return False
 
 
-def is_intact(path: Path) -> bool:
+def is_intact(path: Path | str) -> bool:
     """Whether the file is a whole PNG whose chunks have their checksums; nothing is decoded."""
     try:
         with Image.open(path, formats=["PNG"]) as image:

@@ -38,9 +38,9 @@ def test_an_id_has_a_number(store: PromptStore, monkeypatch: pytest.MonkeyPatch)
     for hashed in (hash, lambda key: len(key)):
         monkeypatch.setattr("data.prompt_store.hash", hashed, raising=False)
         vars(store).pop("hashes", None)
-        assert [store.number(prompt.id) for prompt in PROMPTS] == [*range(23)]
-        assert store.number("id99") == store.number("nothing of that length") == -1
-        assert store.first(5).number("id7") in (-1, 7)  # whoever asks knows the limit
+        assert store.numbers([prompt.id for prompt in PROMPTS]) == [*range(23)]
+        assert store.numbers(["id99", "nothing of that length"]) == [-1, -1]
+        assert store.first(5).numbers(["id7"]) in ([-1], [7])  # whoever asks knows the limit
 
 
 def test_a_source_is_stored_as_it_is_loaded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
