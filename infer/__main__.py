@@ -44,6 +44,7 @@ def predict(args: list[str]) -> None:
         with_presets,
     )
     from callbacks.predict_progress import PredictProgress
+    from callbacks.progress_lines import ProgressLines
     from callbacks.wandb_run import WandbOptions
     from callbacks.writer import SampleWriter
     from data.arguments import as_list, built, changed, command_parser, parse, with_prompts
@@ -52,7 +53,7 @@ def predict(args: list[str]) -> None:
     from infer.options import DenoiseOptions, PromptOptions
     from infer.predict.module import Generate, PromptData
     from infer.predict.options import GenerateOptions
-    from infer.predict.run_folder import check_images, summary_line
+    from infer.predict.summary import check_images, summary_line
     from infer.predict.trainer import quiet_lightning, trainer_for
 
     quiet_lightning()
@@ -84,7 +85,7 @@ def predict(args: list[str]) -> None:
     name += f", {guard.label()}" if guard else ""
     data, module = PromptData(options), Generate(options.model, guard)
     logger = wandb.logger(Path(options.out), {"label": name})
-    ours = [*mitigations, SampleWriter(name), PredictProgress()]
+    ours = [*mitigations, SampleWriter(name), PredictProgress(), ProgressLines()]
     trainer = trainer_for(options.out, ours, trainer_options, logger)
     with full_disk_named(Path(options.out)):
         trainer.predict(module, data, return_predictions=False)
@@ -100,6 +101,7 @@ def compare(args: list[str]) -> None:
     from rich.console import Console
 
     from callbacks.mitigations.presets import label, load_mitigations
+    from callbacks.progress_lines import ProgressLines
     from callbacks.wandb_run import WandbOptions
     from callbacks.writer import SampleWriter
     from data.arguments import options_of, with_prompts, with_sweep
@@ -109,7 +111,7 @@ def compare(args: list[str]) -> None:
     from infer.compare.options import Comparison
     from infer.options import device_of
     from infer.predict.module import Generate, PromptData
-    from infer.predict.run_folder import summary_line
+    from infer.predict.summary import summary_line
     from infer.predict.trainer import quiet_lightning, trainer_for
     from infer.report.page import write_report
     from infer.report.terminal import terminal_table
@@ -136,12 +138,12 @@ def compare(args: list[str]) -> None:
     for job in jobs:
         if module.model != job.model:  # load a model once
             module = Generate(job.model)
-        ours = [*job.mitigations, SampleWriter(job.label)]
+        ours = [*job.mitigations, SampleWriter(job.label), ProgressLines()]
         trainer = trainer_for(str(out / job.label), ours, vars(comparison.trainer))
         if first:
             print(f"{job.label}:", flush=True)
         with full_disk_named(out):
-            trainer.predict(module, PromptData(comparison), return_predictions=False)
+            trainer.predict(module, data, return_predictions=False)
         if first:
             print(summary_line(out / job.label), flush=True)
     if first:

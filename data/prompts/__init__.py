@@ -56,35 +56,46 @@ def load_prompts(source: str) -> list[Prompt]:
     Raises FileNotFoundError for a missing source; ValueError for an unknown one, one without prompts, a row
     that cannot be read, or one id on two prompts.
     """
-    path = Path(source)
-    suffix = path.suffix.lower()
+    return list(distinct(list(read_prompts(source)), source))
+
+
+def read_prompts(source: str) -> Iterator[Prompt]:
+    """The prompts as they are read, repeated ones too; the errors are those of `load_prompts`.
+
+    Text, JSON lines, comma-separated and parquet tables are never whole in memory.
+    """
+    none = True
     try:
-        if (path / "exposures.parquet").exists():
-            prompts = from_training_run(path)
-        elif is_prompt_parquet(source):
-            prompts = from_rows(path, parquet_rows(path, KNOWN, TEXT))
-        elif path.is_dir() or source.endswith(SHARD_SUFFIXES) or is_data(source):
-            prompts = from_captioned_images(source)
-        elif not path.exists():
-            raise FileNotFoundError(f"no prompt file {source!r}")
-        elif suffix == ".txt":
-            prompts = [Prompt(text_id(line), line) for _, line in lines(path)]
-        elif suffix == ".jsonl":
-            prompts = from_rows(path, json_rows(path))
-        elif suffix in (".csv", ".tsv"):
-            prompts = from_rows(path, table_rows(path))
-        elif suffix == ".json":
-            prompts = from_rows(path, coco_rows(path))
-        else:
-            known = ".txt, .jsonl, .csv, .tsv, .parquet, COCO's captions .json, shards and folders"
-            raise ValueError(f"{source!r}: only {known} are read")
+        for prompt in prompts_of(source):
+            if "\0" in prompt.text:
+                raise ValueError(f"{source!r} is no UTF-8 text: it holds null characters, as UTF-16 does")
+            none = False
+            yield prompt
     except UnicodeDecodeError as error:
         raise ValueError(f"{source!r} is no UTF-8 text: {error}") from error
-    if not prompts:
+    if none:
         raise ValueError(f"{source!r} holds no prompt")
-    if any("\0" in prompt.text for prompt in prompts):
-        raise ValueError(f"{source!r} is no UTF-8 text: it holds null characters, as UTF-16 does")
-    return distinct(prompts, source)
+
+
+def prompts_of(source: str) -> Iterable[Prompt]:
+    """The prompts, by the reader of the source's form; FileNotFoundError or ValueError without one."""
+    path = Path(source)
+    suffix = path.suffix.lower()
+    if (path / "exposures.parquet").exists():
+        return from_training_run(path)
+    if is_prompt_parquet(source):
+        return from_rows(path, parquet_rows(path, KNOWN, TEXT))
+    if path.is_dir() or source.endswith(SHARD_SUFFIXES) or is_data(source):
+        return from_captioned_images(source)
+    if not path.exists():
+        raise FileNotFoundError(f"no prompt file {source!r}")
+    if suffix == ".txt":
+        return (Prompt(text_id(line), line) for _, line in lines(path))
+    readers = {".jsonl": json_rows, ".csv": table_rows, ".tsv": table_rows, ".json": coco_rows}
+    if suffix not in readers:
+        known = ".txt, .jsonl, .csv, .tsv, .parquet, COCO's captions .json, shards and folders"
+        raise ValueError(f"{source!r}: only {known} are read")
+    return from_rows(path, readers[suffix](path))
 
 
 def source_fingerprint(source: str) -> str:
@@ -114,21 +125,33 @@ def inline_prompts(texts: list[str]) -> list[Prompt]:
     texts = [text.strip() for text in texts]
     if not texts or not all(texts):
         raise ValueError(f"an empty prompt, or none, was given: {texts}")
-    return distinct([Prompt(text_id(text), text) for text in texts], "prompts")
+    return list(distinct([Prompt(text_id(text), text) for text in texts], "prompts"))
 
 
-def distinct(prompts: list[Prompt], source: str) -> list[Prompt]:
-    """Each prompt once; ValueError for two prompts of one id."""
-    by_id: dict[str, Prompt] = {}
+def distinct(prompts: Iterable[Prompt], source: str) -> Iterator[Prompt]:
+    """Each prompt once; ValueError for two prompts of one id.
+
+    `prompts` is gone through twice. Of all ids only hashes are held, 8 bytes each, and those that come again.
+    """
+    import numpy as np
+
+    hashes, counts = np.unique(
+        np.fromiter((hash(prompt.id) for prompt in prompts), np.int64), return_counts=True
+    )
+    again, by_id, repeated = set(hashes[counts > 1].tolist()), {}, 0
     for prompt in prompts:
-        other = by_id.setdefault(prompt.id, prompt)
-        if other != prompt:
-            texts = [each.text if other.text != prompt.text else each[1:] for each in (other, prompt)]
-            one, two = (shorten(repr(text), 80, placeholder="...") for text in texts)
-            raise ValueError(f"{source!r}: id {prompt.id!r} has two prompts, {one} and {two}")
-    if len(by_id) < len(prompts):
-        log.warning("%s: %d prompts are repeated and used once", source, len(prompts) - len(by_id))
-    return list(by_id.values())
+        if hash(prompt.id) in again and prompt.id in by_id:
+            other, repeated = by_id[prompt.id], repeated + 1
+            if other != prompt:
+                texts = [each.text if other.text != prompt.text else each[1:] for each in (other, prompt)]
+                one, two = (shorten(repr(text), 80, placeholder="...") for text in texts)
+                raise ValueError(f"{source!r}: id {prompt.id!r} has two prompts, {one} and {two}")
+            continue
+        if hash(prompt.id) in again:
+            by_id[prompt.id] = prompt
+        yield prompt
+    if repeated:
+        log.warning("%s: %d prompts are repeated and used once", source, repeated)
 
 
 def without(prompts: Iterable[Prompt], memorized: Iterable[Prompt]) -> tuple[list[Prompt], int]:
@@ -245,14 +268,12 @@ def tab_rows(lines: list[str]) -> Iterator[tuple[int, list[str]]]:
             yield number, cells
 
 
-def from_rows(path: Path, rows: Iterable[tuple[int, dict[str, Any]]]) -> list[Prompt]:
-    prompts = []
+def from_rows(path: Path, rows: Iterable[tuple[int, dict[str, Any]]]) -> Iterator[Prompt]:
     for number, row in rows:
         try:
-            prompts.append(from_row(row))
+            yield from_row(row)
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}") from error
-    return prompts
 
 
 def from_row(row: dict[str, Any]) -> Prompt:
@@ -279,14 +300,19 @@ def words(row: dict[str, Any], names: tuple[str, ...]) -> str | None:
     return value and value.strip()
 
 
-def from_training_run(folder: Path) -> list[Prompt]:
-    import pandas as pd
+def from_training_run(folder: Path) -> Iterator[Prompt]:
+    import pyarrow.compute as pc
+    import pyarrow.parquet as parquet
 
-    rows = pd.read_parquet(folder / "exposures.parquet")
-    chosen = rows["times_shown"] > 0  # a short run may not have come to all
-    if "duplicated" in rows and rows["duplicated"].any():  # a stream duplicates nothing
-        chosen &= rows["duplicated"]
-    return [Prompt(safe_id(row.id), row.caption) for row in rows[chosen].itertuples()]
+    path = folder / "exposures.parquet"
+    has_column = "duplicated" in parquet.read_schema(path).names
+    column = parquet.read_table(path, columns=["duplicated"])["duplicated"] if has_column else None
+    only = has_column and bool(pc.any(column).as_py())  # a stream duplicates nothing
+    file = parquet.ParquetFile(path)
+    for batch in file.iter_batches(columns=["id", "caption", "times_shown", *(["duplicated"] * only)]):
+        for row in batch.to_pylist():
+            if row["times_shown"] > 0 and (not only or row["duplicated"]):  # a short run may not come to all
+                yield Prompt(safe_id(row["id"]), row["caption"])
 
 
 def from_captioned_images(source: str) -> list[Prompt]:

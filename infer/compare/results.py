@@ -144,8 +144,11 @@ def measure(
 
     Scores are written to each run's `samples.parquet`, and to `scores.json` what they were measured by.
     """
-    samples = {name: read_samples(folder) for name, folder in folders.items()}
+    columns = [*KEY, "prompt", "seed"]
+    samples = {name: read_samples(folder, columns) for name, folder in folders.items()}
     check_same_images(samples)
+    prompts = next(iter(samples.values()))["prompt"].unique()
+    del samples
     extract = measures.features
     training = TrainingSet(options.training_images(), resolution, measures.descriptors, options.cache)
     scored = {
@@ -158,6 +161,6 @@ def measure(
         write_json(folder / "scores.json", options.measured_by() | {"training": options.training})
     summaries = {name: json.loads((path / "summary.json").read_text()) for name, path in folders.items()}
     quality = Quality(extract.name, training.embeddings(extract)) if extract else None
-    too_long = sum(map(measures.clip.towers.too_long, next(iter(samples.values()))["prompt"].unique()))
+    too_long = sum(map(measures.clip.towers.too_long, prompts))
     rows, features = ({name: pair[index] for name, pair in scored.items()} for index in (0, 1))
     return Measured(training, rows, summaries, quality, features, too_long)

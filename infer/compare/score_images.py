@@ -25,9 +25,9 @@ log = logging.getLogger(__name__)
 TOP_IDS = {"similarity": "top_train_id", "sscd": "sscd_top_id"}  # columns of the nearest image's id
 
 
-def read_samples(folder: Path) -> pd.DataFrame:
-    """The rows of a run; ValueError where an image is listed twice."""
-    rows = read_parquet(folder / "samples.parquet").reset_index(drop=True)
+def read_samples(folder: Path, columns: list[str] | None = None) -> pd.DataFrame:
+    """The rows of a run, or these columns of them; ValueError where an image is listed twice."""
+    rows = read_parquet(folder / "samples.parquet", columns).reset_index(drop=True)
     if len(repeated := rows[rows.duplicated(KEY)]):
         key, sample = repeated[KEY].iloc[0]
         raise ValueError(

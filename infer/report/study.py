@@ -11,7 +11,7 @@ import pandas as pd
 
 from infer.metrics.aggregate import in_order, memorized_prompts
 from infer.plotting import colors_of
-from infer.predict.run_folder import file_stems, read_parquet
+from infer.predict.run_folder import FileStems, read_parquet
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,9 @@ class Study:
         return [name for name in self.samples if name not in only_points]
 
     @cached_property
-    def stems(self) -> dict[str, str]:
+    def stems(self) -> FileStems:
         """File name of each prompt's training image, without suffix."""
-        return file_stems(key for rows in self.samples.values() for key in rows["prompt_id"])
+        return FileStems(key for rows in self.samples.values() for key in rows["prompt_id"])
 
     @cached_property
     def colors(self) -> dict[str, str]:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from infer.compare.measures import MeasureOptions
 from infer.options import device_of
-from infer.predict.run_folder import differences
+from infer.predict.claim import differences
 
 SAMPLING = (  # what must be the same for a difference to be the mitigation's
     "scheduler", "timestep_spacing", "num_inference_steps", "guidance_scale", "negative_prompt", "resolution",
