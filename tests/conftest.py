@@ -24,7 +24,7 @@ os.environ.setdefault("WANDB_CONSOLE", "off")  # else it goes on listening to st
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 ROOT = Path(__file__).parent.parent
-ROOMS = ("", "train", "infer", "callbacks", "data")  # those whose files of tests take longest first
+ROOMS = ("", "train", "infer", "callbacks", "data", "bench")  # those whose files of tests take longest first
 BASE = ROOT / "data/emoji/base"
 CAPTIONS = [
     "red square",
