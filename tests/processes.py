@@ -14,6 +14,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from pydoc import locate
 from signal import SIGKILL
+from weakref import finalize
 
 from infer.models.pipeline import pipeline_class
 from tests.conftest import ROOT
@@ -26,14 +27,14 @@ for name in (*MODULES["fit"], *MODULES["stream"], *IMPORTED):
     locate(name)
 pipeline_class()
 
-alive: set[BaseProcess] = set()
+running: set["Command"] = set()
 
 
 @atexit.register
 def kill_all() -> None:
     """What a failed test leaves; before multiprocessing waits for it."""
-    for process in alive:
-        process.kill()
+    for command in running:
+        command.kill()
 
 
 def run(program: str, args: list[str], errors: str, environment: dict[str, str]) -> None:
@@ -64,6 +65,7 @@ class Command:
         server.set_forkserver_preload([__name__])
         with tempfile.NamedTemporaryFile(prefix="stderr-", delete=False) as file:
             self.path = Path(file.name)
+        finalize(self, self.path.unlink)
         [port] = free_ports(1)
         group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         self.processes: list[BaseProcess] = []
@@ -72,7 +74,7 @@ class Command:
             given = (program, args, str(self.path), environment)
             self.processes.append(server.Process(target=run, args=given))
             self.processes[-1].start()
-        alive.update(self.processes)
+        running.add(self)
 
     def ended(self) -> bool:
         """Whether one of the processes has ended."""
@@ -83,12 +85,13 @@ class Command:
         for process in self.processes:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, SIGKILL)
+            process.kill()  # if it had no group yet
 
     def exit_codes(self) -> list[int | None]:
         """Of the processes, once they have ended."""
         for process in self.processes:
             process.join(200)
-        alive.difference_update(self.processes)
+        running.discard(self)
         return [process.exitcode for process in self.processes]
 
     def errors(self) -> str:
