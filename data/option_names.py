@@ -15,7 +15,7 @@ LETTERS = "--prompt"  # whose value is taken to the letter, dashes and all
 def unknown_option(page: str, args: list[str], program: str) -> str | None:
     """What is wrong with the first option that the page does not have, or None.
 
-    Settings of a class (`--mitigation.timestep`) are left to the parser, and beginnings of names.
+    Settings of a class (`--mitigation.timestep`) are left to the parser.
     """
     listed = dict(LISTED.findall(page))
     groups = {name for name, kind in listed.items() if kind and any(n.startswith(f"{name}.") for n in listed)}
@@ -26,7 +26,7 @@ def unknown_option(page: str, args: list[str], program: str) -> str | None:
         name, owner = typed[1], typed[1].rpartition(".")[0]
         while owner and owner not in listed:
             owner = owner.rpartition(".")[0]
-        if not (owner and owner not in groups) and not any(each.startswith(name) for each in listed):
+        if name not in listed and (not owner or owner in groups):
             return no_option(f"--{name}", listed, program)
     return None
 
