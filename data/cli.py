@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from data.files import redacted
+from data.option_names import unknown_option
 
 # lines of a jsonargparse error that say nothing new
 NOISE = re.compile(
@@ -86,6 +87,10 @@ def run(program: str, text: str, commands: dict[str, Callable[[list[str]], None]
     if rest in (["--help"], ["-h"]) and (page := help_page(program, command)).exists():
         print(page.read_text(), end="")
         return 0
+    page = help_page(program, rest[0] if rest and rest[0] in commands else command)
+    if page.exists() and (wrong := unknown_option(page.read_text(), rest, f"{program} {command}")):
+        report(ValueError(wrong))
+        return 2
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it asks for kernels that nothing here uses
     try:
         commands[command](rest)

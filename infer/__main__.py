@@ -30,6 +30,10 @@ from pathlib import Path
 
 def predict(args: list[str]) -> None:
     """Generate images with a mitigation into a run folder. Images that the folder holds are kept."""
+    from callbacks.mitigations.preset_files import check_presets, names_in, preset_names
+    from data.arguments import as_list, built, changed, command_parser, parse, values_of, with_prompts
+
+    check_presets(values_of(args, "--mitigation"))  # before all that takes seconds to import
     import lightning.pytorch as pl
 
     from callbacks.mitigations.base import Mitigation, NoMitigation
@@ -38,16 +42,13 @@ def predict(args: list[str]) -> None:
         label,
         load_mitigation,
         load_mitigations,
-        names_in,
         preset_given,
-        preset_names,
         with_presets,
     )
     from callbacks.predict_progress import PredictProgress
     from callbacks.progress_lines import ProgressLines
     from callbacks.wandb_run import WandbOptions
     from callbacks.writer import SampleWriter
-    from data.arguments import as_list, built, changed, command_parser, parse, with_prompts
     from data.disk import full_disk_named
     from infer.index.options import GuardOptions
     from infer.options import DenoiseOptions, PromptOptions
@@ -97,6 +98,11 @@ def predict(args: list[str]) -> None:
 
 def compare(args: list[str]) -> None:
     """Run or reuse one predict job per mitigation, score them, write table and report."""
+    from callbacks.mitigations.preset_files import check_presets
+    from data.arguments import options_of, values_of, with_prompts, with_sweep
+
+    lists = [names.split(",") for names in values_of(args, "--mitigations") if not names.startswith("[")]
+    check_presets([name.strip() for names in lists for name in names])
     from lightning.pytorch.utilities import rank_zero_only
     from rich.console import Console
 
@@ -104,7 +110,6 @@ def compare(args: list[str]) -> None:
     from callbacks.progress_lines import ProgressLines
     from callbacks.wandb_run import WandbOptions
     from callbacks.writer import SampleWriter
-    from data.arguments import options_of, with_prompts, with_sweep
     from data.disk import full_disk_named
     from infer.compare.folder import finish
     from infer.compare.measures import Measures

@@ -188,7 +188,7 @@ def test_two_fits_in_one_folder(world: Path, tmp_path: Path, capsys: pytest.Capt
     fits.wait_for(flag, process)
     assert f"another process trains in {out}" in error_line(args, capsys)
     process.kill()
-    process.communicate()
+    process.exit_codes()
     assert main(args) == 0 and not (out / ".lock").exists()
 
 
