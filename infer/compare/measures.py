@@ -47,7 +47,7 @@ class MeasureOptions:
     objects: str | None = None
     features: Literal["clip", "inception"] | None = "clip"
     cache: str = "outputs/cache/embeddings"
-    uncaptioned: ClassVar[bool] = False  # whether training images without a caption are searched, too
+    uncaptioned: ClassVar[bool] = False  # training images without a caption are searched, too
 
     def __post_init__(self) -> None:
         """Check models and sources now: they are needed after all images are generated."""
