@@ -19,8 +19,8 @@
 
 --mitigation takes the name of a preset in configs/mitigation, the path of a YAML file, several as A+B, or a
 class with its options. Every command takes --help, and all but report --config and --print_config. Run
-predict, compare or audit again and only missing images are generated; the other commands begin anew. --debug shows
-the traceback behind an error.
+predict, compare or audit again and only missing images are generated; the other commands begin anew.
+--debug shows the traceback behind an error.
 """
 
 import sys
