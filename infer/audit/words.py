@@ -17,9 +17,9 @@ def measured_by(options: Audit) -> str:
 
 
 def headline(whole: Share, by_image: bool) -> str:
-    """`12 of 100 captions return their training image (12 %, 95 % interval 7 to 20 %).`"""
+    """`12 of 100 captions return their training image (12%, 95% interval 7% to 20%).`"""
     what = "images return a training image" if by_image else "captions return their training image"
-    ends = f"{whole.share:.0%}, 95 % interval {whole.low:.0%} to {whole.high:.0%}"
+    ends = f"{whole.share:.0%}, 95% interval {whole.low:.0%} to {whole.high:.0%}"
     return f"{whole.returned} of {whole.audited} {what} ({ends})."
 
 

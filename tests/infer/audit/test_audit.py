@@ -11,7 +11,9 @@ from PIL import Image
 
 from data.prompts import Prompt
 from infer.__main__ import main
+from infer.audit.phrases import phrases_of
 from infer.denoising.requests import requests_for
+from infer.metrics.similarity import pixel_descriptor, similarity
 from infer.options import ModelOptions
 from infer.predict.module import Generate
 from tests.conftest import CAPTIONS
@@ -95,13 +97,20 @@ def test_it_finds_the_images_that_the_model_returns(audited: Path) -> None:
 
 
 def test_each_phrase_of_the_worst_caption_is_tried(audited: Path) -> None:
+    """Its similarities are those of the images without the phrase to the training image of the caption."""
     result = result_of(audited)
     worst = result["images"][0]
-    assert {line["prompt_id"] for line in result["phrases"]} == {worst["prompt_id"]}
-    assert len(result["phrases"]) >= 2
+    reference = Image.open(audited / worst["training_image"])
+    spans = [worst["prompt"][slice(*span)] for span in phrases_of(worst["prompt"])]
+    assert sorted(line["phrase"] for line in result["phrases"]) == sorted(spans) and len(spans) >= 2
     for line in result["phrases"]:
-        assert line["phrase"] in worst["prompt"] and line["samples"] == 2 and line["returning"] == 1
-        assert line["similarity_without"] <= line["similarity"] <= 1
+        assert line["prompt_id"] == worst["prompt_id"] and line["samples"] == 2 and line["returning"] == 1
+        number = spans.index(line["phrase"]) + 1
+        paths = audited.glob(f"runs/phrases-*/images/{worst['prompt_id']}~{number}-*.png")
+        images = [Image.open(path) for path in paths]
+        near = similarity(pixel_descriptor, images, [reference] * 2)
+        assert line["similarity_without"] == pytest.approx(near.mean().item(), abs=1e-4)
+        assert line["returning_without"] == (near > 0.995).sum().item()
 
 
 def test_mitigations_are_tried_on_what_is_returned(audited: Path) -> None:

@@ -119,7 +119,7 @@ def test_the_lines_for_a_pipeline() -> None:
     assert text.splitlines()[2:] == [
         "from callbacks.mitigations.static_transition import StaticTransition",
         'pipe = mitigate(StableDiffusionPipeline.from_pretrained("my/model"), '
-        "StaticTransition(timestep=650.0, guidance_before=-2.0))".replace("650.0", "650"),
+        "StaticTransition(timestep=650, guidance_before=-2.0))",
         'image = pipe("PROMPT", num_inference_steps=50, guidance_scale=7.5).images[0]',
     ]
     model = ModelOptions(pipeline="my/model", lora="a.safetensors", lora_scale=0.8)
