@@ -1,7 +1,8 @@
 """Which mitigation helps: each is tried on the captions that return their images."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
@@ -10,6 +11,8 @@ from infer.audit.answer import Share, by_caption, share_of
 from infer.audit.runs import Runs
 from infer.denoising.hooks import GuidanceRule
 from infer.denoising.requests import Request
+
+KEPT = 0.8  # of the CLIP cosine: below it images no longer show what the prompts say
 
 
 class Remedy(NamedTuple):
@@ -23,6 +26,7 @@ class Remedy(NamedTuple):
         clip_score: how well its images fit their prompts, mean cosine; NaN where that is not defined.
         clip_score_without: the same of the same prompts and noises without mitigation.
         nfe: UNet evaluations of an image, mean.
+        images: by prompt id and sample.
     """
 
     mitigation: str
@@ -32,6 +36,12 @@ class Remedy(NamedTuple):
     clip_score: float
     clip_score_without: float
     nfe: float
+    images: Mapping[tuple[str, int], Path]
+
+    @property
+    def loses_the_prompt(self) -> bool:
+        """Whether the fit to the prompts falls by more than a fifth."""
+        return self.clip_score < KEPT * self.clip_score_without
 
 
 def try_mitigation(
@@ -51,12 +61,14 @@ def try_mitigation(
         keys: columns that distinguish captions.
     """
     options = runs.options
-    rows = runs.scored(runs.make(label, requests, label, rules))
+    folder = runs.make(label, requests, label, rules)
+    rows = runs.scored(folder)
     lines = by_caption(rows, options.measure, options.threshold, keys)
     left = share_of(int((lines["returning"] > 0).sum()), plain.groupby(list(keys)).ngroups)
     clip, clip_without = rows["clip_score"].astype(float).mean(), plain["clip_score"].astype(float).mean()
-    nfe = float(rows["nfe"].mean())
-    return Remedy(label, preset, left, whole.share * left.share, float(clip), float(clip_without), nfe)
+    images = {(row.prompt_id, row.sample): folder / row.image for row in rows.itertuples()}
+    share, nfe = whole.share * left.share, float(rows["nfe"].mean())
+    return Remedy(label, preset, left, share, float(clip), float(clip_without), nfe, images)
 
 
 def best_of(remedies: Sequence[Remedy], goal: float) -> Remedy | None:

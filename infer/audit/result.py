@@ -73,6 +73,8 @@ def described(options: Audit, found: Findings, training: Any, by_image: bool) ->
         save_image(drawn, out / "maps" / f"{stem}.png")
         trigger = trigger_of(found.effects, line["prompt_id"])
         near, others = found.controls[number] if line["returning"] else (None, None)
+        key = line["prompt_id"], line["sample"]
+        mitigated = found.best.images.get(key) if found.best else None
         names = ("prompt_id", "prompt", "sample", "similarity", "samples", "returning")
         lines.append({name: line[name] for name in names} | {
             "training_id": sample.id,
@@ -82,6 +84,7 @@ def described(options: Audit, found: Findings, training: Any, by_image: bool) ->
             "image": found.images[number].relative_to(out).as_posix(),
             "training_image": f"training/{stem}.png",
             "map": f"maps/{stem}.png",
+            "mitigated_image": mitigated and mitigated.relative_to(out).as_posix(),
             "trigger": trigger and trigger._asdict(),
             "phrases_tried": line["prompt_id"] in tried and line["returning"] > 0,
         })  # fmt: skip
@@ -131,12 +134,14 @@ def result_of(options: Audit, found: Findings, training: Any, by_image: bool) ->
     }  # fmt: skip
 
 
-def pairs_of(options: Audit, lines: Sequence[dict[str, Any]]) -> list[Pair]:
+def pairs_of(options: Audit, lines: Sequence[dict[str, Any]], chosen: dict[str, Any] | None) -> list[Pair]:
     """The lines as the page shows them."""
     out, pairs = Path(options.out), []
     for line in lines:
         images = {"training image": line["training_image"], "generated": line["image"],
                   "red: repeated": line["map"]}  # fmt: skip
+        if line["mitigated_image"]:
+            images[f"with {chosen['mitigation']}"] = line["mitigated_image"]
         paths = {name: out / path for name, path in images.items()}
         facts = [*words.facts_of(line, options), f"training image: {line['training_id']}"]
         pairs.append(Pair(line["prompt"], paths, facts, line["returning"] > 0))
@@ -155,7 +160,7 @@ def write_result(options: Audit, result: dict[str, Any]) -> Path:
     }
     summary = " ".join(filter(None, [result["headline"], result["verdict"], result["advice"]]))
     template = Path(__file__).parent / "web" / "audit.html.j2"
-    pairs = pairs_of(options, result["images"])
+    pairs = pairs_of(options, result["images"], result["chosen"])
     return write_pairs(
         out / "audit.html", f"Audit: {out.name}", summary, facts, result["notes"], pairs, template,
         result=result,

@@ -1,5 +1,6 @@
 """What an audit found, in plain words."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,10 +38,12 @@ def advice(best: Remedy | None, whole: Share, options: Audit) -> str:
     name, text = best.mitigation, f"{best.mitigation} brings this to about {best.share:.0%}"
     if best.share > options.goal:
         return f"No mitigation that was tried reaches {options.goal:.0%}; {text}."
-    kept = ""
-    if best.clip_score == best.clip_score:
-        kept = f" (CLIP {best.clip_score:.2f}, without mitigation {best.clip_score_without:.2f})"
-    return f"Use {name}: it{text.removeprefix(name)}, and keeps the images' fit to the prompts best{kept}."
+    if math.isnan(best.clip_score):
+        return f"Use {name}: it{text.removeprefix(name)}."
+    clip = f"CLIP {best.clip_score:.2f}, without mitigation {best.clip_score_without:.2f}"
+    if best.loses_the_prompt:
+        return f"{text}, BUT its images no longer fit their prompts ({clip}): look at them, and try others."
+    return f"Use {name}: it{text.removeprefix(name)}, and keeps the images' fit to the prompts best ({clip})."
 
 
 def facts_of(line: dict[str, Any], options: Audit) -> list[str]:

@@ -91,7 +91,7 @@ def test_it_finds_the_images_that_the_model_returns(audited: Path) -> None:
     for line in first:
         assert line["returning"] == 1 and line["samples"] == 2 and line["sample"] == 0
         assert line["similarity"] == pytest.approx(1, abs=1e-3) and line["repeated_part"] == 1
-        for name in ("image", "training_image", "map"):
+        for name in ("image", "training_image", "map", "mitigated_image"):
             assert Image.open(audited / line[name]).size == (16, 16)
     assert any("no copy detector" in note for note in result["notes"])
 

@@ -94,7 +94,7 @@ def test_the_part_that_is_repeated() -> None:
 
 def remedy(name: str, returned: int, clip: float) -> Remedy:
     left = share_of(returned, 10)
-    return Remedy(name, name, left, 0.5 * left.share, clip, 0.3, 100)
+    return Remedy(name, name, left, 0.5 * left.share, clip, 0.3, 100, {})
 
 
 def test_the_mitigation_that_keeps_the_prompt_among_those_that_are_enough() -> None:
@@ -103,6 +103,7 @@ def test_the_mitigation_that_keeps_the_prompt_among_those_that_are_enough() -> N
     assert best_of([a, b, c], goal=0.01) is a
     assert best_of([b, c], goal=0.01) is b  # none is enough: fewest copies
     assert best_of([remedy("x", 0, math.nan), b], goal=0.05) is b
+    assert not c.loses_the_prompt and a.loses_the_prompt
     assert best_of([remedy("d", 10, 0.3)], goal=0.05) is None and best_of([], goal=0.05) is None
 
 
