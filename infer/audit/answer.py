@@ -46,37 +46,41 @@ def nearness(rows: pd.DataFrame, measure: str) -> pd.Series:
     return rows[f"{measure}_own"].astype(float).fillna(rows[f"{measure}_top"].astype(float))
 
 
-def by_caption(rows: pd.DataFrame, measure: str, threshold: float, keys: Sequence[str]) -> pd.DataFrame:
-    """A line for each caption, the nearest to a training image first.
+def by_caption(rows: pd.DataFrame, measure: str, keys: Sequence[str]) -> pd.DataFrame:
+    """A line for each caption, those that return a training image and the nearest first.
 
     Columns: prompt_id, prompt; of its nearest image `sample`, `image` and `similarity`; `nearest_id`, the
-    training image that is most similar to it of all; `samples` with a similarity, and `returning`, those
-    above the threshold. Captions without a similarity are left out.
+    training image that is most similar to it of all; `samples` with a similarity, and `returning` of them.
+    Captions without a similarity are left out.
 
     Args:
-        rows: scored images.
+        rows: scored images; `returns` says whether an image returns a training image.
         measure: prefix of the columns that decide.
-        threshold: above it an image is returned.
         keys: columns that distinguish captions; with `sample` each image counts by itself.
     """
-    rows = rows.assign(similarity=nearness(rows, measure)).dropna(subset="similarity")
-    groups = rows.groupby(list(keys), sort=False)["similarity"]
-    best = rows.loc[groups.idxmax()].set_index(list(keys), drop=False)
-    best["samples"], best["returning"] = groups.count(), groups.agg(lambda s: int((s > threshold).sum()))
-    best["nearest_id"] = best[TOP_IDS[measure]]
+    keys = list(keys)
+    rows = rows.assign(similarity=nearness(rows, measure), nearest_id=rows[TOP_IDS[measure]])
+    rows = rows.dropna(subset="similarity")
+    rows = rows.sort_values(["returns", "similarity"], ascending=False, kind="stable")
+    groups = rows.groupby(keys)["returns"]
+    best = rows.drop_duplicates(keys).set_index(keys, drop=False)
+    best = best.assign(samples=groups.count(), returning=groups.sum().astype(int))
     shown = ["prompt_id", "prompt", "sample", "image", "similarity", "nearest_id", "samples", "returning"]
-    ranked = best[shown].sort_values(["similarity", "returning"], ascending=False, kind="stable")
-    return ranked.reset_index(drop=True)
+    return best[shown].reset_index(drop=True)
 
 
-def training_index(training: TrainingSet, measure: str, lines: pd.DataFrame, images: Tensor) -> list[int]:
-    """Which training image each line's image is measured against: the nearest of the prompt's own, or of all.
+def training_index(training: TrainingSet, measure: str, rows: pd.DataFrame, images: Tensor) -> list[int]:
+    """Which training image each row's image is measured against: the nearest of the prompt's own, or of all.
 
-    `images` are the embeddings of the lines' images, (N, D).
+    Args:
+        training: the training images.
+        measure: prefix of the columns that decide.
+        rows: with prompt_id, prompt and nearest_id.
+        images: embeddings of the rows' images, (N, D).
     """
     _, embeddings = training.measures[measure]
     indices = []
-    for own, nearest, image in zip(training.own(lines), lines["nearest_id"], images, strict=True):
+    for own, nearest, image in zip(training.own(rows), rows["nearest_id"], images, strict=True):
         if len(own) > 1:
             own = [own[match(image[None], embeddings[own], [[]]).top_index.item()]]
         indices.append(own[0] if own else training.images.position[nearest])

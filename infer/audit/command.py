@@ -45,7 +45,7 @@ def audit(
     say(1, f"{asked} {unit}")
     folder = runs.make("captions", requests, "none", [])
     rows = runs.scored(folder)
-    lines = by_caption(rows, options.measure, options.threshold, keys)
+    lines = by_caption(rows, options.measure, keys)
     if lines.empty:
         raise ValueError("no image can be measured: each failed, cannot be read or has one colour")
     whole = share_of(int((lines["returning"] > 0).sum()), len(lines))
@@ -72,13 +72,13 @@ def audit(
     best = best_of(remedies, options.goal)
     rules = mitigations[best.preset][1] if best else []
     result = result_of(
-        options,
+        runs,
         Findings(
             whole, lines, owners, controls, [folder / name for name in lines["image"]], of, asked, found,
             remedies, best, best and use.command(options.model, best.preset),
             use.snippet(options.model, rules) if rules and in_stock(rules) else None,
         ),
-        runs.training, by_image,
+        by_image,
     )  # fmt: skip
     page = write_result(options, result)
     finish(result, page)
@@ -112,7 +112,7 @@ def worst_captions(
     usable = rows[rows["failed_step"].isna() & ~rows["unreadable"]].set_index(["prompt_id", "sample"])
     worst: dict[str, Worst] = {}
     for owner, line in zip(owners, lines.itertuples(), strict=False):
-        own = [r for r in requests if r[:2] in usable.index and r.prompt_id == line.prompt_id]
+        own = [r for r in requests if r.prompt_id == line.prompt_id and r[:2] in usable.index]
         if by_image:
             own = [r for r in own if r.sample == line.sample]
         paths = [folder / usable.loc[request[:2], "image"] for request in own]

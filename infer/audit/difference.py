@@ -11,6 +11,7 @@ from infer.plotting import COPY_COLOR, PALETTE
 SAME = 0.1  # of the range of grey levels: pixels that differ less look the same side by side
 FLAT = 0.03  # of the range: where a picture varies less, there is nothing to repeat
 WINDOWS = 12  # across the picture
+LEAST = 0.5  # of the places with detail: a picture with the same layout and colours repeats fewer
 
 
 def pixels_of(image: Image.Image, size: tuple[int, int]) -> Tensor:

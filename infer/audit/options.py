@@ -41,7 +41,8 @@ class Audit(DenoiseOptions):
         limit: at most this many captions, spread evenly over all; of `prompt`, this many images. null: 100,
             or what fits into `minutes`.
         minutes: budget of time: half of it goes to the captions, half to phrases and mitigations. null: none.
-        threshold: similarity above which a caption returns its image; null: 0.5 by SSCD, 0.85 by pixels.
+        threshold: similarity above which a caption returns its image; null: 0.5 by SSCD, 0.85 by pixels
+            (where half of the places with detail must be repeated, too).
         fail_above: the exit code is 2 where a larger share of the captions returns its image.
         goal: share of captions that a mitigation may leave; null: that of `fail_above`.
         phrases: of so many captions, the worst, it is tried which phrase triggers the image; 0: none.

@@ -60,10 +60,9 @@ def try_mitigation(
         whole: the share of captions that return their image without mitigation.
         keys: columns that distinguish captions.
     """
-    options = runs.options
     folder = runs.make(label, requests, label, rules)
     rows = runs.scored(folder)
-    lines = by_caption(rows, options.measure, options.threshold, keys)
+    lines = by_caption(rows, runs.options.measure, keys)
     left = share_of(int((lines["returning"] > 0).sum()), plain.groupby(list(keys)).ngroups)
     clip, clip_without = rows["clip_score"].astype(float).mean(), plain["clip_score"].astype(float).mean()
     images = {(row.prompt_id, row.sample): folder / row.image for row in rows.itertuples()}

@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
-from PIL import Image
 
 from data.files import redacted, write_json
 from infer.audit import words
 from infer.audit.answer import Share
-from infer.audit.difference import repeated_part
 from infer.audit.options import Audit
 from infer.audit.remedy import Remedy
+from infer.audit.runs import Runs
 from infer.audit.trigger import Effect, trigger_of
 from infer.predict.run_folder import save_image
 from infer.report.pairs import Pair, write_pairs
@@ -58,17 +57,17 @@ def finite(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-def described(options: Audit, found: Findings, training: Any, by_image: bool) -> list[dict[str, Any]]:
+def described(runs: Runs, found: Findings) -> list[dict[str, Any]]:
     """The lines of the page and of audit.json; their training images and maps are written."""
-    out, tried = Path(options.out), {effect.prompt_id for effect in found.effects}
+    out, training = Path(runs.options.out), runs.training
+    tried = {effect.prompt_id for effect in found.effects}
     returned = int((found.lines["returning"] > 0).sum())
     lines = []
     for number, line in enumerate(found.lines.head(max(FEWEST, min(SHOWN, returned))).to_dict("records")):
         stem = found.images[number].stem
         sample = training.images[found.owners[number]]
         reference = sample.rgb(training.resolution)
-        with Image.open(found.images[number]) as image:
-            drawn, part = repeated_part(image, reference)
+        drawn, part = runs.repeated(found.images[number], found.owners[number])
         save_image(reference, out / "training" / f"{stem}.png")
         save_image(drawn, out / "maps" / f"{stem}.png")
         trigger = trigger_of(found.effects, line["prompt_id"])
@@ -91,14 +90,14 @@ def described(options: Audit, found: Findings, training: Any, by_image: bool) ->
     return lines
 
 
-def result_of(options: Audit, found: Findings, training: Any, by_image: bool) -> dict[str, Any]:
-    """The content of audit.json."""
-    whole, best = found.whole, found.best
-    lines = described(options, found, training, by_image)
+def result_of(runs: Runs, found: Findings, by_image: bool) -> dict[str, Any]:
+    """The content of audit.json; images of the page are written."""
+    options, whole, best = runs.options, found.whole, found.best
+    lines = described(runs, found)
     shares = {name: finite(value) if isinstance(value, float) else value
               for name, value in whole._asdict().items()}  # fmt: skip
     doubtful = sum(near > 0 for near, _ in found.controls)
-    unmeasured, left_out = found.asked - len(found.lines), training.left_out()
+    unmeasured, left_out = found.asked - len(found.lines), runs.training.left_out()
     return {
         "format": FORMAT,
         "headline": words.headline(whole, by_image),

@@ -11,11 +11,14 @@ from PIL import Image
 from data.captioned import CaptionedImages
 from data.disk import full_disk_named
 from data.files import digest
+from infer.audit.answer import nearness, training_index
+from infer.audit.difference import LEAST, repeated_part
 from infer.audit.options import Audit
 from infer.compare.measures import Measures
-from infer.compare.score_images import score_folder
+from infer.compare.score_images import TOP_IDS, score_folder
 from infer.denoising.hooks import GuidanceRule
 from infer.denoising.requests import Request
+from infer.metrics.similarity import embed_all
 from infer.metrics.training_set import TrainingSet
 from infer.predict.module import Generate, PromptData
 from infer.predict.options import GenerateOptions
@@ -66,8 +69,36 @@ class Runs:
         return folder
 
     def scored(self, folder: Path) -> pd.DataFrame:
-        """The rows of a run folder with their scores."""
-        return score_folder(folder, self.training, self.measures.clip)[0]
+        """The rows of a run folder with their scores, and whether each `returns` a training image."""
+        measure = self.options.measure
+        rows = score_folder(folder, self.training, self.measures.clip)[0].assign(returns=False)
+        rows["nearest_id"], similarity = rows[TOP_IDS[measure]], nearness(rows, measure)
+        above = rows[similarity > self.options.threshold]
+        paths, (descriptor, _) = [folder / name for name in above["image"]], self.training.measures[measure]
+        owners = training_index(self.training, measure, above, embed_all(opened(paths), descriptor))
+        rows.loc[above.index, "returns"] = self.returned(paths, owners, similarity[above.index])
+        return rows
+
+    def returned(
+        self, paths: Sequence[Path], owners: Sequence[int], similarity: Iterable[float]
+    ) -> list[bool]:
+        """Whether each image returns its training image.
+
+        By SSCD those above the threshold. Pixels are alike where layout and colours are: there half of the
+        places with detail must be repeated, too.
+        """
+        above = [value > self.options.threshold for value in similarity]
+        if self.options.sscd:
+            return above
+        return [
+            near and not self.repeated(path, owner)[1] < LEAST  # not >=: NaN is a picture without detail
+            for path, owner, near in zip(paths, owners, above, strict=True)
+        ]
+
+    def repeated(self, path: Path, owner: int) -> tuple[Image.Image, float]:
+        """The part of a training image that an image repeats, as a map, and its share."""
+        [image] = opened([path])
+        return repeated_part(image, self.training.images[owner].rgb(self.training.resolution))
 
 
 def opened(paths: Iterable[Path]) -> Iterator[Image.Image]:

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
-import torch
 
 from infer.audit.phrases import shortened
 from infer.audit.runs import Runs, opened
@@ -45,10 +44,13 @@ def effects(runs: Runs, worst: list[Worst]) -> list[Effect]:
     folder = runs.make("phrases", requests, "none", [])
     rows = pd.read_parquet(folder / "samples.parquet").set_index("prompt_id")
 
-    def near(index: int, paths: list[Path]) -> torch.Tensor:
+    def near(index: int, paths: list[Path]) -> tuple[float, int]:
+        """Mean similarity to a training image, and how many return it."""
         descriptor, embeddings = runs.training.measures[options.measure]
         images = embed_all(opened(paths), descriptor)
-        return match(images, embeddings[[index]], [[]] * len(images)).top.nan_to_num(0)
+        similarity = match(images, embeddings[[index]], [[]] * len(images)).top.nan_to_num(0)
+        returned = runs.returned(paths, [index] * len(paths), similarity.tolist())
+        return similarity.mean().item(), sum(returned)
 
     found = []
     for caption, by_span in zip(worst, variants, strict=True):
@@ -57,10 +59,11 @@ def effects(runs: Runs, worst: list[Worst]) -> list[Effect]:
         for span, group in by_span.items():
             files = rows.loc[[group[0].prompt_id]].sort_values("sample")["image"]
             left = near(caption.training_index, [folder / file for file in files])
-            counts = (int((values > options.threshold).sum()) for values in (whole, left))
-            means = (float(values.mean()) for values in (whole, left))
-            line = Effect(caption.requests[0].prompt_id, text, text[slice(*span)], len(left), *means, *counts)
-            of_caption.append(line)
+            key, phrase = caption.requests[0].prompt_id, text[slice(*span)]
+            pairs = zip(whole, left, strict=True)
+            of_caption.append(
+                Effect(key, text, phrase, len(files), *(value for pair in pairs for value in pair))
+            )
         found += sorted(of_caption, key=lambda effect: effect.similarity_without)
     return found
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from infer.audit.answer import Share
+from infer.audit.difference import LEAST
 from infer.audit.options import Audit
 from infer.audit.remedy import Remedy
 from infer.metrics.similarity import BLIND_SPOTS, CORRELATION
@@ -14,7 +15,10 @@ def measured_by(options: Audit) -> str:
     """What decides, by its own name."""
     if options.sscd:
         return f"SSCD above {options.threshold:g}"
-    return f"{CORRELATION} above {options.threshold:g}: pixels are compared, which is no copy detector"
+    return (
+        f"{CORRELATION} above {options.threshold:g}, and {LEAST:.0%} of the places with detail repeated: "
+        "pixels are compared, which is no copy detector"
+    )
 
 
 def headline(whole: Share, by_image: bool) -> str:
@@ -50,7 +54,12 @@ def facts_of(line: dict[str, Any], options: Audit) -> list[str]:
     """What is said of one caption's image."""
     times = f"{line['returning']} of {line['samples']} images"
     if not line["returning"]:
-        return [f"not returned: the nearest of {line['samples']} images has {line['similarity']:.2f}"]
+        facts = [f"not returned: the nearest of {line['samples']} images has {line['similarity']:.2f}"]
+        if line["similarity"] > options.threshold:
+            facts.append(
+                f"alike in layout and colours, but only {line['repeated_part']:.0%} of the detail is repeated"
+            )
+        return facts
     near, others = line["others_as_near"], line["others"]
     facts = [f"returned by {times}; the nearest has a similarity of {line['similarity']:.2f}"]
     if not others:

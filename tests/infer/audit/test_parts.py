@@ -40,12 +40,13 @@ def test_a_caption_returns_its_own_image() -> None:
         "prompt_id": ["a", "a", "b", "b", "c", "d"], "sample": [0, 1, 0, 1, 0, 0], "prompt": list("aabbcd"),
         "image": list("123456"), "similarity_own": [0.2, 0.9, 0.3, 0.1, None, None],
         "similarity_top": [0.3, 0.9, 0.99, 0.1, 0.95, None], "top_train_id": ["y", "a", "x", "x", "z", None],
+        "returns": [False, True, False, False, True, False],
     })  # fmt: skip
-    lines = by_caption(rows, "similarity", 0.85, ["prompt_id"])
+    lines = by_caption(rows, "similarity", ["prompt_id"])
     assert lines["prompt_id"].tolist() == ["c", "a", "b"] and lines["returning"].tolist() == [1, 1, 0]
     assert lines["samples"].tolist() == [1, 2, 2] and lines["image"].tolist() == ["5", "2", "3"]
     assert lines["nearest_id"].tolist() == ["z", "a", "x"]
-    assert len(by_caption(rows, "similarity", 0.85, ["prompt_id", "sample"])) == 5
+    assert len(by_caption(rows, "similarity", ["prompt_id", "sample"])) == 5
 
 
 def test_images_of_other_captions_show_what_is_doubtful() -> None:
