@@ -47,6 +47,10 @@ def test_a_caption_returns_its_own_image() -> None:
     assert lines["samples"].tolist() == [1, 2, 2] and lines["image"].tolist() == ["5", "2", "3"]
     assert lines["nearest_id"].tolist() == ["z", "a", "x"]
     assert len(by_caption(rows, "similarity", ["prompt_id", "sample"])) == 5
+    by_sscd = rows.rename(columns={"top_train_id": "sscd_top_id"} | {
+        f"similarity_{name}": f"sscd_{name}" for name in ("own", "top")
+    })  # fmt: skip
+    pd.testing.assert_frame_equal(by_caption(by_sscd, "sscd", ["prompt_id"]), lines)
 
 
 def test_images_of_other_captions_show_what_is_doubtful() -> None:
