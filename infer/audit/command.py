@@ -13,8 +13,9 @@ from infer.audit import use, words
 from infer.audit.answer import by_caption, others_as_near, share_of, training_index
 from infer.audit.budget import Plan, plan_of
 from infer.audit.options import Audit
+from infer.audit.page import write_result
 from infer.audit.remedy import Remedy, best_of, try_mitigation
-from infer.audit.result import Findings, result_of, write_result
+from infer.audit.result import Findings, result_of
 from infer.audit.runs import MakeTrainer, Runs, opened
 from infer.audit.trigger import Effect, Worst, effects
 from infer.denoising.hooks import GuidanceRule

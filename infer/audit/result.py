@@ -1,21 +1,17 @@
-"""The result of an audit: `audit.json`, the images beside it, and the page."""
+"""The result of an audit, as `audit.json` has it, and the images that its page shows."""
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 
-from data.files import redacted, write_json
 from infer.audit import words
 from infer.audit.answer import Share
-from infer.audit.options import Audit
 from infer.audit.remedy import Remedy
 from infer.audit.runs import Runs
 from infer.audit.trigger import Effect, trigger_of
 from infer.predict.run_folder import save_image
-from infer.report.pairs import Pair, write_pairs
 
 FORMAT = 1  # of audit.json: raise it where a reader of the old one would go wrong
 SHOWN, FEWEST = 50, 10  # images on the page: those returned, and where these are few, the nearest others
@@ -131,36 +127,3 @@ def result_of(runs: Runs, found: Findings, by_image: bool) -> dict[str, Any]:
                             "python": found.python},
         "notes": words.notes(options, whole, found.asked, found.of, unmeasured, left_out, doubtful, by_image),
     }  # fmt: skip
-
-
-def pairs_of(options: Audit, lines: Sequence[dict[str, Any]], chosen: dict[str, Any] | None) -> list[Pair]:
-    """The lines as the page shows them."""
-    out, pairs = Path(options.out), []
-    for line in lines:
-        images = {"training image": line["training_image"], "generated": line["image"],
-                  "red: repeated": line["map"]}  # fmt: skip
-        if line["mitigated_image"]:
-            images[f"with {chosen['mitigation']}"] = line["mitigated_image"]
-        paths = {name: out / path for name, path in images.items()}
-        facts = [*words.facts_of(line, options), f"training image: {line['training_id']}"]
-        pairs.append(Pair(line["prompt"], paths, facts, line["returning"] > 0))
-    return pairs
-
-
-def write_result(options: Audit, result: dict[str, Any]) -> Path:
-    """Write audit.json and audit.html; the page's path."""
-    out = Path(options.out)
-    write_json(out / "audit.json", result)
-    facts = {
-        "Model": redacted(options.model.pipeline),
-        **({"LoRA": redacted(options.model.lora)} if options.model.lora else {}),
-        "Similarity by": result["measured_by"]["descriptor"],
-        "CLIP": result["measured_by"]["clip"],
-    }
-    summary = " ".join(filter(None, [result["headline"], result["verdict"], result["advice"]]))
-    template = Path(__file__).parent / "web" / "audit.html.j2"
-    pairs = pairs_of(options, result["images"], result["chosen"])
-    return write_pairs(
-        out / "audit.html", f"Audit: {out.name}", summary, facts, result["notes"], pairs, template,
-        result=result,
-    )  # fmt: skip
