@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from typing import Any
 
@@ -125,8 +125,11 @@ def texts(captions: Any) -> tuple[str, ...]:
     return tuple(filter(None, (clean(text).strip() for text in each if isinstance(text, str))))
 
 
-def examined(row: Row) -> tuple[Sample | None, str, str]:
-    """The sample; or None, why it cannot be used, and the details."""
+def examined(row: Row, uncaptioned: bool = False) -> tuple[Sample | None, str, str]:
+    """The sample; or None, why it cannot be used, and the details.
+
+    uncaptioned: an image without a caption is a sample whose caption is empty.
+    """
     if row.image is None:
         return None, row.missing, row.detail
     raw = decoded_text(row.captions) if isinstance(row.captions, bytes) else row.captions
@@ -134,7 +137,9 @@ def examined(row: Row) -> tuple[Sample | None, str, str]:
         return None, "captions that are not UTF-8", ""
     if not (captions := texts(raw)):
         no_text = raw and not isinstance(raw, str)
-        return None, "captions that are no text" if no_text else "without caption", row.detail
+        if no_text or not uncaptioned:
+            return None, "captions that are no text" if no_text else "without caption", row.detail
+        captions = ("",)
     try:
         image = read(row.image)
     except OSError as error:
@@ -146,15 +151,19 @@ def examined(row: Row) -> tuple[Sample | None, str, str]:
     return Sample(row.id, row.image, captions[0], captions, row.label, row.repeats), "", ""
 
 
-def samples_of(rows: Iterable[Row], skipped: Counter, threads: int = THREADS) -> Iterator[Sample]:
+def samples_of(
+    rows: Iterable[Row], skipped: Counter, threads: int = THREADS, uncaptioned: bool = False
+) -> Iterator[Sample]:
     """Samples of the rows whose image can be decoded and which have a caption; all others are counted.
 
-    The first of each reason are named in the log. One thread reads no row ahead.
+    The first of each reason are named in the log. One thread reads no row ahead. `uncaptioned`: those without
+    a caption are samples, too.
     """
+    examine = partial(examined, uncaptioned=uncaptioned)
     rows = iter(rows)
     with ThreadPoolExecutor(threads) as pool:
         while chunk := list(islice(rows, CHUNK if threads > 1 else 1)):
-            results = pool.map(examined, chunk) if threads > 1 else map(examined, chunk)
+            results = pool.map(examine, chunk) if threads > 1 else map(examine, chunk)
             for row, (sample, reason, detail) in zip(chunk, results, strict=True):
                 if sample:
                     yield sample
@@ -176,19 +185,19 @@ def check_distinct(ids: Iterable[str], sources: Sequence[str]) -> None:
         )
 
 
-def load_captioned(*sources: str) -> CaptionedImages:
+def load_captioned(*sources: str, uncaptioned: bool = False) -> CaptionedImages:
     """Read every source: shards, folders of images, parquet files, saved datasets, `hf:owner/name`.
 
     data/README.md shows all layouts and options (`SOURCE?captions=FILE&prefix=b_`). Ids become safe file
-    names. Raises FileNotFoundError for a missing source, ValueError if nothing usable is there or an id is
-    repeated.
+    names. `uncaptioned`: images without a caption are read, too, with an empty one. Raises FileNotFoundError
+    for a missing source, ValueError if nothing usable is there or an id is repeated.
     """
     skipped: Counter = Counter()
     samples: list[Sample] = []
     layouts: list[str] = []
     for source in sources:
         opened = open_source(source, skipped)
-        samples.extend(samples_of(opened.rows, skipped))
+        samples.extend(samples_of(opened.rows, skipped, uncaptioned=uncaptioned))
         layouts.append("; ".join((opened.layout, *opened.notes)))
     check_distinct((sample.id for sample in samples), sources)
     if not samples:

@@ -7,6 +7,7 @@
     --prompt "a red car" --prompt "a blue dog" --samples_per_prompt 4
   python -m infer compare --config configs/infer/demo.yaml
   python -m infer compare --config configs/infer/demo.yaml --mitigations none,stp --out outputs/x
+  python -m infer audit   --model.pipeline my_finetune --training images --out outputs/audit
   python -m infer score   --runs outputs/stp,outputs/none --run outputs/demo/finetune --clip data/emoji/clip
   python -m infer report  outputs/demo/compare
   python -m infer basin   --config configs/infer/basin.yaml
@@ -18,8 +19,8 @@
 
 --mitigation takes the name of a preset in configs/mitigation, the path of a YAML file, several as A+B, or a
 class with its options. Every command takes --help, and all but report --config and --print_config. Run
-predict or compare again and only missing images are generated; the other commands begin anew. --debug shows
-the traceback behind an error.
+predict, compare or audit again and only missing images are generated; the other commands begin anew.
+--debug shows the traceback behind an error.
 """
 
 import sys
@@ -162,6 +163,25 @@ def compare(args: list[str]) -> None:
             logger.finalize()
 
 
+def audit(args: list[str]) -> None:
+    from callbacks.adapters.stock import LOOP_HOOKS
+    from callbacks.mitigations.presets import label, load_mitigations
+    from callbacks.writer import SampleWriter
+    from infer.audit.command import audit
+    from infer.denoising.hooks import overrides
+    from infer.predict.trainer import quiet_lightning, trainer_for
+
+    def load(preset: str):
+        mitigations = load_mitigations(preset)
+        return label(mitigations, preset), mitigations
+
+    def trainer(folder: Path, name: str, mitigations: list, options: dict):
+        return trainer_for(str(folder), [*mitigations, SampleWriter(name)], options)
+
+    quiet_lightning()
+    audit(args, load, trainer, lambda rules: not any(overrides(rule, *LOOP_HOOKS) for rule in rules))
+
+
 def calibrate(args: list[str]) -> None:
     from callbacks.mitigations.presets import load_mitigation
     from infer.calibrate.command import calibrate
@@ -186,9 +206,9 @@ def alone(name: str, args: list[str]) -> None:
 def main(args: list[str]) -> int:
     from data.cli import run
 
+    named = {command.__name__: command for command in (predict, compare, audit, calibrate, basin)}
     others = {name: partial(alone, name) for name in ("score", "detect", "index", "report", "doctor")}
-    commands = {"predict": predict, "compare": compare, "calibrate": calibrate, "basin": basin} | others
-    return run("python -m infer", __doc__, commands, args)
+    return run("python -m infer", __doc__, named | others, args)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ MAY_IMPORT = {  # of packages, and of rooms within a package: what else they may
     "infer.report": {"metrics", "plotting", "predict"},
     "infer.compare": {"options", "models", "denoising", "metrics", "predict", "report"},
     "infer.score": {"options", "models", "metrics", "predict", "compare", "report"},
+    "infer.audit": {"options", "models", "denoising", "metrics", "plotting", "predict", "compare", "report"},
     "infer.basin": {"options", "models", "denoising", "metrics", "plotting"},
     "infer.calibrate": {"options", "models", "denoising", "metrics", "plotting"},
     "infer.detect": {"options", "models", "denoising", "metrics", "plotting"},

@@ -3,7 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import pandas as pd
 
@@ -47,6 +47,7 @@ class MeasureOptions:
     objects: str | None = None
     features: Literal["clip", "inception"] | None = "clip"
     cache: str = "outputs/cache/embeddings"
+    uncaptioned: ClassVar[bool] = False  # training images without a caption are searched, too
 
     def __post_init__(self) -> None:
         """Check models and sources now: they are needed after all images are generated."""
@@ -76,7 +77,7 @@ class MeasureOptions:
 
     def training_images(self) -> CaptionedImages:
         """The images to search: all of the given sources, or of a run's own sources those that it showed."""
-        images = load_captioned(*self.training)
+        images = load_captioned(*self.training, uncaptioned=self.uncaptioned)
         if not (self.of_the_run and (shown := Path(self.run) / "exposures.parquet").exists()):
             return images
         rows = pd.read_parquet(shown)

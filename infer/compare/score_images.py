@@ -72,7 +72,8 @@ def score_folder(
 ) -> tuple[pd.DataFrame, Tensor]:
     """Fill `similarity_own`, `similarity_top`, `top_train_id`, `clip_score`, `sscd_*`, `objects_found`.
 
-    Failed, refused and `unreadable` images get no score; images of one colour (`undefined`) no similarity.
+    Failed, refused and `unreadable` images get no score; images of one colour (`undefined`) no similarity;
+    those of the empty prompt no `clip_score`.
 
     Returns:
         The rows, and the features of the scored images in double precision (N, D), or (0, 1) without any.
@@ -102,6 +103,7 @@ def score_folder(
             scores["objects_found"][indices] = [share_found(each) for each in found]
         if extractor:
             parts.append(features if extractor.name == "clip" else extractor(images))
+    scores["clip_score"][rows["prompt"] == ""] = np.nan  # nothing to fit
     results = scores | {name: pd.array(ids, "str") for name, ids in nearest.items()} | flags
     former = [name for name in rows if name.endswith(("_own", "_top", "_top_id")) and name not in results]
     rows = rows.drop(columns=former).assign(**results)

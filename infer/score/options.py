@@ -1,13 +1,14 @@
-"""What `python -m infer score` measures: predict runs that are there already."""
+"""What `python -m infer score` measures: images that are there already."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
 import yaml
 from PIL import Image
 
+from data.cli import warn_no_effect
 from infer.compare.measures import MeasureOptions
 from infer.options import device_of
 from infer.predict.claim import differences
@@ -19,25 +20,39 @@ SAMPLING = (  # what must be the same for a difference to be the mitigation's
 
 @dataclass(kw_only=True)
 class Scoring(MeasureOptions):
-    """What to score.
+    """What to score: predict runs, or images of other tools.
 
     Args:
         runs: predict run folders, of the same prompts and seeds. Scores are put into their samples.parquet.
-        out: file for the table of all, .csv or .parquet; null: it is only shown.
+        images: folder of images of other tools, instead of `runs`. Training images need no captions then.
+        prompts: table of the images' prompts, .csv or .tsv, with columns file_name and prompt; null: their
+            file names without the numbers that count them.
+        out: file for the table of all, .csv or .parquet; null: it is only shown. With `images` the folder
+            for their scores and for the page that shows them beside their nearest training images.
         device: such as cpu or cuda:1; null: a GPU where there is one.
     """
 
-    runs: list[str]
+    runs: list[str] = field(default_factory=list)
+    images: str | None = None
+    prompts: str | None = None
     out: str | None = None
     device: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.device = str(device_of(self.device))
+        if bool(self.images) == bool(self.runs):
+            raise ValueError("give --runs, predict run folders, or --images, a folder of images")
+        if self.images:
+            self.uncaptioned, self.configs = True, {}
+            if not self.out or self.out.endswith((".csv", ".parquet")):
+                raise ValueError("give --out, a folder for the scores and the page of --images")
+            self.runs = [self.out]
+            return
+        if self.prompts:
+            warn_no_effect("--prompts", "runs have their prompts; it is for --images")
         if self.out and not self.out.endswith((".csv", ".parquet")):
             raise ValueError(f"out is a .csv or .parquet file, not {self.out!r}")
-        if not self.runs:
-            raise ValueError("give --runs, predict run folders")
         for folder in self.runs:
             if not (Path(folder) / "samples.parquet").is_file():
                 raise FileNotFoundError(f"{folder!r} is no finished predict run: it has no samples.parquet")
@@ -49,6 +64,8 @@ class Scoring(MeasureOptions):
 
     def folders(self) -> dict[str, Path]:
         """The runs by mitigation; where several have the same one, the folder follows it."""
+        if self.images:
+            return {Path(self.images).name: Path(self.out)}
         mitigations = {run: config["mitigation"] for run, config in self.configs.items()}
         often = Counter(mitigations.values())
         return {
