@@ -1,6 +1,7 @@
 """Prompts in every form that people have: text, JSON lines, tables, training runs, captioned images."""
 
 import csv
+import errno
 import hashlib
 import json
 import logging
@@ -16,10 +17,12 @@ from typing import Any, NamedTuple
 from data.captioned import load_captioned
 from data.files import digest, remembered_sha256
 from data.prompt_tables import coco_rows, is_prompt_parquet, parquet_rows
+from data.remote import fetched, is_remote, present
 from data.sources.captions_file import captions_file
 from data.sources.layouts import is_data, with_options
-from data.sources.rows import files_below, matching_files
+from data.sources.rows import clean, files_below, matching_files
 from data.sources.shards import SHARD_SUFFIXES
+from data.table_files import csv_cell, read_exposures
 
 log = logging.getLogger(__name__)
 # What each part of a prompt may be called in a file, in any case; the first that has a value counts.
@@ -56,6 +59,8 @@ def load_prompts(source: str) -> list[Prompt]:
     Raises FileNotFoundError for a missing source; ValueError for an unknown one, one without prompts, a row
     that cannot be read, or one id on two prompts.
     """
+    if is_remote(source) and re.search(r"^[^?*{[]+\.(txt|jsonl|csv|tsv|json|parquet)$", source):
+        source = str(fetched(source))
     path = Path(source)
     suffix = path.suffix.lower()
     try:
@@ -80,6 +85,12 @@ def load_prompts(source: str) -> list[Prompt]:
             raise ValueError(f"{source!r}: only {known} are read")
     except UnicodeDecodeError as error:
         raise ValueError(f"{source!r} is no UTF-8 text: {error}") from error
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        raise FileNotFoundError(
+            f"no prompt file {source[:60]!r}...: prompts themselves go to --prompt"
+        ) from error
     if not prompts:
         raise ValueError(f"{source!r} holds no prompt")
     if any("\0" in prompt.text for prompt in prompts):
@@ -90,10 +101,12 @@ def load_prompts(source: str) -> list[Prompt]:
 def source_fingerprint(source: str) -> str:
     """A digest of a source's options and of the names and contents of the files that `load_prompts` reads."""
     location, options = with_options(source)
-    if location.startswith("hf:"):
+    if location.startswith("hf:") and not is_remote(location):
         return digest(source)[:12]
     path = Path(location)
-    if path.is_dir():
+    if is_remote(location):
+        files = [present(file) for file in matching_files(location)]
+    elif path.is_dir():
         run = path / "exposures.parquet"
         files = [run] if run.exists() else files_below(path, Path.is_file)
     elif location.endswith((*SHARD_SUFFIXES, ".parquet")):
@@ -169,7 +182,7 @@ def json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             row = {name.lower(): value for name, value in row.items()}
             if first(row, TEXT) is None:
                 raise ValueError(f"it has {list(row)}")
-        except (ValueError, AttributeError) as error:
+        except (ValueError, AttributeError, RecursionError) as error:
             wrong = f"not an object with a caption, prompt or text: {line[:200]}"
             raise ValueError(f"{path}, line {number}: {wrong}") from error
         yield number, row
@@ -181,14 +194,14 @@ def table_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     An empty id is None; NaN is None too, except in texts and ids, where it may be meant.
     """
     with path.open(encoding="utf-8-sig") as file:
-        header = next(filter(str.strip, file), "")
-        suffix = path.suffix.lower()
-        marks = "\t,;" if suffix == ".tsv" else ",;\t"
-        separator = max(marks, key=lambda mark: len(next(csv.reader([header], delimiter=mark), [])))
-        file.seek(0)
-        as_text = (suffix, separator) == (".tsv", "\t")
-        rows = tab_rows(file.read().split("\n")) if as_text else comma_rows(file, separator)
         try:
+            header = next(filter(str.strip, file), "")
+            suffix = path.suffix.lower()
+            marks = "\t,;" if suffix == ".tsv" else ",;\t"
+            separator = max(marks, key=lambda mark: len(next(csv.reader([header], delimiter=mark), [])))
+            file.seek(0)
+            as_text = (suffix, separator) == (".tsv", "\t")
+            rows = tab_rows(file.read().split("\n")) if as_text else comma_rows(file, separator)
             names = [name.strip().lower() for name in next(rows, (0, TEXT))[1]]
             if not set(TEXT) & set(names):
                 raise ValueError(f"header: no column caption, prompt or text among {names}")
@@ -200,13 +213,16 @@ def table_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                         f"line {number}: {len(cells)} fields under {len(names)} columns; "
                         f"a text with {separator!r} or a newline in it needs quotes"
                     )
-                row = dict(zip(names, map(str.strip, cells), strict=True))
+                texts = map(str.strip, cells)
+                row = dict(zip(names, map(csv_cell, texts) if suffix == ".csv" else texts, strict=True))
                 missing = [
                     name for name, cell in row.items()
                     if (not cell and name in ID) or (cell in ("NaN", "nan") and name not in TEXT + ID)
                 ]  # fmt: skip
                 yield number, row | dict.fromkeys(missing)
-        except ValueError as error:
+        except UnicodeDecodeError:
+            raise
+        except (ValueError, csv.Error) as error:
             raise ValueError(f"{path}, {error}") from error
 
 
@@ -275,18 +291,21 @@ def first(row: dict[str, Any], names: tuple[str, ...]) -> Any:
 def words(row: dict[str, Any], names: tuple[str, ...]) -> str | None:
     value = first(row, names)
     if not isinstance(value, str | None):
-        raise ValueError(f"{names[0]} {value!r} is no text")
+        raise ValueError(f"{names[0]} {shorten(repr(value), 80, placeholder='...')} is no text")
+    if value and value != clean(value):
+        raise ValueError(f"{names[0]} {value[:80]!r} holds half a character, which no file can")
     return value and value.strip()
 
 
 def from_training_run(folder: Path) -> list[Prompt]:
-    import pandas as pd
-
-    rows = pd.read_parquet(folder / "exposures.parquet")
+    rows = read_exposures(folder)
     chosen = rows["times_shown"] > 0  # a short run may not have come to all
     if "duplicated" in rows and rows["duplicated"].any():  # a stream duplicates nothing
         chosen &= rows["duplicated"]
-    return [Prompt(safe_id(row.id), row.caption) for row in rows[chosen].itertuples()]
+    try:
+        return [Prompt(safe_id(row.id), row.caption) for row in rows[chosen].itertuples()]
+    except ValueError as error:
+        raise ValueError(f"{folder / 'exposures.parquet'}: {error}") from error
 
 
 def from_captioned_images(source: str) -> list[Prompt]:
@@ -301,7 +320,7 @@ def from_captioned_images(source: str) -> list[Prompt]:
 
 def safe_id(key: str) -> str:
     """Ids name files: ValueError for one that could leave its folder."""
-    if not key or "/" in key or "\\" in key or key.startswith(".") or "\0" in key:
+    if not key or re.search(r"^\.|[/\\\0\ud800-\udfff]", key):
         raise ValueError(f"prompt id {key!r} cannot name a file")
     return key
 

@@ -12,7 +12,7 @@ MAY_IMPORT = {  # of packages, and of rooms within a package: what else they may
     "infer": {"data"},
     "callbacks": {"data", "infer"},
     "train": {"data", "infer", "callbacks"},
-    "data.sources": {"files", "captioned"},
+    "data.sources": {"files", "captioned", "remote"},
     "infer.models": set(),
     "infer.denoising": {"models"},
     "infer.metrics": {"options", "models"},

@@ -77,7 +77,7 @@ def read_preset(name: str) -> dict[str, Any]:
         )
     try:
         content = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is no YAML: {one_line(error)}") from error
     if not isinstance(content, dict) or not {"class_path"} <= {*content} <= {"class_path", "init_args"}:
         raise ValueError(f"{path}: give a class_path, and its options in init_args")
@@ -135,7 +135,7 @@ def mitigation_of(config: str) -> Any:
     """What a file of options says of the mitigation; None for a file that the parser refuses."""
     try:
         content = yaml.safe_load(Path(config).read_text())
-    except (OSError, ValueError, yaml.YAMLError):
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return None
     return content.get("mitigation") if isinstance(content, dict) else None
 

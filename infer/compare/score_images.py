@@ -13,21 +13,23 @@ from tqdm import tqdm
 
 from data.batches import in_batches
 from data.files import one_line
+from data.sources.image import FORMATS
 from infer.metrics.aggregate import refused
 from infer.metrics.clip_score import ClipScore
 from infer.metrics.distances import Extractor
 from infer.metrics.objects import ObjectSearch, share_found
 from infer.metrics.similarity import are_constant, match, thumbnails
 from infer.metrics.training_set import TrainingSet
-from infer.predict.run_folder import KEY, read_parquet, write_table
+from infer.predict.run_folder import KEY, inside, read_parquet, write_table
 
 log = logging.getLogger(__name__)
+SCORED = (*KEY, "prompt", "image", "failed_step")  # columns without which nothing can be scored
 TOP_IDS = {"similarity": "top_train_id", "sscd": "sscd_top_id"}  # columns of the nearest image's id
 
 
 def read_samples(folder: Path) -> pd.DataFrame:
     """The rows of a run; ValueError where an image is listed twice."""
-    rows = read_parquet(folder / "samples.parquet").reset_index(drop=True)
+    rows = read_parquet(folder / "samples.parquet", *SCORED).reset_index(drop=True)
     if len(repeated := rows[rows.duplicated(KEY)]):
         key, sample = repeated[KEY].iloc[0]
         raise ValueError(
@@ -43,7 +45,7 @@ def read_images(
     paths = rows["image"][has_image(rows)]
     for index, path in tqdm(paths.items(), f"score {folder.name}", len(paths), unit="image"):
         try:
-            with Image.open(folder / path) as opened:
+            with Image.open(inside(folder, path), formats=FORMATS) as opened:
                 image = opened.convert("RGB")
         except Exception as error:  # image decoders raise many kinds
             log.warning("%s cannot be scored: %s", folder / path, one_line(error))

@@ -19,7 +19,6 @@ from PIL import Image
 
 from data.files import (
     digest,
-    one_line,
     read_object,
     redacted,
     remove,
@@ -27,6 +26,7 @@ from data.files import (
     write_atomically,
     write_json,
 )
+from data.table_files import read_table
 
 log = logging.getLogger(__name__)
 KEY = ["prompt_id", "sample"]
@@ -82,12 +82,7 @@ def claim(folder: Path, identity: dict[str, Any]) -> None:
     """
     path, identity = folder / "config.yaml", redacted(identity)
     if path.exists():
-        try:
-            before = yaml.safe_load(path.read_text())
-        except (yaml.YAMLError, UnicodeDecodeError):  # such as another program's Python objects
-            before = None
-        if not isinstance(before, dict) or not isinstance(before.get("mitigations"), list):
-            raise ValueError(f"{folder} holds something else than a predict run: choose another folder")
+        before = read_config(folder)
         changed = differences(before, identity)
         if changed and done(folder):
             raise ValueError(
@@ -99,6 +94,17 @@ def claim(folder: Path, identity: dict[str, Any]) -> None:
             remove(folder / "traces.parquet")
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda part: part.write_text(yaml.safe_dump(identity, sort_keys=False)))
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """What the run holds, as `claim` wrote it; ValueError where it is no predict run."""
+    try:
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+    except (OSError, yaml.YAMLError, UnicodeDecodeError, RecursionError):  # such as another program's objects
+        config = None
+    if not isinstance(config, dict) or not isinstance(config.get("mitigations"), list):
+        raise ValueError(f"{folder} holds something else than a predict run: choose another folder")
+    return config
 
 
 def differences(before: Any, after: Any, name: str = "") -> list[str]:
@@ -140,28 +146,30 @@ def write_part(folder: Path, samples: list[dict], traces: pd.DataFrame) -> None:
     write_table(pd.DataFrame(samples), parts / f"{name}.samples.parquet")
 
 
-def read_parquet(path: Path) -> pd.DataFrame:
-    """The rows of a run folder's file; ValueError, with its name, where it is cut or something else."""
-    try:
-        return pd.read_parquet(path)
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{path} cannot be read ({one_line(error)}): delete it, and predict makes again what it listed"
-        ) from error
+def read_parquet(path: Path, *columns: str) -> pd.DataFrame:
+    """The rows of a run folder's file; ValueError, with its name, where it is cut or lacks a column."""
+    return read_table(path, columns, "delete it, and predict makes again what it listed")
+
+
+def inside(folder: Path, relative: str) -> Path:
+    """The path that a data file names; ValueError if it leads out of the folder."""
+    path = (folder / str(relative)).resolve()
+    if not path.is_relative_to(folder.resolve()):
+        raise ValueError(f"{relative!r} points outside of {folder}")
+    return path
 
 
 def read_rows(folder: Path, kind: str, good: Callable[[Path], bool] = is_whole) -> pd.DataFrame:
     """All `samples` or `traces` rows, merged or not; without samples whose image is not good."""
     paths = [folder / f"{kind}.parquet", *sorted((folder / "parts").glob(f"*.{kind}.parquet"))]
-    tables = [read_parquet(path) for path in paths if path.exists()]
+    key = KEY if kind == "samples" else [*KEY, "step"]
+    columns = [*key, "image"] if kind == "samples" else key
+    tables = [read_parquet(path, *columns) for path in paths if path.exists()]
     if not tables:
         return pd.DataFrame()
-    key = KEY if kind == "samples" else [*KEY, "step"]
     rows = pd.concat(tables, ignore_index=True).drop_duplicates(key, keep="last")
     if kind == "samples":
-        rows = rows[[good(folder / image) for image in rows["image"]]]
+        rows = rows[[good(inside(folder, image)) for image in rows["image"]]]
     return rows
 
 

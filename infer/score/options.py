@@ -1,17 +1,18 @@
 """What `python -m infer score` measures: predict runs that are there already."""
 
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
-import yaml
 from PIL import Image
 
 from infer.compare.measures import MeasureOptions
+from infer.compare.score_images import read_samples
 from infer.options import device_of
-from infer.predict.run_folder import differences
+from infer.predict.run_folder import differences, inside, read_config
 
+UNREADABLE = (OSError, SyntaxError, Image.DecompressionBombError)  # what Pillow raises for a header
 SAMPLING = (  # what must be the same for a difference to be the mitigation's
     "scheduler", "timestep_spacing", "num_inference_steps", "guidance_scale", "negative_prompt", "resolution",
 )  # fmt: skip
@@ -41,7 +42,7 @@ class Scoring(MeasureOptions):
         for folder in self.runs:
             if not (Path(folder) / "samples.parquet").is_file():
                 raise FileNotFoundError(f"{folder!r} is no finished predict run: it has no samples.parquet")
-        self.configs = {run: yaml.safe_load((Path(run) / "config.yaml").read_text()) for run in self.runs}
+        self.configs = {run: read_config(Path(run)) for run in self.runs}
         sampling = {run: {key: config.get(key) for key in SAMPLING} for run, config in self.configs.items()}
         for run in self.runs[1:]:
             if changed := differences(sampling[self.runs[0]], sampling[run]):
@@ -63,10 +64,8 @@ class Scoring(MeasureOptions):
     def resolution(self) -> int:
         """Width in pixels of the first image that can be read."""
         for run in self.runs:
-            for path in pd.read_parquet(Path(run) / "samples.parquet", columns=["image"])["image"]:
-                try:
-                    with Image.open(Path(run) / path) as image:
-                        return image.width
-                except OSError:
-                    continue
+            for path in read_samples(Path(run))["image"]:
+                path = inside(Path(run), path)
+                with suppress(*UNREADABLE), Image.open(path, formats=["PNG"]) as image:
+                    return image.width
         raise ValueError(f"no image of {', '.join(self.runs)} can be read")
