@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from data.files import one_line
+from data.remote import Unreachable
 from data.sources.image import decoded, problem
 from data.sources.layouts import open_source, with_options
 from data.sources.rows import NAMED, Row, clean
@@ -69,6 +71,8 @@ class Sample:
         """
         try:
             image = decoded(self.image)
+        except Unreachable:
+            raise
         except Exception as error:  # of PIL's half a dozen kinds, or of the disk
             raise UnreadableImage(self.id, str(error).split(" <_io")[0] or type(error).__name__) from error
         if resolution and image.size != (resolution, resolution):
@@ -135,15 +139,20 @@ def examined(row: Row, uncaptioned: bool = False) -> tuple[Sample | None, str, s
     raw = decoded_text(row.captions) if isinstance(row.captions, bytes) else row.captions
     if raw is None and row.captions is not None:
         return None, "captions that are not UTF-8", ""
-    if not (captions := texts(raw)):
+    captions = texts(raw)
+    if any("\0" in caption for caption in captions):  # which no prompt can have
+        return None, "captions that are not UTF-8", "it holds null characters"
+    if not captions:
         no_text = raw and not isinstance(raw, str)
         if no_text or not uncaptioned:
             return None, "captions that are no text" if no_text else "without caption", row.detail
         captions = ("",)
     try:
         image = read(row.image)
-    except OSError as error:
-        return None, "unreadable images", str(error)
+    except Unreachable:
+        raise
+    except (OSError, ValueError) as error:  # of a disk, or pyarrow's
+        return None, "unreadable images", one_line(error)
     if image is None:
         return None, row.missing, row.detail
     if reason := problem(image):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from data.files import redacted
+from data.files import printable, redacted
 from data.option_names import unknown_option
 
 # lines of a jsonargparse error that say nothing new
@@ -63,7 +63,7 @@ class AboveBars(logging.Handler):
     """Write warnings without secrets to stderr, each on a line of its own above the progress bars."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        line = redacted(self.format(record))
+        line = printable(redacted(self.format(record)))
         if "tqdm" in sys.modules:
             sys.modules["tqdm"].tqdm.write(line, file=sys.stderr)
         else:
@@ -123,7 +123,8 @@ def report(error: Exception) -> None:
     )
     if rank == "0" or isinstance(error, OSError):
         source = "" if rank == "0" else f" (process {rank})"
-        print(f"error{source}: {redacted(without_traceback(error))}", file=sys.stderr)
+        line = re.sub(r"\s*\n\s*", " ", without_traceback(error).strip())
+        print(f"error{source}: {printable(redacted(line))}", file=sys.stderr)
 
 
 def warn_no_effect(option: str, why: str) -> None:

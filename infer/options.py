@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from data.batches import in_batches
 from data.files import read_object
+from data.ranges import FiniteFloat
 from infer.denoising.hooks import GuidanceRule
 from infer.denoising.loop import Denoised, prepare
 from infer.denoising.requests import Request
@@ -45,11 +46,11 @@ class ModelOptions:
     revision: str | None = None
     single_file_config: str | None = None
     lora: str | None = None
-    lora_scale: float = 1.0
+    lora_scale: FiniteFloat = 1.0
     scheduler: Scheduler = "own"
     timestep_spacing: Literal["leading", "linspace", "trailing"] | None = None
     num_inference_steps: PositiveInt = 50
-    guidance_scale: float = 7.5
+    guidance_scale: FiniteFloat = 7.5
     negative_prompt: str = ""
     resolution: PositiveInt | None = None
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"

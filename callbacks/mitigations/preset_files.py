@@ -39,7 +39,7 @@ def read_preset(name: str) -> dict[str, Any]:
         )
     try:
         content = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is no YAML: {one_line(error)}") from error
     if not isinstance(content, dict) or not {"class_path"} <= {*content} <= {"class_path", "init_args"}:
         raise ValueError(f"{path}: give a class_path, and its options in init_args")

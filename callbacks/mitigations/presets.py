@@ -98,7 +98,7 @@ def mitigation_of(config: str) -> Any:
     """What a file of options says of the mitigation; None for a file that the parser refuses."""
     try:
         content = yaml.safe_load(Path(config).read_text())
-    except (OSError, ValueError, yaml.YAMLError):
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return None
     return content.get("mitigation") if isinstance(content, dict) else None
 

@@ -1,6 +1,7 @@
 """Prompts in every form that people have: text, JSON lines, tables, training runs, captioned images."""
 
 import csv
+import errno
 import hashlib
 import json
 import logging
@@ -16,10 +17,12 @@ from typing import Any, NamedTuple
 from data.captioned import load_captioned
 from data.files import digest, remembered_sha256
 from data.prompts.tables import coco_rows, is_prompt_parquet, parquet_rows
+from data.remote import fetched, is_remote, present
 from data.sources.captions_file import captions_file
 from data.sources.layouts import is_data, with_options
-from data.sources.rows import files_below, matching_files
+from data.sources.rows import clean, files_below, matching_files
 from data.sources.shards import SHARD_SUFFIXES
+from data.table_files import csv_cell, stream_exposures
 
 log = logging.getLogger(__name__)
 # What each part of a prompt may be called in a file, in any case; the first that has a value counts.
@@ -64,6 +67,8 @@ def read_prompts(source: str) -> Iterator[Prompt]:
 
     Text, JSON lines, comma-separated and parquet tables are never whole in memory.
     """
+    if is_remote(source) and re.search(r"^[^?*{[]+\.(txt|jsonl|csv|tsv|json|parquet)$", source):
+        source = str(fetched(source))
     none = True
     try:
         for prompt in prompts_of(source):
@@ -73,6 +78,12 @@ def read_prompts(source: str) -> Iterator[Prompt]:
             yield prompt
     except UnicodeDecodeError as error:
         raise ValueError(f"{source!r} is no UTF-8 text: {error}") from error
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        raise FileNotFoundError(
+            f"no prompt file {source[:60]!r}...: prompts themselves go to --prompt"
+        ) from error
     if none:
         raise ValueError(f"{source!r} holds no prompt")
 
@@ -101,10 +112,12 @@ def prompts_of(source: str) -> Iterable[Prompt]:
 def source_fingerprint(source: str) -> str:
     """A digest of a source's options and of the names and contents of the files that `load_prompts` reads."""
     location, options = with_options(source)
-    if location.startswith("hf:"):
+    if location.startswith("hf:") and not is_remote(location):
         return digest(source)[:12]
     path = Path(location)
-    if path.is_dir():
+    if is_remote(location):
+        files = [present(file) for file in matching_files(location)]
+    elif path.is_dir():
         run = path / "exposures.parquet"
         files = [run] if run.exists() else files_below(path, Path.is_file)
     elif location.endswith((*SHARD_SUFFIXES, ".parquet")):
@@ -192,7 +205,7 @@ def json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             row = {name.lower(): value for name, value in row.items()}
             if first(row, TEXT) is None:
                 raise ValueError(f"it has {list(row)}")
-        except (ValueError, AttributeError) as error:
+        except (ValueError, AttributeError, RecursionError) as error:
             wrong = f"not an object with a caption, prompt or text: {line[:200]}"
             raise ValueError(f"{path}, line {number}: {wrong}") from error
         yield number, row
@@ -204,14 +217,14 @@ def table_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     An empty id is None; NaN is None too, except in texts and ids, where it may be meant.
     """
     with path.open(encoding="utf-8-sig") as file:
-        header = next(filter(str.strip, file), "")
-        suffix = path.suffix.lower()
-        marks = "\t,;" if suffix == ".tsv" else ",;\t"
-        separator = max(marks, key=lambda mark: len(next(csv.reader([header], delimiter=mark), [])))
-        file.seek(0)
-        as_text = (suffix, separator) == (".tsv", "\t")
-        rows = tab_rows(file.read().split("\n")) if as_text else comma_rows(file, separator)
         try:
+            header = next(filter(str.strip, file), "")
+            suffix = path.suffix.lower()
+            marks = "\t,;" if suffix == ".tsv" else ",;\t"
+            separator = max(marks, key=lambda mark: len(next(csv.reader([header], delimiter=mark), [])))
+            file.seek(0)
+            as_text = (suffix, separator) == (".tsv", "\t")
+            rows = tab_rows(file.read().split("\n")) if as_text else comma_rows(file, separator)
             names = [name.strip().lower() for name in next(rows, (0, TEXT))[1]]
             if not set(TEXT) & set(names):
                 raise ValueError(f"header: no column caption, prompt or text among {names}")
@@ -223,13 +236,16 @@ def table_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                         f"line {number}: {len(cells)} fields under {len(names)} columns; "
                         f"a text with {separator!r} or a newline in it needs quotes"
                     )
-                row = dict(zip(names, map(str.strip, cells), strict=True))
+                texts = map(str.strip, cells)
+                row = dict(zip(names, map(csv_cell, texts) if suffix == ".csv" else texts, strict=True))
                 missing = [
                     name for name, cell in row.items()
                     if (not cell and name in ID) or (cell in ("NaN", "nan") and name not in TEXT + ID)
                 ]  # fmt: skip
                 yield number, row | dict.fromkeys(missing)
-        except ValueError as error:
+        except UnicodeDecodeError:
+            raise
+        except (ValueError, csv.Error) as error:
             raise ValueError(f"{path}, {error}") from error
 
 
@@ -296,23 +312,22 @@ def first(row: dict[str, Any], names: tuple[str, ...]) -> Any:
 def words(row: dict[str, Any], names: tuple[str, ...]) -> str | None:
     value = first(row, names)
     if not isinstance(value, str | None):
-        raise ValueError(f"{names[0]} {value!r} is no text")
+        raise ValueError(f"{names[0]} {shorten(repr(value), 80, placeholder='...')} is no text")
+    if value and value != clean(value):
+        raise ValueError(f"{names[0]} {value[:80]!r} holds half a character, which no file can")
     return value and value.strip()
 
 
 def from_training_run(folder: Path) -> Iterator[Prompt]:
-    import pyarrow.compute as pc
-    import pyarrow.parquet as parquet
-
-    path = folder / "exposures.parquet"
-    has_column = "duplicated" in parquet.read_schema(path).names
-    column = parquet.read_table(path, columns=["duplicated"])["duplicated"] if has_column else None
-    only = has_column and bool(pc.any(column).as_py())  # a stream duplicates nothing
-    file = parquet.ParquetFile(path)
-    for batch in file.iter_batches(columns=["id", "caption", "times_shown", *(["duplicated"] * only)]):
-        for row in batch.to_pylist():
-            if row["times_shown"] > 0 and (not only or row["duplicated"]):  # a short run may not come to all
-                yield Prompt(safe_id(row["id"]), row["caption"])
+    """What it showed: the duplicated images only, if it duplicated some; a stream duplicates nothing."""
+    only = any(row.get("duplicated") for row in stream_exposures(folder))
+    for row in stream_exposures(folder):
+        if not row["times_shown"] or (only and not row["duplicated"]):  # a short run may not come to all
+            continue
+        try:
+            yield Prompt(safe_id(row["id"]), row["caption"])
+        except ValueError as error:
+            raise ValueError(f"{folder / 'exposures.parquet'}: {error}") from error
 
 
 def from_captioned_images(source: str) -> list[Prompt]:
@@ -327,7 +342,7 @@ def from_captioned_images(source: str) -> list[Prompt]:
 
 def safe_id(key: str) -> str:
     """Ids name files: ValueError for one that could leave its folder."""
-    if not key or "/" in key or "\\" in key or key.startswith(".") or "\0" in key:
+    if not key or re.search(r"^\.|[/\\\0\ud800-\udfff]", key):
         raise ValueError(f"prompt id {key!r} cannot name a file")
     return key
 

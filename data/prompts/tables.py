@@ -30,12 +30,12 @@ def coco_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
         captions = [(entry["image_id"], entry["caption"]) for entry in content["annotations"]]
-    except (ValueError, TypeError, KeyError) as error:
+        first: dict[Any, str] = {}
+        for image, caption in captions:
+            first.setdefault(image, caption)
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         wrong = "no captions of COCO: it needs annotations with an image_id and a caption each"
         raise ValueError(f"{path}: {wrong}; a list of prompts is read from a .jsonl file") from error
-    first: dict[Any, str] = {}
-    for image, caption in captions:
-        first.setdefault(image, caption)
     for number, (image, caption) in enumerate(first.items(), 1):
         yield number, {"caption": caption, "id": image}
 
@@ -52,16 +52,19 @@ def parquet_rows(
     """
     import pyarrow.parquet as parquet
 
+    from data.sources.tables import whole_parquet
+
     file = parquet.ParquetFile(path)
     names = {name: name.lower().replace("captions", "caption") for name in file.schema_arrow.names}
     wanted = {name: known_as for name, known_as in names.items() if known_as in known}
     if not set(wanted.values()) & set(texts):
         raise ValueError(f"{path}: no column {', '.join(texts)} among {[*names]}")
     number = 0
-    for batch in file.iter_batches(columns=[*wanted]):
-        for row in batch.to_pylist():
-            number += 1
-            yield number, {wanted[name]: plain(value) for name, value in row.items()}
+    with whole_parquet(path):
+        for batch in file.iter_batches(columns=[*wanted]):
+            for row in batch.to_pylist():
+                number += 1
+                yield number, {wanted[name]: plain(value) for name, value in row.items()}
 
 
 def plain(value: Any) -> Any:

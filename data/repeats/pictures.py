@@ -9,6 +9,7 @@ import numpy as np
 
 from data.captioned import THREADS, CaptionedImages, Sample, UnreadableImage
 from data.files import digest
+from data.remote import Unreachable
 from data.repeats.near import first_near, thumbnail
 from data.sources.rows import NAMED
 
@@ -82,6 +83,8 @@ def small_of(sample: Sample) -> np.ndarray | None:
     """The thumbnail, uint8 (SIDE, SIDE, 3)."""
     try:
         return thumbnail(sample.image)
+    except Unreachable:
+        raise
     except Exception:  # Pillow raises half a dozen kinds, for damage that only decoding shows
         return None
 

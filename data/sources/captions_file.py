@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+from data.remote import fetched, is_remote
 from data.sources.kohya import repeats_of
 from data.sources.rows import IMAGE_SUFFIXES, Row, Source, count_unused, file_id, images_below, path_ids
 from data.sources.stored import WholeFile
@@ -88,6 +89,8 @@ def are_files(keys: Iterable[str]) -> bool:
 
 def captions_file(name: str, folder: Path) -> Path:
     """The file of that path, else of that name in a folder of data; FileNotFoundError if there is neither."""
+    if is_remote(name):
+        return fetched(name)
     if Path(name).is_file():
         return Path(name)
     if not (folder / name).is_file():

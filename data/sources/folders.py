@@ -123,6 +123,9 @@ def table_rows(table: Path) -> Iterator[dict[str, Any]]:
         with table.open(encoding="utf-8-sig", newline="" if table.suffix == ".csv" else None) as file:
             if table.suffix == ".csv":
                 reader = csv.DictReader(file)
+                names = reader.fieldnames or []
+                if twice := [name for name in names if names.count(name) > 1]:
+                    raise ValueError(f"two columns are called {twice[0]!r}")
                 for row in reader:
                     if None in row:
                         raise ValueError(

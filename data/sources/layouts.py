@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from data.remote import is_remote
 from data.sources import captions_file, folders, kohya, runs, tables
 from data.sources.beside import beside
 from data.sources.rows import (
@@ -74,7 +75,9 @@ def open_source(source: str, skipped: Counter) -> Source:
 
 
 def open_path(source: str, path: str, options: dict[str, str], skipped: Counter) -> Source:
-    if path.startswith("hf:"):
+    if is_remote(path) and not path.endswith((*SHARD_SUFFIXES, ".parquet")):
+        return open_store(source, path, options, skipped)
+    if path.startswith("hf:") and not is_remote(path):
         return tables.open_hub(path, only(options, ("config", "revision", *OF_TABLES), source))
     folder = Path(path)
     if folder.is_dir():
@@ -89,6 +92,17 @@ def open_path(source: str, path: str, options: dict[str, str], skipped: Counter)
         f"data source {source!r} is neither a folder nor a shard pattern (*.tar, *.tar.gz), nor *.parquet, "
         "nor hf:owner/name"
     )
+
+
+def open_store(source: str, path: str, options: dict[str, str], skipped: Counter) -> Source:
+    """The shards, or else the parquet files, below a folder of an object store; ValueError without either."""
+    files = matching_files(path)
+    if shards := [file for file in files if is_shard(Path(file))]:
+        only(options, (), source)
+        return open_shards(shards, skipped)
+    if parquet := [Path(file) for file in files if file.endswith(".parquet")]:
+        return tables.open_parquet(path, parquet, only(options, OF_TABLES, source))
+    raise ValueError(f"{source!r} has no shards and no parquet files: copy a folder of images to a disk")
 
 
 def holds_image_files(folder: Path) -> bool:

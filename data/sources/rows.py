@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from data.remote import is_remote, places
 from data.sources.stored import Stored, WholeFile
 
 log = logging.getLogger(__name__)
@@ -154,10 +155,14 @@ def files_below(folder: Path, wanted: Callable[[Path], bool] = lambda path: True
 def matching_files(pattern: str) -> list[str]:
     """Files of braces and globs (`{00000..00009}.tar`), sorted; what exists is taken to the letter.
 
+    Of a URL the places where its files lie once they are read.
+
     FileNotFoundError for a part without any.
     """
     from braceexpand import braceexpand
 
+    if is_remote(pattern):
+        return places(pattern)
     folder = Path(pattern)
     while not folder.exists():
         folder = folder.parent

@@ -10,6 +10,7 @@ from typing import Any
 
 from data.sources.rows import Row, Source, count_unused, file_id
 from data.sources.stored import WholeFile
+from data.sources.tables import whole_parquet
 
 TABLE = "samples.parquet"
 NEEDED = {"prompt_id", "sample", "prompt", "image"}
@@ -36,7 +37,8 @@ def open_run(folder: Path, skipped: Counter) -> Source:
 
     names = [*sorted(NEEDED), "failed_step", "refused"]
     known = pq.read_schema(folder / TABLE).names
-    rows = pq.read_table(folder / TABLE, columns=[name for name in names if name in known]).to_pylist()
+    with whole_parquet(folder / TABLE):
+        rows = pq.read_table(folder / TABLE, columns=[name for name in names if name in known]).to_pylist()
     made = [row for row in rows if row.get("failed_step") is None and not row.get("refused")]
     kept = {row["image"] for row in made}
     count_unused(str(folder), FAILED, [row["image"] for row in rows if row["image"] not in kept], skipped)

@@ -5,11 +5,13 @@ import math
 import os
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data.files import one_line
+from data.files import one_line, read_object
+from data.remote import present
 from data.sources.classes import CLASS_PROMPT, class_names, label_of, named
 from data.sources.columns import Columns, captions_of, choose, holds_images
 from data.sources.rows import SPLITS, Row, Source, file_id, files_below, matching_files, path_ids
@@ -111,6 +113,10 @@ def open_saved(folder: Path, options: dict[str, str]) -> Source:
     import datasets
 
     try:
+        for state in (folder / "state.json", *folder.glob("*/state.json")):
+            for file in read_object(state).get("_data_files", ()):
+                if not (state.parent / file["filename"]).resolve().is_relative_to(folder.resolve()):
+                    raise ValueError(f"{file['filename']!r} of its {state.name} leads out of the folder")
         rows = datasets.load_from_disk(str(folder))
     except Exception as error:  # of a file that is missing or cut: half a dozen kinds from two libraries
         raise ValueError(f"{folder} is no whole dataset of save_to_disk: {one_line(error)}") from error
@@ -157,7 +163,6 @@ def of_split(source: str, files: list[Path], root: Path, split: str | None) -> l
 
 def open_parquet(source: str, files: list[Path], options: dict[str, str]) -> Source:
     """Files are opened one at a time; without a column of ids, rows are numbered after the file's name."""
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     root = (
@@ -167,11 +172,8 @@ def open_parquet(source: str, files: list[Path], options: dict[str, str]) -> Sou
     files = of_split(source, files, root, options.get("split"))
     columns, total, classes = None, 0, {}
     for path in files:
-        try:
-            with pq.ParquetFile(path) as table:
-                schema, total = table.schema_arrow, total + table.metadata.num_rows
-        except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"{path} is no whole parquet file: {one_line(error)}") from error
+        with whole_parquet(path), pq.ParquetFile(present(path)) as table:
+            schema, total = table.schema_arrow, total + table.metadata.num_rows
         columns, classes[path] = columns or choose(schema, options, source), class_names(schema)
         if missing := [name for name in columns.names() if name not in schema.names]:
             raise ValueError(f"{path} has no column {missing[0]!r}, which {files[0]} has")
@@ -184,11 +186,22 @@ def open_parquet(source: str, files: list[Path], options: dict[str, str]) -> Sou
     return Source(f"parquet files ({len(files)})", rows, total, notes=columns.notes())
 
 
+@contextmanager
+def whole_parquet(path: Path) -> Iterator[None]:
+    """Raise ValueError, which names the file, where pyarrow finds it cut or damaged."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path} is no whole parquet file: {one_line(error)}") from error
+
+
 def records(path: Path, columns: Columns) -> Iterator[tuple[ParquetCell, dict[str, Any]]]:
     """Where each row's image is, with its other columns."""
     import pyarrow.parquet as pq
 
-    with pq.ParquetFile(path) as table:
+    with whole_parquet(path), pq.ParquetFile(present(path)) as table:
         for group in range(table.num_row_groups):
             rows = table.read_row_group(group, columns=columns.texts()).to_pylist()
             for row in range(table.metadata.row_group(group).num_rows):
@@ -198,7 +211,7 @@ def records(path: Path, columns: Columns) -> Iterator[tuple[ParquetCell, dict[st
 def column(path: Path, name: str) -> Iterator[Any]:
     import pyarrow.parquet as pq
 
-    with pq.ParquetFile(path) as table:
+    with whole_parquet(path), pq.ParquetFile(present(path)) as table:
         for batch in table.iter_batches(columns=[name]):
             yield from batch.column(0).to_pylist()
 

@@ -11,6 +11,7 @@ from PIL import Image
 from data.captioned import CaptionedImages
 from data.disk import full_disk_named
 from data.files import digest
+from data.sources.image import FORMATS
 from infer.audit.answer import nearness, training_index
 from infer.audit.difference import LEAST, repeated_part
 from infer.audit.options import Audit
@@ -104,5 +105,5 @@ class Runs:
 def opened(paths: Iterable[Path]) -> Iterator[Image.Image]:
     """Images, one after the other."""
     for path in paths:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             yield image.convert("RGB")

@@ -17,12 +17,7 @@ def claim(folder: Path, identity: dict[str, Any]) -> None:
     """
     path, identity = folder / "config.yaml", redacted(identity)
     if path.exists():
-        try:
-            before = yaml.safe_load(path.read_text())
-        except (yaml.YAMLError, UnicodeDecodeError):  # such as another program's Python objects
-            before = None
-        if not isinstance(before, dict) or not isinstance(before.get("mitigations"), list):
-            raise ValueError(f"{folder} holds something else than a predict run: choose another folder")
+        before = read_config(folder)
         changed = differences(before, identity)
         if changed and holds_images(folder):
             raise ValueError(
@@ -34,6 +29,17 @@ def claim(folder: Path, identity: dict[str, Any]) -> None:
             remove(folder / "traces.parquet")
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda part: part.write_text(yaml.safe_dump(identity, sort_keys=False)))
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """What the run holds, as `claim` wrote it; ValueError where it is no predict run."""
+    try:
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+    except (OSError, yaml.YAMLError, UnicodeDecodeError, RecursionError):  # such as another program's objects
+        config = None
+    if not isinstance(config, dict) or not isinstance(config.get("mitigations"), list):
+        raise ValueError(f"{folder} holds something else than a predict run: choose another folder")
+    return config
 
 
 def differences(before: Any, after: Any, name: str = "") -> list[str]:

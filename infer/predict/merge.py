@@ -13,9 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 
 from data.files import remove, remove_temporary_files, write_atomically
+from data.table_files import check_columns, readable
 from infer.denoising.requests import Requests
 from infer.predict.parts import Piece, good_rows, pieces_of, positions, sample_pieces, traces_of
-from infer.predict.run_folder import KEY, ROW_GROUP, is_whole
+from infer.predict.run_folder import AGAIN, KEY, ROW_GROUP, is_whole
 
 log = logging.getLogger(__name__)
 NOWHERE, MERGED = -2, -1  # where the traces of an image are, if not in the part of that number
@@ -56,13 +57,20 @@ def merge(folder: Path, requests: Requests) -> int:
         log.warning("%s has lost its traces: only new images bring them back", folder)
     if pieces[-1].path != merged or len(present) < former:
         if known:
-            columns = together(parquet.read_schema(path).remove_metadata() for path in known)
+            columns = together(map(columns_of_traces, known))
             in_order = traces_in_order(requests, present, source, pieces, old, columns)
             write(traces, in_order, columns)
         write(merged, samples_in_order(present, piece, row, pieces, schema), schema)
     remove(folder / "parts")
     remove_temporary_files(folder)
     return len(present)
+
+
+def columns_of_traces(path: Path) -> pa.Schema:
+    with readable(path, AGAIN):
+        schema = parquet.read_schema(path).remove_metadata()
+    check_columns(path, schema.names, [*KEY, "step"], AGAIN)
+    return schema
 
 
 def together(schemas: Iterable[pa.Schema]) -> pa.Schema:

@@ -18,9 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 
 from data.batches import in_batches
-from data.files import one_line
+from data.table_files import check_columns, readable
 from infer.denoising.requests import Requests
-from infer.predict.run_folder import KEY, is_intact, write_table
+from infer.predict.run_folder import AGAIN, KEY, inside, is_intact, write_table
 
 THREADS = 8  # that look at images: a disk of a cluster answers many questions at a time
 
@@ -32,33 +32,21 @@ class Piece(NamedTuple):
     row_group: int | None = None
 
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """The rows; ValueError, with the file's name, where it is cut or something else."""
-        try:
-            with parquet.ParquetFile(self.path) as file:
-                whole = self.row_group is None
-                rows = file.read(columns) if whole else file.read_row_group(self.row_group, columns)
-                return rows.replace_schema_metadata()
-        except FileNotFoundError:
-            raise
-        except (OSError, ValueError, IndexError, KeyError) as error:
-            raise unreadable(self.path, error) from error
-
-
-def unreadable(path: Path, error: Exception) -> ValueError:
-    return ValueError(
-        f"{path} cannot be read ({one_line(error)}): delete it, and predict makes again what it listed"
-    )
+        """The rows; ValueError, with the file's name, where it is cut or lacks a column."""
+        with readable(self.path, AGAIN), parquet.ParquetFile(self.path) as file:
+            whole = self.row_group is None
+            rows = file.read(columns) if whole else file.read_row_group(self.row_group, columns)
+        check_columns(self.path, rows.column_names, columns or (), AGAIN)
+        return rows.replace_schema_metadata()
 
 
 def pieces_of(path: Path) -> list[Piece]:
     """The row groups of a table, which need not be there."""
     try:
-        with parquet.ParquetFile(path) as file:
+        with readable(path, AGAIN), parquet.ParquetFile(path) as file:
             return [Piece(path, number) for number in range(file.num_row_groups)]
     except FileNotFoundError:
         return []
-    except (OSError, ValueError) as error:
-        raise unreadable(path, error) from error
 
 
 def write_part(folder: Path, samples: list[dict], traces: pd.DataFrame) -> None:
@@ -116,7 +104,8 @@ def good_rows(
     with ThreadPoolExecutor(THREADS) as pool:
         for piece in pieces:
             rows = piece.read(columns)
-            paths = [f"{folder}/{image}" for image in rows["image"].to_pylist()]
+            check_columns(piece.path, rows.column_names, [*KEY, "image"], AGAIN)
+            paths = image_paths(folder, rows)
             shares = in_batches(paths, -(-len(paths) // THREADS))  # a task costs more than a look
             whole = chain.from_iterable(pool.map(lambda share: [good(path) for path in share], shares))
             at = positions(rows, requests)
@@ -125,9 +114,16 @@ def good_rows(
 
 def holds_images(folder: Path) -> bool:
     """Whether any image that the tables list is there, intact."""
-    pieces = sample_pieces(folder)
-    images = (image for piece in pieces for image in piece.read(["image"])["image"].to_pylist())
-    return any(is_intact(folder / image) for image in images)
+    tables = (piece.read([*KEY, "image"]) for piece in sample_pieces(folder))
+    return any(is_intact(path) for rows in tables for path in image_paths(folder, rows))
+
+
+def image_paths(folder: Path, rows: pa.Table) -> list[str]:
+    """Where the images of the rows lie; ValueError for one that leads out of the folder."""
+    images = rows["image"].to_pylist()
+    for image in {os.path.dirname(str(image)): image for image in images}.values():
+        inside(folder, image)  # one of each subfolder: a look at every image would take long
+    return [f"{folder}/{image}" for image in images]
 
 
 def positions(rows: pa.Table, requests: Requests) -> np.ndarray:

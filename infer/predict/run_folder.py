@@ -9,11 +9,13 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from data.files import digest, one_line, write_atomically
+from data.files import digest, write_atomically
+from data.table_files import read_table
 
 KEY = ["prompt_id", "sample"]
 PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 LONGEST = 150  # bytes of an id in a file name
+AGAIN = "delete it, and predict makes again what it listed"
 ROW_GROUP = 2048  # images of which a table's rows are written, and read, together
 
 
@@ -71,13 +73,17 @@ def write_table(rows: pd.DataFrame, path: Path) -> None:
     write_atomically(path, lambda part: rows.to_parquet(part, index=False, row_group_size=ROW_GROUP))
 
 
-def read_parquet(path: Path, columns: list[str] | None = None) -> pd.DataFrame:
-    """The rows of a run folder's file; ValueError, with its name, where it is cut or something else."""
-    try:
-        return pd.read_parquet(path, columns=columns)
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{path} cannot be read ({one_line(error)}): delete it, and predict makes again what it listed"
-        ) from error
+def read_parquet(path: Path, needed: Iterable[str], columns: list[str] | None = None) -> pd.DataFrame:
+    """The rows of a run folder's file, or these columns of them.
+
+    ValueError, with the file's name, where it is cut or lacks a column that is needed.
+    """
+    return read_table(path, needed, AGAIN, columns)
+
+
+def inside(folder: Path, relative: str) -> Path:
+    """The path that a data file names; ValueError if it leads out of the folder."""
+    path = (folder / str(relative)).resolve()
+    if not path.is_relative_to(folder.resolve()):
+        raise ValueError(f"{relative!r} points outside of {folder}")
+    return path

@@ -6,8 +6,10 @@ from rich.console import Console
 
 from data.arguments import options_of
 from data.files import write_atomically
+from data.table_files import csv_text
 from infer.compare.measures import Measures
 from infer.compare.results import measure
+from infer.predict.run_folder import write_table
 from infer.report.terminal import terminal_table
 from infer.score.images import write_rows
 from infer.score.options import Scoring
@@ -26,8 +28,10 @@ def score(args: list[str]) -> None:
     table, out = measured.table(), scoring.out and Path(scoring.out)
     if out and not scoring.images:
         out.parent.mkdir(parents=True, exist_ok=True)
-        write = table.to_csv if out.suffix == ".csv" else table.to_parquet
-        write_atomically(out, lambda part: write(part, index=False))
+        if out.suffix == ".csv":
+            write_atomically(out, lambda part: part.write_text(csv_text(table), encoding="utf-8"))
+        else:
+            write_table(table, out)
     Console().print(terminal_table(table))
     notes = [*measured.notes(), *scoring.notes()]
     if unnamed:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from rich.filesize import decimal
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 from transformers import CLIPTokenizer
@@ -38,7 +39,11 @@ def plan_table(model: Finetune, data: LatentData | StreamedData, trainer: Any) -
     table, missing = Table(title="plan", show_header=False), []
     accumulated = trainer.accumulate_grad_batches
     batch = data.batch_size * accumulated * trainer.world_size
-    draws, row = batch * trainer.max_steps, table.add_row
+    draws = batch * trainer.max_steps
+
+    def row(*cells: str) -> None:
+        table.add_row(*map(escape, cells))
+
     row("model", model.pipeline + (f" @ {model.revision}" if model.revision else ""))
     known = None
     try:

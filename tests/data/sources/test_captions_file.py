@@ -70,13 +70,6 @@ def test_a_folder_does_not_take_such_a_file_by_itself(tmp_path: Path) -> None:
     assert captions_of(source) == {"b": ("own",)}
 
 
-def test_a_broken_captions_file_is_named_with_the_line(tmp_path: Path) -> None:
-    shard = write_shard(tmp_path / "s.tar", "x")
-    file = write_folder(tmp_path, {"blip.json": '{"x": ["a"],\n"y": ["b"'}) + "/blip.json"
-    with pytest.raises(ValueError, match=r"blip.json is no JSON: .* line 2 column"):
-        load_captioned(f"{shard}?captions={file}")
-
-
 def test_keys_are_compared_as_file_names(tmp_path: Path) -> None:
     """As ids are, before a prefix; two that would be one id are refused."""
     shard = write_tar(tmp_path / "s.tar", {"x/a.png": noise(0), "x/a.txt": b"own"})
@@ -85,27 +78,6 @@ def test_keys_are_compared_as_file_names(tmp_path: Path) -> None:
     recaptioned(tmp_path, {"x/a": ["new"], "x_a": ["old"]})
     with pytest.raises(ValueError, match="1 of its keys are the same as others"):
         load_captioned(source)
-
-
-@pytest.mark.parametrize("content, message", [
-    (
-        {"y": ["a"], "z": ["b"]},
-        "none of its 2 keys, such as 'y', is the id of one of the 1 images, such as 'x'",
-    ),
-    ({"x": 3, "y": None}, "is no captions file"),
-    ([["x", "a"]], "is no captions file"),
-    ({}, "is no captions file"),
-])  # fmt: skip
-def test_captions_of_something_else_are_refused(tmp_path: Path, content: dict | list, message: str) -> None:
-    shard = write_shard(tmp_path / "s.tar", "x")
-    with pytest.raises(ValueError, match=message):
-        load_captioned(f"{shard}?captions={recaptioned(tmp_path, content)}")
-
-
-def test_a_captions_file_that_is_not_there(tmp_path: Path) -> None:
-    shard = write_shard(tmp_path / "s.tar", "x")
-    with pytest.raises(FileNotFoundError, match="no captions file 'no.json', here: give its path"):
-        load_captioned(f"{shard}?captions=no.json")
 
 
 def test_recaptioned_tables(tmp_path: Path) -> None:

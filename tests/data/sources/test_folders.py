@@ -144,13 +144,6 @@ def test_metadata_does_not_lead_out_of_its_folder(tmp_path: Path) -> None:
     assert images.skipped == {"without image": 2}
 
 
-@pytest.mark.parametrize("line", ["{", "[1]", "[" * 100_000])
-def test_metadata_that_is_no_json_is_named(tmp_path: Path, line: str) -> None:
-    write_folder(tmp_path, {"a.png": encoded(), "metadata.jsonl": line})
-    with pytest.raises(ValueError, match="metadata.jsonl cannot be read"):
-        load_captioned(str(tmp_path))
-
-
 def test_options_that_do_not_belong_are_refused(tmp_path: Path) -> None:
     """By name, with those that do."""
     shard = write_shard(tmp_path / "a.tar", "x")
