@@ -60,7 +60,7 @@ def image_rows(folder: Path, table: Path | None = None) -> tuple[pd.DataFrame, i
         rows.append({"prompt_id": key, "sample": samples[key], "prompt": prompt,
                      "image": str(path.resolve())})  # fmt: skip
         samples[key] += 1
-    unknown = {"seed": None, "transition_timestep": math.nan, "gated": False, "nfe": math.nan,
+    unknown = {"seed": "unknown", "transition_timestep": math.nan, "gated": False, "nfe": math.nan,
                "seconds": math.nan, "failed_step": None}  # fmt: skip
     return pd.DataFrame(rows).assign(**unknown), unnamed if table else 0
 
