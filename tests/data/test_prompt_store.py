@@ -7,7 +7,7 @@ import pytest
 
 from data.prompt_store import PromptStore, store_prompts
 from data.prompts import Prompt, load_prompts
-from tests.data.prompt_files import lines, write
+from tests.data.prompts.files import lines, write
 
 PROMPTS = [
     Prompt(f"id{n}", f"text {n} \U0001f697", None if n % 3 else "", "other" if n % 5 else None)
