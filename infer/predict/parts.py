@@ -34,9 +34,9 @@ class Piece(NamedTuple):
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
         """The rows; ValueError, with the file's name, where it is cut or lacks a column."""
         with readable(self.path, AGAIN), parquet.ParquetFile(self.path) as file:
-            whole = self.row_group is None
+            whole, names = self.row_group is None, file.schema_arrow.names
             rows = file.read(columns) if whole else file.read_row_group(self.row_group, columns)
-        check_columns(self.path, rows.column_names, columns or (), AGAIN)
+        check_columns(self.path, names, columns or (), AGAIN)
         return rows.replace_schema_metadata()
 
 
