@@ -41,8 +41,8 @@ def plan_table(model: Finetune, data: LatentData | StreamedData, trainer: Any) -
     batch = data.batch_size * accumulated * trainer.world_size
     draws = batch * trainer.max_steps
 
-    def row(*cells: str) -> None:
-        table.add_row(*map(escape, cells))
+    def row(name: str, value: str | Text) -> None:
+        table.add_row(name, escape(value) if isinstance(value, str) else value)
 
     row("model", model.pipeline + (f" @ {model.revision}" if model.revision else ""))
     known = None
