@@ -47,7 +47,7 @@ class SampleWriter(BasePredictionWriter):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         rules = rules_of(trainer)
         self.mitigation = self.mitigation or label(rules)
-        self.stems = FileStems(trainer.datamodule.requests.prompts.ids())
+        self.stems = FileStems(trainer.datamodule.requests.ids())
         contents = [rule.contents() for rule in rules]
         self.identity = {
             "mitigation": self.mitigation,

@@ -18,7 +18,7 @@ from infer.audit.options import Audit
 from infer.compare.measures import Measures
 from infer.compare.score_images import TOP_IDS, score_folder
 from infer.denoising.hooks import GuidanceRule
-from infer.denoising.requests import Request
+from infer.denoising.requests import ListedRequests, Request
 from infer.metrics.similarity import embed_all
 from infer.metrics.training_set import TrainingSet
 from infer.predict.module import Generate, PromptData
@@ -33,8 +33,8 @@ class Images(GenerateOptions):
 
     chosen: list[Request]
 
-    def requests(self) -> list[Request]:
-        return self.chosen
+    def requests(self) -> ListedRequests:
+        return ListedRequests(self.chosen)
 
 
 class Runs:

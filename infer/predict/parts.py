@@ -131,8 +131,5 @@ def positions(rows: pa.Table, requests: Requests) -> np.ndarray:
     if not rows.num_rows:
         return np.zeros(0, np.int64)
     keys = rows["prompt_id"].combine_chunks().dictionary_encode()
-    numbers = np.array(requests.prompts.numbers(keys.dictionary.to_pylist()), np.int64)
-    prompts, samples = numbers[keys.indices.to_numpy()], rows["sample"].to_numpy()
-    known = (prompts >= 0) & (samples < requests.samples_per_prompt)
-    at = np.where(known, prompts * requests.samples_per_prompt + samples, -1)
-    return np.where(at < len(requests), at, -1)
+    ids, which = keys.dictionary.to_pylist(), keys.indices.to_numpy()
+    return requests.positions(ids, which, rows["sample"].to_numpy())
