@@ -12,6 +12,7 @@ from data import remote
 from data.captioned import load_captioned
 from data.copies import copy_folder
 from data.prompts import load_prompts, source_fingerprint
+from data.repeats.pictures import pictures_of
 from tests.data.image_files import captions_of, noise, write_folder, write_shard
 
 
@@ -148,6 +149,20 @@ def test_a_store_is_asked_again(
     assert said[0] == "memory:///bucket/a.tar: attempt 2 of 4 follows, after reset by peer"
     assert len(said) == min(failures, 3)
     assert not list((tmp_path / "cache").rglob(".*.tar"))
+
+
+def test_a_store_that_is_gone_hides_no_repeats(
+    memory: Any, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An image that cannot be fetched is none that repeats nothing."""
+    memory.put(str(write_shard(tmp_path / "a.tar", "ab")), "/bucket/a.tar")
+    samples = load_captioned("memory://bucket/a.tar").samples
+    [path] = cache.rglob("*.tar")
+    path.unlink()
+    monkeypatch.setattr(remote, "ATTEMPTS", 1)
+    monkeypatch.setattr(type(memory), "get_file", lambda *_: 1 / 0)  # threads have stores of their own
+    with pytest.raises(remote.Unreachable, match="a.tar"):
+        pictures_of(samples)
 
 
 @pytest.mark.parametrize("source, error", [
