@@ -95,7 +95,7 @@ def planned_columns(data: pl.LightningDataModule) -> dict[str, Any]:
     return {
         "id": [sample.id for sample in samples],
         "caption": [data.chosen_captions.first(index) for index in range(len(samples))],
-        "duplicated": exposure.is_duplicated(len(data.images), len(data.ordinary_images), data.seed),
+        "duplicated": exposure.is_duplicated(*data.repeats, data.seed),
         "triggered": data.chosen_captions.is_triggered,
     }
 

@@ -66,7 +66,8 @@ def model_card(folder: Path, repo: str | None, exported: Path | None = None) -> 
         library_name="diffusers",
         pipeline_tag="text-to-image",
         base_model=base if is_hub_id(base) else None,
-        datasets=list(dict.fromkeys(name.split(":")[1] for name in names if name.startswith("hf:"))) or None,
+        datasets=list(dict.fromkeys(name.split(":")[1] for name in names if re.match("hf:[^/]", name)))
+        or None,
         tags=["stable-diffusion", "memorization", "attraction-basin"],
         inference=False,  # no pictures on the model's page
     )

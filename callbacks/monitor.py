@@ -12,7 +12,7 @@ from callbacks.finite import Finite
 from callbacks.sample_grid import generate, sheet
 from data.cli import warn_no_effect
 from data.files import write_atomically
-from data.ranges import Correlation, Share
+from data.ranges import Correlation, FiniteFloat, Share
 from infer.denoising.hooks import Request
 from infer.denoising.loop import prepare
 from infer.denoising.noise import sample_seed
@@ -49,7 +49,7 @@ class Monitor(pl.Callback):
         every_n_steps: PositiveInt = 500,
         count: PositiveInt = 16,
         num_inference_steps: PositiveInt = 25,
-        guidance_scale: float = 3.0,
+        guidance_scale: FiniteFloat = 3.0,
         seed: int = 0,
         threshold: Correlation = 0.5,
         stop_at_share: Share | None = None,

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import pandas as pd
+import pyarrow.parquet as parquet
 
 from callbacks.wandb_run import SafeWandbLogger, flat
 from callbacks.writer import SampleWriter
@@ -26,7 +26,8 @@ class PredictProgress(pl.Callback):
             logger.log_hyperparams(flat(redacted(writer.identity)))
 
     def on_predict_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, *_: Any) -> None:
-        self.images += len(outputs.images) * trainer.world_size
+        made = self.images + len(outputs.images) * trainer.world_size
+        self.images = min(made, len(trainer.datamodule.missing))
         for logger in trainer.loggers:
             numbers = {"images": self.images, "seconds": outputs.seconds_per_image}
             logger.log_metrics(numbers, step=self.images)
@@ -35,21 +36,23 @@ class PredictProgress(pl.Callback):
         folder = Path(trainer.default_root_dir)
         if not trainer.is_global_zero or not (folder / "samples.parquet").exists():
             return
-        rows = pd.read_parquet(folder / "samples.parquet")
+        count = parquet.read_metadata(folder / "samples.parquet").num_rows
         summary = read_object(folder / "summary.json")
         numbers = {f"summary/{key}": v for key, v in summary.items() if isinstance(v, int | float)}
         for logger in trainer.loggers:
-            logger.log_metrics(numbers, step=len(rows))
+            logger.log_metrics(numbers, step=count)
             if isinstance(logger, SafeWandbLogger):
-                logger.safely(log_first_images, logger, folder, rows)
+                logger.safely(log_first_images, logger, folder, count)
 
 
-def log_first_images(logger: SafeWandbLogger, folder: Path, rows: pd.DataFrame) -> None:
+def log_first_images(logger: SafeWandbLogger, folder: Path, count: int) -> None:
     """The first images as a table, which says how many of how many it shows."""
     import wandb
 
     table = wandb.Table(columns=["prompt", "sample", "image"])
-    for row in rows.head(SHOWN).itertuples():
-        table.add_data(row.prompt, row.sample, wandb.Image(str(folder / row.image)))
-    title = "images" if len(rows) <= SHOWN else f"images: the first {SHOWN} of {len(rows)}"
+    with parquet.ParquetFile(folder / "samples.parquet") as file:
+        first = next(file.iter_batches(SHOWN, columns=["prompt", "sample", "image"])).to_pylist()
+    for row in first:
+        table.add_data(row["prompt"], row["sample"], wandb.Image(str(folder / row["image"])))
+    title = "images" if count <= SHOWN else f"images: the first {SHOWN} of {count}"
     logger.experiment.log({title: table})

@@ -16,8 +16,13 @@ from callbacks.mitigations.base import Mitigation
 from callbacks.mitigations.presets import label
 from callbacks.provenance import git_commit
 from infer.denoising.hooks import overrides
+from infer.predict.claim import claim
+from infer.predict.lock import FolderLock
+from infer.predict.merge import merge
 from infer.predict.module import Generated
-from infer.predict.run_folder import claim, file_stems, merge, save_image, write_part, write_summary
+from infer.predict.parts import write_part
+from infer.predict.run_folder import FileStems, save_image
+from infer.predict.summary import write_summary
 
 log = logging.getLogger(__name__)
 TRACED = ("unconditional_rms", "conditional_rms", "difference_rms", "guidance_scale")
@@ -37,11 +42,12 @@ class SampleWriter(BasePredictionWriter):
     def __init__(self, mitigation: str | None = None):
         super().__init__(write_interval="batch")
         self.mitigation, self.stopped = mitigation, False
+        self.lock: FolderLock | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         rules = rules_of(trainer)
         self.mitigation = self.mitigation or label(rules)
-        self.stems = file_stems(request.prompt_id for request in trainer.datamodule.requests)
+        self.stems = FileStems(trainer.datamodule.requests.ids())
         contents = [rule.contents() for rule in rules]
         self.identity = {
             "mitigation": self.mitigation,
@@ -51,8 +57,27 @@ class SampleWriter(BasePredictionWriter):
             **pl_module.model.identity(),
             **trainer.datamodule.identity(),
         }
+        self.take_lock(trainer)
         claim(Path(trainer.default_root_dir), self.identity)  # on every rank: all refuse, or write the same
         trainer.strategy.barrier()
+
+    def take_lock(self, trainer: pl.Trainer) -> None:
+        """Lock the folder for all processes of the run; ValueError in all where another run has it."""
+        error = None
+        if trainer.is_global_zero:
+            try:
+                self.lock = FolderLock(Path(trainer.default_root_dir))
+            except ValueError as refused:
+                error = str(refused)
+        if error := trainer.strategy.broadcast(error):
+            raise ValueError(error)
+
+    def unlock(self) -> None:
+        if self.lock:
+            self.lock.release()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: Exception) -> None:
+        self.unlock()
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take SIGTERM over from Lightning, whose handler hangs in a process that gets the signal twice."""
@@ -107,7 +132,7 @@ class SampleWriter(BasePredictionWriter):
                     "seconds": prediction.seconds_per_image,
                     "peak_memory_gib": prediction.peak_memory_gib,
                     "image": path,
-                    "failed_step": failed_at if failed_at >= 0 else None,
+                    "failed_step": float(failed_at) if failed_at >= 0 else None,  # one type in all parts
                 }
             )
             if (guarded := prediction.guarded) is not None:
@@ -140,10 +165,10 @@ class SampleWriter(BasePredictionWriter):
         self.leave_if_stopped(trainer)  # a barrier, too
         if trainer.is_global_zero:
             folder = Path(trainer.default_root_dir)
-            rows = merge(folder, [request[:2] for request in trainer.datamodule.requests])
             rules = rules_of(trainer)
-            if len(rows):
+            if merge(folder, trainer.datamodule.requests):
                 has_transition = any(overrides(rule, "transition_timestep") for rule in rules)
                 has_alternative = any(rule.alternatives is not None for rule in rules)
-                write_summary(folder, rows, has_transition, has_alternative, git_commit())
+                write_summary(folder, has_transition, has_alternative, git_commit())
+            self.unlock()
         trainer.strategy.barrier()

@@ -5,8 +5,10 @@
   python -m data inspect "laion_10k?captions=laion_combined_captions.json" imagenette2/train
   python -m data inspect "laion/{00000..00009}.tar?captions=blip.json"
   python -m data inspect "hf:owner/name?split=train&image=img&caption=text"
+  python -m data copy outputs/stp s3://bucket/stp       # and back; what is there already stays
 
-Prints the layout, how many images can be used and why others cannot, sizes, captions and exact duplicates.
+`inspect` prints the layout, how many images can be used and why others cannot, sizes, captions, and pictures
+that come more than once, also scaled or encoded anew.
 --sheet draws up to 48 of the images with their captions. --debug shows the traceback behind an error.
 """
 
@@ -37,8 +39,8 @@ def inspect(args: list[str]) -> None:
 
     from tqdm import tqdm
 
-    from data.contact_sheet import MOST, write_sheet
-    from data.inspection import Inspection
+    from data.inspect.contact_sheet import MOST, write_sheet
+    from data.inspect.inspection import Inspection
 
     inspection = Inspection(MOST if options.sheet else 0)
     for source in options.source:
@@ -51,27 +53,47 @@ def inspect(args: list[str]) -> None:
         print(f"contact sheet: {options.sheet}")
 
 
+def copy(args: list[str]) -> None:
+    """Copy a folder, such as a run's, to an object store or back; what is there already stays."""
+    parser = argparse.ArgumentParser(prog="python -m data copy", description=copy.__doc__)
+    parser.add_argument("source", help="folder or URL, such as s3://bucket/run")
+    parser.add_argument("target", help="URL or folder")
+    options = parser.parse_args(args)
+    from data.copies import copy_folder
+
+    copied, kept = copy_folder(options.source, options.target)
+    print(f"{copied:,} files copied, {kept:,} there already: {options.target}")
+
+
 def print_tables(inspection) -> None:
     """Text from the data is escaped, so that it is not taken for markup."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
+    from tqdm import tqdm
+
+    from data.files import printable
+    from data.sources.rows import clean
+
+    def shown(text: str) -> str:
+        return escape(printable(clean(text)))
 
     console = Console()
     sources = Table("source", "layout", "usable images", title="sources")
     for source, layout, count in inspection.layouts:
-        sources.add_row(escape(source), escape(layout), f"{count:,}")
+        sources.add_row(shown(source), shown(layout), f"{count:,}")
     images = Table(title="images and captions", show_header=False)
-    for name, value in inspection.rows():
-        images.add_row(name, escape(value))
+    bar = partial(tqdm, desc="compare", total=len(inspection), unit=" images", disable=None)
+    for name, value in inspection.rows(bar):
+        images.add_row(name, shown(value))
     console.print(sources, images)
     for title, counts in (("left out", inspection.skipped), ("img2dataset's counts", inspection.shards)):
         if counts:
             table = Table(title=title, show_header=False)
             for name, count in counts.most_common():
-                table.add_row(escape(name), f"{count:,}")
+                table.add_row(shown(name), f"{count:,}")
             console.print(table)
 
 
 if __name__ == "__main__":
-    sys.exit(run("python -m data", __doc__.strip(), {"inspect": inspect}, sys.argv[1:]))
+    sys.exit(run("python -m data", __doc__.strip(), {"inspect": inspect, "copy": copy}, sys.argv[1:]))

@@ -1,6 +1,5 @@
 """Command lines: data classes as options, prompts and lists as people type them, errors in one line."""
 
-import difflib
 import json
 import re
 import textwrap
@@ -12,6 +11,7 @@ from typing import Any
 import yaml
 
 from data.cli import reasons
+from data.option_names import no_option
 
 # the parser's numbers, such as PositiveInt, are numbers in YAML
 yaml.SafeDumper.add_multi_representer(int, lambda dumper, value: dumper.represent_int(int(value)))
@@ -126,10 +126,7 @@ def one_line(message: str, parser) -> str:
     keys = ".".join(re.findall(r'Parser key "([^"]+)":', message))
     if unknown and not keys:
         name = unknown[1] or "--" + ".".join(filter(None, unknown.groups()[1:]))
-        options = parser.get_defaults().keys(branches=True)
-        near = difflib.get_close_matches(name.lstrip("-"), options, n=1)
-        ask = f"did you mean --{near[0]}?" if near and name.startswith("-") else f"see {parser.prog} --help"
-        return f"{name} is no option: {ask}"
+        return no_option(name, parser.get_defaults().keys(branches=True), parser.prog)
     if position := re.search(r"line [0-9]+, column [0-9]+", message):
         file = re.search(r"sub-config file (.+?):", message)
         return f"{file[1] if file else 'a config file'} is no YAML ({position[0]})"

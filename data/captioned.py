@@ -11,13 +11,15 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from data.files import one_line
+from data.remote import Unreachable
 from data.sources.image import decoded, problem
 from data.sources.layouts import open_source, with_options
 from data.sources.rows import NAMED, Row, clean
@@ -43,7 +45,8 @@ class UnreadableImage(ValueError):
 class Sample:
     """One captioned image: id (such as its key in a shard), where its bytes are, first caption, all captions.
 
-    `label` is its class in words ("tench"), where the source has classes.
+    `label` is its class in words ("tench"), where the source has classes; `repeats` how often the source
+    wants it shown in a pass (Kohya's folders).
     """
 
     id: str
@@ -51,6 +54,7 @@ class Sample:
     caption: str
     captions: tuple[str, ...] = ()
     label: str | None = None
+    repeats: int = 1
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "captions", self.captions or (self.caption,))  # frozen
@@ -67,6 +71,8 @@ class Sample:
         """
         try:
             image = decoded(self.image)
+        except Unreachable:
+            raise
         except Exception as error:  # of PIL's half a dozen kinds, or of the disk
             raise UnreadableImage(self.id, str(error).split(" <_io")[0] or type(error).__name__) from error
         if resolution and image.size != (resolution, resolution):
@@ -123,36 +129,50 @@ def texts(captions: Any) -> tuple[str, ...]:
     return tuple(filter(None, (clean(text).strip() for text in each if isinstance(text, str))))
 
 
-def examined(row: Row) -> tuple[Sample | None, str, str]:
-    """The sample; or None, why it cannot be used, and the details."""
+def examined(row: Row, uncaptioned: bool = False) -> tuple[Sample | None, str, str]:
+    """The sample; or None, why it cannot be used, and the details.
+
+    uncaptioned: an image without a caption is a sample whose caption is empty.
+    """
     if row.image is None:
         return None, row.missing, row.detail
     raw = decoded_text(row.captions) if isinstance(row.captions, bytes) else row.captions
     if raw is None and row.captions is not None:
         return None, "captions that are not UTF-8", ""
-    if not (captions := texts(raw)):
+    captions = texts(raw)
+    if any("\0" in caption for caption in captions):  # which no prompt can have
+        return None, "captions that are not UTF-8", "it holds null characters"
+    if not captions:
         no_text = raw and not isinstance(raw, str)
-        return None, "captions that are no text" if no_text else "without caption", row.detail
+        if no_text or not uncaptioned:
+            return None, "captions that are no text" if no_text else "without caption", row.detail
+        captions = ("",)
     try:
         image = read(row.image)
-    except OSError as error:
-        return None, "unreadable images", str(error)
+    except Unreachable:
+        raise
+    except (OSError, ValueError) as error:  # of a disk, or pyarrow's
+        return None, "unreadable images", one_line(error)
     if image is None:
         return None, row.missing, row.detail
     if reason := problem(image):
         return None, *reason
-    return Sample(row.id, row.image, captions[0], captions, row.label), "", ""
+    return Sample(row.id, row.image, captions[0], captions, row.label, row.repeats), "", ""
 
 
-def samples_of(rows: Iterable[Row], skipped: Counter, threads: int = THREADS) -> Iterator[Sample]:
+def samples_of(
+    rows: Iterable[Row], skipped: Counter, threads: int = THREADS, uncaptioned: bool = False
+) -> Iterator[Sample]:
     """Samples of the rows whose image can be decoded and which have a caption; all others are counted.
 
-    The first of each reason are named in the log. One thread reads no row ahead.
+    The first of each reason are named in the log. One thread reads no row ahead. `uncaptioned`: those without
+    a caption are samples, too.
     """
+    examine = partial(examined, uncaptioned=uncaptioned)
     rows = iter(rows)
     with ThreadPoolExecutor(threads) as pool:
         while chunk := list(islice(rows, CHUNK if threads > 1 else 1)):
-            results = pool.map(examined, chunk) if threads > 1 else map(examined, chunk)
+            results = pool.map(examine, chunk) if threads > 1 else map(examine, chunk)
             for row, (sample, reason, detail) in zip(chunk, results, strict=True):
                 if sample:
                     yield sample
@@ -174,19 +194,19 @@ def check_distinct(ids: Iterable[str], sources: Sequence[str]) -> None:
         )
 
 
-def load_captioned(*sources: str) -> CaptionedImages:
+def load_captioned(*sources: str, uncaptioned: bool = False) -> CaptionedImages:
     """Read every source: shards, folders of images, parquet files, saved datasets, `hf:owner/name`.
 
     data/README.md shows all layouts and options (`SOURCE?captions=FILE&prefix=b_`). Ids become safe file
-    names. Raises FileNotFoundError for a missing source, ValueError if nothing usable is there or an id is
-    repeated.
+    names. `uncaptioned`: images without a caption are read, too, with an empty one. Raises FileNotFoundError
+    for a missing source, ValueError if nothing usable is there or an id is repeated.
     """
     skipped: Counter = Counter()
     samples: list[Sample] = []
     layouts: list[str] = []
     for source in sources:
         opened = open_source(source, skipped)
-        samples.extend(samples_of(opened.rows, skipped))
+        samples.extend(samples_of(opened.rows, skipped, uncaptioned=uncaptioned))
         layouts.append("; ".join((opened.layout, *opened.notes)))
     check_distinct((sample.id for sample in samples), sources)
     if not samples:

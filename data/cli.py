@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from data.files import redacted
+from data.files import printable, redacted
+from data.option_names import unknown_option
 
 # lines of a jsonargparse error that say nothing new
 NOISE = re.compile(
@@ -62,7 +63,7 @@ class AboveBars(logging.Handler):
     """Write warnings without secrets to stderr, each on a line of its own above the progress bars."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        line = redacted(self.format(record))
+        line = printable(redacted(self.format(record)))
         if "tqdm" in sys.modules:
             sys.modules["tqdm"].tqdm.write(line, file=sys.stderr)
         else:
@@ -86,6 +87,10 @@ def run(program: str, text: str, commands: dict[str, Callable[[list[str]], None]
     if rest in (["--help"], ["-h"]) and (page := help_page(program, command)).exists():
         print(page.read_text(), end="")
         return 0
+    page = help_page(program, rest[0] if rest and rest[0] in commands else command)
+    if page.exists() and (wrong := unknown_option(page.read_text(), rest, f"{program} {command}")):
+        report(ValueError(wrong))
+        return 2
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it asks for kernels that nothing here uses
     try:
         commands[command](rest)
@@ -118,7 +123,8 @@ def report(error: Exception) -> None:
     )
     if rank == "0" or isinstance(error, OSError):
         source = "" if rank == "0" else f" (process {rank})"
-        print(f"error{source}: {redacted(without_traceback(error))}", file=sys.stderr)
+        line = re.sub(r"\s*\n\s*", " ", without_traceback(error).strip())
+        print(f"error{source}: {printable(redacted(line))}", file=sys.stderr)
 
 
 def warn_no_effect(option: str, why: str) -> None:

@@ -15,6 +15,7 @@ from uuid import uuid4
 TEMPORARY = re.compile(r"\.[0-9a-f]{32}(\.\w+)?")  # names that `write_atomically` gives
 # of a URL: scheme, password, host and path, query; closing punctuation is the sentence's
 URL = re.compile(r"(\w[\w+.-]*://)(?:[^\s/?#]*@)?([^\s?#]*)(?:[?#]\S*?(?=[\"'<>)\]}]*[:,;.]*(?:\s|$)))?")
+CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # but for tabs and newlines
 DAY = 86400.0  # seconds: nobody writes one file for so long
 REMEMBERED = 1 << 24  # bytes from which a digest is remembered
 
@@ -74,6 +75,11 @@ def redacted(value: Any) -> Any:
     return URL.sub(r"\1\2", value) if isinstance(value, str) else value
 
 
+def printable(text: str) -> str:
+    """The text with U+FFFD for characters that steer a terminal, such as those that clear it."""
+    return CONTROLS.sub("\ufffd", text)
+
+
 def user_cache() -> Path:
     """The folder $ATTRACTION_BASIN_CACHE, or attraction_basin in the user's cache folder."""
     default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "attraction_basin")
@@ -113,7 +119,7 @@ def read_object(path: Path) -> dict[str, Any]:
     """A JSON file's object; empty where there is none."""
     try:
         content = json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 

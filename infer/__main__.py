@@ -7,6 +7,7 @@
     --prompt "a red car" --prompt "a blue dog" --samples_per_prompt 4
   python -m infer compare --config configs/infer/demo.yaml
   python -m infer compare --config configs/infer/demo.yaml --mitigations none,stp --out outputs/x
+  python -m infer audit   --model.pipeline my_finetune --training images --out outputs/audit
   python -m infer score   --runs outputs/stp,outputs/none --run outputs/demo/finetune --clip data/emoji/clip
   python -m infer report  outputs/demo/compare
   python -m infer basin   --config configs/infer/basin.yaml
@@ -18,8 +19,8 @@
 
 --mitigation takes the name of a preset in configs/mitigation, the path of a YAML file, several as A+B, or a
 class with its options. Every command takes --help, and all but report --config and --print_config. Run
-predict or compare again and only missing images are generated; the other commands begin anew. --debug shows
-the traceback behind an error.
+predict, compare or audit again and only missing images are generated; the other commands begin anew.
+--debug shows the traceback behind an error.
 """
 
 import sys
@@ -30,6 +31,10 @@ from pathlib import Path
 
 def predict(args: list[str]) -> None:
     """Generate images with a mitigation into a run folder. Images that the folder holds are kept."""
+    from callbacks.mitigations.preset_files import check_presets, names_in, preset_names
+    from data.arguments import as_list, built, changed, command_parser, parse, values_of, with_prompts
+
+    check_presets(values_of(args, "--mitigation"))  # before all that takes seconds to import
     import lightning.pytorch as pl
 
     from callbacks.mitigations.base import Mitigation, NoMitigation
@@ -38,21 +43,19 @@ def predict(args: list[str]) -> None:
         label,
         load_mitigation,
         load_mitigations,
-        names_in,
         preset_given,
-        preset_names,
         with_presets,
     )
     from callbacks.predict_progress import PredictProgress
+    from callbacks.progress_lines import ProgressLines
     from callbacks.wandb_run import WandbOptions
     from callbacks.writer import SampleWriter
-    from data.arguments import as_list, built, changed, command_parser, parse, with_prompts
     from data.disk import full_disk_named
     from infer.index.options import GuardOptions
     from infer.options import DenoiseOptions, PromptOptions
     from infer.predict.module import Generate, PromptData
     from infer.predict.options import GenerateOptions
-    from infer.predict.run_folder import check_images, summary_line
+    from infer.predict.summary import check_images, summary_line
     from infer.predict.trainer import quiet_lightning, trainer_for
 
     quiet_lightning()
@@ -84,7 +87,7 @@ def predict(args: list[str]) -> None:
     name += f", {guard.label()}" if guard else ""
     data, module = PromptData(options), Generate(options.model, guard)
     logger = wandb.logger(Path(options.out), {"label": name})
-    ours = [*mitigations, SampleWriter(name), PredictProgress()]
+    ours = [*mitigations, SampleWriter(name), PredictProgress(), ProgressLines()]
     trainer = trainer_for(options.out, ours, trainer_options, logger)
     with full_disk_named(Path(options.out)):
         trainer.predict(module, data, return_predictions=False)
@@ -96,20 +99,25 @@ def predict(args: list[str]) -> None:
 
 def compare(args: list[str]) -> None:
     """Run or reuse one predict job per mitigation, score them, write table and report."""
+    from callbacks.mitigations.preset_files import check_presets
+    from data.arguments import options_of, values_of, with_prompts, with_sweep
+
+    lists = [names.split(",") for names in values_of(args, "--mitigations") if not names.startswith("[")]
+    check_presets([name.strip() for names in lists for name in names])
     from lightning.pytorch.utilities import rank_zero_only
     from rich.console import Console
 
     from callbacks.mitigations.presets import label, load_mitigations
+    from callbacks.progress_lines import ProgressLines
     from callbacks.wandb_run import WandbOptions
     from callbacks.writer import SampleWriter
-    from data.arguments import options_of, with_prompts, with_sweep
     from data.disk import full_disk_named
     from infer.compare.folder import finish
     from infer.compare.measures import Measures
     from infer.compare.options import Comparison
     from infer.options import device_of
     from infer.predict.module import Generate, PromptData
-    from infer.predict.run_folder import summary_line
+    from infer.predict.summary import summary_line
     from infer.predict.trainer import quiet_lightning, trainer_for
     from infer.report.page import write_report
     from infer.report.terminal import terminal_table
@@ -136,12 +144,12 @@ def compare(args: list[str]) -> None:
     for job in jobs:
         if module.model != job.model:  # load a model once
             module = Generate(job.model)
-        ours = [*job.mitigations, SampleWriter(job.label)]
+        ours = [*job.mitigations, SampleWriter(job.label), ProgressLines()]
         trainer = trainer_for(str(out / job.label), ours, vars(comparison.trainer))
         if first:
             print(f"{job.label}:", flush=True)
         with full_disk_named(out):
-            trainer.predict(module, PromptData(comparison), return_predictions=False)
+            trainer.predict(module, data, return_predictions=False)
         if first:
             print(summary_line(out / job.label), flush=True)
     if first:
@@ -153,6 +161,25 @@ def compare(args: list[str]) -> None:
         if logger := wandb.logger(out, {"model": comparison.model.identity(), "seed": comparison.seed}):
             logger.safely(log_to_wandb, out, logger.experiment)
             logger.finalize()
+
+
+def audit(args: list[str]) -> None:
+    from callbacks.adapters.stock import LOOP_HOOKS
+    from callbacks.mitigations.presets import label, load_mitigations
+    from callbacks.writer import SampleWriter
+    from infer.audit.command import audit
+    from infer.denoising.hooks import overrides
+    from infer.predict.trainer import quiet_lightning, trainer_for
+
+    def load(preset: str):
+        mitigations = load_mitigations(preset)
+        return label(mitigations, preset), mitigations
+
+    def trainer(folder: Path, name: str, mitigations: list, options: dict):
+        return trainer_for(str(folder), [*mitigations, SampleWriter(name)], options)
+
+    quiet_lightning()
+    audit(args, load, trainer, lambda rules: not any(overrides(rule, *LOOP_HOOKS) for rule in rules))
 
 
 def calibrate(args: list[str]) -> None:
@@ -179,9 +206,9 @@ def alone(name: str, args: list[str]) -> None:
 def main(args: list[str]) -> int:
     from data.cli import run
 
+    named = {command.__name__: command for command in (predict, compare, audit, calibrate, basin)}
     others = {name: partial(alone, name) for name in ("score", "detect", "index", "report", "doctor")}
-    commands = {"predict": predict, "compare": compare, "calibrate": calibrate, "basin": basin} | others
-    return run("python -m infer", __doc__, commands, args)
+    return run("python -m infer", __doc__, named | others, args)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What the commands of `python -m infer` share: run folders, prompts, the model and how it denoises."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from data.batches import in_batches
 from data.files import read_object
+from data.ranges import FiniteFloat
 from infer.denoising.hooks import GuidanceRule
 from infer.denoising.loop import Denoised, prepare
 from infer.denoising.requests import Request
@@ -45,11 +46,11 @@ class ModelOptions:
     revision: str | None = None
     single_file_config: str | None = None
     lora: str | None = None
-    lora_scale: float = 1.0
+    lora_scale: FiniteFloat = 1.0
     scheduler: Scheduler = "own"
     timestep_spacing: Literal["leading", "linspace", "trailing"] | None = None
     num_inference_steps: PositiveInt = 50
-    guidance_scale: float = 7.5
+    guidance_scale: FiniteFloat = 7.5
     negative_prompt: str = ""
     resolution: PositiveInt | None = None
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
@@ -64,6 +65,13 @@ class ModelOptions:
         named = {name: getattr(self, name) for name in ("pipeline", "single_file_config", "lora")}
         prints = {f"{name}_sha256": path and fingerprint(path) for name, path in named.items()}
         return asdict(self) | prints | {"commit": resolved_revision(self.pipeline, self.revision)}
+
+    def words(self) -> list[str]:
+        """The options that are not the defaults, as a command takes them."""
+        given = {option.name: getattr(self, option.name) for option in fields(self)}
+        usual = {option.name: option.default for option in fields(self)}
+        changed = {name: value for name, value in given.items() if value != usual[name]}
+        return [word for name, value in changed.items() for word in (f"--model.{name}", str(value))]
 
     def load(self, device: torch.device) -> Any:
         """The pipeline on the device, with the scheduler."""

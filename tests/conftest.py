@@ -24,6 +24,7 @@ os.environ.setdefault("WANDB_CONSOLE", "off")  # else it goes on listening to st
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 ROOT = Path(__file__).parent.parent
+ROOMS = ("", "train", "infer", "callbacks", "data", "bench")  # those whose files of tests take longest first
 BASE = ROOT / "data/emoji/base"
 CAPTIONS = [
     "red square",
@@ -35,6 +36,22 @@ CAPTIONS = [
     "tea cup",
     "sun",
 ]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """xdist would begin with the files of most tests, and leave the two processes long ones for the end."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """By their rooms: files that take long first."""
+
+    def room(item: pytest.Item) -> int:
+        *folders, _ = item.path.relative_to(ROOT / "tests").parts
+        return ROOMS.index(folders[0] if folders else "")
+
+    items.sort(key=room)
 
 
 def random_pipeline(prediction_type: str = "v_prediction"):

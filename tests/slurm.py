@@ -72,7 +72,7 @@ def until(what: Callable[[], object], seconds: float, about: Callable[[], str] =
     deadline = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < deadline, about()
-        time.sleep(0.5)
+        time.sleep(0.1)
 
 
 class Cluster:

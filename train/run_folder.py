@@ -68,7 +68,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     """`settings` of a file; ValueError for one that holds none."""
     try:
         return settings(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError, AttributeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{path} holds no settings: restore it, or delete it if the run is the one that it began as"
         ) from error

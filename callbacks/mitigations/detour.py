@@ -17,6 +17,7 @@ from callbacks.mitigations.transition import Transition
 from callbacks.mitigations.two_pass_transition import TwoPassTransition
 from data.cli import warn_no_effect
 from data.prompts import same, source_fingerprint
+from data.ranges import FiniteFloat
 from data.sources.layouts import is_data
 from data.sources.rows import matching_files
 from data.sources.shards import SHARD_SUFFIXES
@@ -108,8 +109,8 @@ class Detour(Mitigation):
         transition: Transition,
         captions: str | None = None,
         exclude: str | None = None,
-        min_cosine: float = 0.0,
-        max_cosine: float = 0.99,
+        min_cosine: FiniteFloat = 0.0,
+        max_cosine: FiniteFloat = 0.99,
         prompt: str | None = None,
         base_pipeline: str | None = None,
         without_lora: bool = False,

@@ -8,6 +8,7 @@ from jsonargparse.typing import ClosedUnitInterval, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from callbacks.mitigations.transition import Transition
+from data.ranges import FiniteFloat
 from infer.denoising.hooks import DenoisingStep, both
 
 
@@ -43,14 +44,14 @@ class DynamicTransition(Transition):
 
     def __init__(
         self,
-        guidance_before: float = 0.0,
+        guidance_before: FiniteFloat = 0.0,
         watch: Literal["epsilon", "model_output"] = "epsilon",
         smoothing: PositiveInt = 1,
         prominence: ClosedUnitInterval = 0.0,
         patience: PositiveInt = 1,
-        fallback_timestep: float | None = None,
+        fallback_timestep: FiniteFloat | None = None,
         gate: PositiveFloat | None = None,
-        gate_timestep: float | None = None,
+        gate_timestep: FiniteFloat | None = None,
     ):
         super().__init__(guidance_before, gate, gate_timestep)
         self.watch, self.smoothing, self.prominence, self.patience = watch, smoothing, prominence, patience

@@ -1,6 +1,5 @@
 """Mitigations by name: presets of configs/mitigation, YAML files, classes; and the label of what ran."""
 
-import difflib
 import inspect
 import json
 import pydoc
@@ -28,6 +27,7 @@ from callbacks.mitigations.noise.divin import DivIn
 from callbacks.mitigations.noise.noise_adjustment import NoiseAdjustment
 from callbacks.mitigations.noise.noise_optimization import NoiseOptimization
 from callbacks.mitigations.noise.sharpness_aware_noise import SharpnessAwareNoise
+from callbacks.mitigations.preset_files import FOLDER, names_in, preset_path, read_preset
 from callbacks.mitigations.prompts.cads import CADS
 from callbacks.mitigations.prompts.embedding_noise import EmbeddingNoise
 from callbacks.mitigations.prompts.embedding_optimization import EmbeddingOptimization
@@ -37,9 +37,7 @@ from callbacks.mitigations.static_transition import StaticTransition
 from callbacks.mitigations.two_pass_transition import TwoPassTransition
 from data.arguments import changed, parse, values_of
 from data.cli import as_users
-from data.files import one_line
 
-FOLDER = Path(__file__).resolve().parents[2] / "configs" / "mitigation"
 MITIGATIONS = (
     NoMitigation, StaticTransition, DynamicTransition, TwoPassTransition, Detour, PromptEdit, EmbeddingNoise,
     EmbeddingOptimization, CrossAttentionMask, NoiseAdjustment, NoiseOptimization, SharpnessAwareNoise,
@@ -47,41 +45,6 @@ MITIGATIONS = (
     GuidanceInterval, GuidanceSchedule, CADS, MaMBoG, DiffusersGuider,
 )  # fmt: skip
 CLASSES = {kind.__name__: kind for kind in MITIGATIONS}
-
-
-def preset_path(name: str) -> Path | None:
-    """The YAML file that a preset's name or a path means; None for anything else, such as a class name."""
-    for path in (FOLDER / f"{name}.yaml", Path(name)):
-        if path.is_file() and path.suffix in (".yaml", ".yml"):
-            return path
-    return None
-
-
-def preset_names() -> list[str]:
-    names = [path.relative_to(FOLDER).with_suffix("").as_posix() for path in FOLDER.rglob("*.yaml")]
-    return sorted(names, key=lambda name: (name.count("/"), name))
-
-
-def names_in(name: str) -> list[str]:
-    """`[somepalli_word, dtp]` of `somepalli_word+dtp`: several mitigations in one run, in this order."""
-    return [name] if preset_path(name) or name.startswith("{") else name.split("+")
-
-
-def read_preset(name: str) -> dict[str, Any]:
-    """`class_path` and `init_args` of a preset's file; ValueError for no preset or no mitigation's file."""
-    if (path := preset_path(name)) is None:
-        near = difflib.get_close_matches(name, preset_names(), n=3, cutoff=0.5)
-        ask = f"did you mean {' or '.join(near)}? " if near else ""
-        raise ValueError(
-            f"no mitigation preset {name!r}: {ask}see configs/mitigation, or give a YAML file's path"
-        )
-    try:
-        content = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no YAML: {one_line(error)}") from error
-    if not isinstance(content, dict) or not {"class_path"} <= {*content} <= {"class_path", "init_args"}:
-        raise ValueError(f"{path}: give a class_path, and its options in init_args")
-    return {"class_path": content["class_path"], "init_args": content.get("init_args") or {}}
 
 
 def load_mitigation(name: str, options: dict[str, Any] | None = None) -> Mitigation:
@@ -135,7 +98,7 @@ def mitigation_of(config: str) -> Any:
     """What a file of options says of the mitigation; None for a file that the parser refuses."""
     try:
         content = yaml.safe_load(Path(config).read_text())
-    except (OSError, ValueError, yaml.YAMLError):
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return None
     return content.get("mitigation") if isinstance(content, dict) else None
 

@@ -6,6 +6,7 @@ import torch
 from jsonargparse.typing import NonNegativeFloat, PositiveFloat
 
 from callbacks.mitigations.transition import Transition
+from data.ranges import FiniteFloat
 
 
 class StaticTransition(Transition):
@@ -25,9 +26,9 @@ class StaticTransition(Transition):
     def __init__(
         self,
         timestep: NonNegativeFloat = 500,
-        guidance_before: float = 0.0,
+        guidance_before: FiniteFloat = 0.0,
         gate: PositiveFloat | None = None,
-        gate_timestep: float | None = None,
+        gate_timestep: FiniteFloat | None = None,
     ):
         super().__init__(guidance_before, gate, gate_timestep)
         self.timestep = timestep

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from callbacks.mitigations.base import Mitigation
 from data.cli import warn_no_effect
+from data.ranges import FiniteFloat
 from infer.denoising.hooks import DenoisingStep, both
 
 
@@ -29,9 +30,9 @@ class Transition(Mitigation, ABC):
 
     def __init__(
         self,
-        guidance_before: float = 0.0,
+        guidance_before: FiniteFloat = 0.0,
         gate: PositiveFloat | None = None,
-        gate_timestep: float | None = None,
+        gate_timestep: FiniteFloat | None = None,
     ):
         if gate is None and gate_timestep is not None:
             warn_no_effect("gate_timestep", "it is the gate's, and there is no gate")

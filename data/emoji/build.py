@@ -70,7 +70,7 @@ def render(icon: dict, icon_set: dict, size: int = RESOLUTION) -> Image.Image:
     }
     svg = SVG.format(size=size, body=icon["body"], **box)
     png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size))
-    image = Image.open(io.BytesIO(png)).convert("RGBA").resize((size, size))
+    image = Image.open(io.BytesIO(png), formats=["PNG"]).convert("RGBA").resize((size, size))
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
 

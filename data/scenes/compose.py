@@ -8,7 +8,7 @@ from PIL import Image
 
 from data.scenes import NAMES, STYLES, is_held_out
 from data.scenes.backgrounds import PLAIN, TEXTURES, background
-from data.scenes.sprites import stickers
+from data.scenes.sprites import sticker
 
 RESOLUTION = 64
 GRID = 8  # px between possible places, and of a latent: an object has the same latents wherever it is
@@ -59,10 +59,10 @@ class Scene:
         rng = np.random.default_rng(self.seed)
         canvas = Image.fromarray(background(self.background, RESOLUTION, rng))
         for placed in self.objects:
-            sticker = stickers(self.style, placed.side)[placed.name]
-            left = placed.left + (placed.side - sticker.width) // 2
-            top = placed.top + (placed.side - sticker.height) // 2
-            canvas.paste(sticker, (left, top), sticker)
+            drawing = sticker(self.style, placed.name, placed.side)
+            left = placed.left + (placed.side - drawing.width) // 2
+            top = placed.top + (placed.side - drawing.height) // 2
+            canvas.paste(drawing, (left, top), drawing)
         return enlarged(canvas, *self.view) if self.view else canvas
 
 

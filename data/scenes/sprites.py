@@ -5,7 +5,7 @@ from functools import cache
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from data.captioned import load_captioned
+from data.captioned import Sample, load_captioned
 from data.emoji import SHARDS
 from data.scenes import HELD_OUT_NAMES, NAMES
 
@@ -15,22 +15,23 @@ RIM = 3  # px of white around a drawing of 64 px
 
 
 @cache
-def stickers(style: str, side: int) -> dict[str, Image.Image]:
-    """The emoji of one icon set by name, RGBA; the longer side of each has `side` px."""
-    return {
-        name: sticker.resize(
-            [max(1, round(length * side / max(sticker.size))) for length in sticker.size],
-            Image.Resampling.LANCZOS,
-        )
-        for name, sticker in whole_stickers(style).items()
-    }
+def sticker(style: str, name: str, side: int) -> Image.Image:
+    """An emoji as one icon set draws it, RGBA; its longer side has `side` px."""
+    whole = whole_sticker(style, name)
+    size = [max(1, round(length * side / max(whole.size))) for length in whole.size]
+    return whole.resize(size, Image.Resampling.LANCZOS)
 
 
 @cache
-def whole_stickers(style: str) -> dict[str, Image.Image]:
+def whole_sticker(style: str, name: str) -> Image.Image:
+    return cut(drawings(style)[name].rgb())
+
+
+@cache
+def drawings(style: str) -> dict[str, Sample]:
     images = load_captioned(str(SHARDS / f"{style}-00000.tar.gz"))
     names = {*NAMES, *HELD_OUT_NAMES}
-    return {sample.caption: cut(sample.rgb()) for sample in images.samples if sample.caption in names}
+    return {sample.caption: sample for sample in images.samples if sample.caption in names}
 
 
 def cut(image: Image.Image) -> Image.Image:

@@ -1,17 +1,20 @@
 """One file with the captions of many images, by path or by key.
 
 {path on another's disk: [captions]} beside images is DCR's form of LAION-10k; {key: [captions]} gives shards
-and tables other captions than their own, such as 20 of BLIP's for each image.
+and tables other captions than their own, such as 20 of BLIP's for each image. COCO's captions
+(`captions_train2017.json`) name the files of their images.
 """
 
 import json
 import logging
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+from data.remote import fetched, is_remote
+from data.sources.kohya import repeats_of
 from data.sources.rows import IMAGE_SUFFIXES, Row, Source, count_unused, file_id, images_below, path_ids
 from data.sources.stored import WholeFile
 
@@ -36,8 +39,36 @@ def captions_by_key(path: Path) -> dict[str, Any]:
         captions = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no JSON: {error}") from error
+    if is_coco(captions):
+        captions = coco_captions(captions, path)
     if not isinstance(captions, dict) or not any(map(are_captions, captions.values())):
         raise ValueError(f"{path} is no captions file: it must hold {{path or key of an image: [captions]}}")
+    return captions
+
+
+def is_coco(content: Any) -> bool:
+    return isinstance(content, dict) and all(
+        isinstance(content.get(name), list) for name in ("images", "annotations")
+    )
+
+
+def coco_captions(content: dict[str, Any], path: Path) -> dict[str, list[str]]:
+    """All captions of each image, in the file's order, by the name of the image's file.
+
+    Captions of an image that the file does not list are under that image's id. ValueError for COCO's other
+    annotations, such as its instances.
+    """
+    try:
+        names = {image["id"]: image["file_name"] for image in content["images"]}
+        captions: dict[str, list[str]] = {}
+        for entry in content["annotations"]:
+            captions.setdefault(names.get(entry["image_id"], str(entry["image_id"])), []).append(
+                entry["caption"]
+            )
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is one of COCO's files, but not of captions: give its captions_*.json"
+        ) from error
     return captions
 
 
@@ -47,12 +78,19 @@ def is_captions(path: Path) -> bool:
         captions = captions_by_key(path)
     except ValueError:
         return False
+    return are_files(captions) and all(map(are_captions, captions.values()))
+
+
+def are_files(keys: Iterable[str]) -> bool:
+    """Whether all keys are names or paths of images."""
     suffixes = tuple(f".{suffix}" for suffix in IMAGE_SUFFIXES)
-    return all(key.lower().endswith(suffixes) and are_captions(value) for key, value in captions.items())
+    return all(key.lower().endswith(suffixes) for key in keys)
 
 
 def captions_file(name: str, folder: Path) -> Path:
     """The file of that path, else of that name in a folder of data; FileNotFoundError if there is neither."""
+    if is_remote(name):
+        return fetched(name)
     if Path(name).is_file():
         return Path(name)
     if not (folder / name).is_file():
@@ -91,18 +129,26 @@ def open_captions(folder: Path, file: Path, skipped: Counter) -> Source:
     count_unused(str(file), "captions without image", [key for key in captions if key not in used], skipped)
     layout = f"images with a captions file ({file.name}: {len(pairs):,} of {len(captions):,} match)"
     ids = path_ids(images, folder)
-    rows = (Row(ids[path], WholeFile(str(path)), captions[pairs[path]]) for path in images if path in pairs)
+    repeats = repeats_of(folder, images)
+    rows = (
+        Row(ids[path], WholeFile(str(path)), captions[pairs[path]], repeats=repeats.get(path, 1))
+        for path in images
+        if path in pairs
+    )
     return Source(layout, rows, len(pairs))
 
 
 def with_captions(source: Source, file: Path, skipped: Counter) -> Source:
     """The source with captions of a file, {id: [captions]}; rows that the file lacks keep their own.
 
-    Ids are those of the rows: keys in shards, ids or row numbers in tables. The notes say how many match once
+    Ids are those of the rows: keys in shards, ids or row numbers in tables; where all keys are names of image
+    files, they are meant without suffix. The notes say how many match once
     the rows are read. ValueError if none does, and at once for a file of another kind.
     """
     captions = captions_by_key(file)
     by_id = {file_id(key): each for key, each in captions.items()}
+    if are_files(captions):  # whose suffixes no key of a shard has
+        by_id = {key.rpartition(".")[0]: each for key, each in by_id.items()}
     if len(by_id) < len(captions):
         raise ValueError(
             f"{file}: {len(captions) - len(by_id)} of its keys are the same as others, as file names"

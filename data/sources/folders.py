@@ -5,36 +5,19 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from data.sources.beside import beside, count_lone, is_caption
 from data.sources.classes import CLASS_PROMPT, IMAGENETTE, readable
-from data.sources.rows import (
-    Row,
-    Source,
-    caption_in_json,
-    count_unused,
-    file_rows,
-    files_below,
-    images_below,
-    path_ids,
-)
+from data.sources.kohya import named, repeats_of
+from data.sources.rows import Row, Source, count_unused, file_rows, files_below, images_below, path_ids
 from data.sources.stored import WholeFile
 
 log = logging.getLogger(__name__)
 METADATA = ("metadata.jsonl", "metadata.csv")
-CAPTION_SUFFIXES = (".txt", ".TXT", ".caption")
 NO_CLASSES = ("images", "image", "imgs", "img", "pictures", "photos", "data", "files")
-
-
-def beside(path: Path) -> Any:
-    """The caption next to an image: its `.txt`, else its `.caption`, else the `caption` in its `.json`."""
-    for suffix in CAPTION_SUFFIXES:
-        if (text := path.with_suffix(suffix)).is_file():
-            return text.read_bytes()
-    described = path.with_suffix(".json")
-    return caption_in_json(described.read_bytes()) if described.is_file() else None
 
 
 def open_captions_beside(folder: Path, skipped: Counter) -> Source:
@@ -44,32 +27,25 @@ def open_captions_beside(folder: Path, skipped: Counter) -> Source:
     count_unused(
         str(folder), "images in subfolders", [path for path in images if path.parent != folder], skipped
     )
-    refuse_trainers_folders(folder, paths)
+    if (kohya := named(folder.resolve())) and kohya.repeats > 1:
+        log.warning(
+            "%s: each image is shown once; to show them %d times, as Kohya's scripts would, give the folder "
+            "above", folder, kohya.repeats,
+        )  # fmt: skip
     count_lone(folder, paths, filter(is_caption, sorted(folder.iterdir())), skipped)
     return Source("images with captions beside them", file_rows(paths, folder, beside), len(paths))
 
 
-def is_caption(path: Path) -> bool:
-    return path.suffix in CAPTION_SUFFIXES and not path.name.startswith(".")
+def file_name(path: Path) -> str:
+    """A file's name as a caption: without suffix, `_` as spaces, and without the ` (2)` of a second file."""
+    return re.sub(r"\s*\(\d+\)$", "", path.stem.replace("_", " "))
 
 
-def refuse_trainers_folders(folder: Path, images: list[Path]) -> None:
-    """ValueError for names that mean more than is read here: training would go wrong without a word."""
-    for path in images:
-        if path.stem.endswith(("-masklabel", "-condlabel")):
-            raise ValueError(f"{path} is a mask of OneTrainer, which is not read: move masks out of {folder}")
-        if path.parent != folder and re.match(r"[1-9]\d{0,2}_", path.parent.name):  # 2024_01 is a date
-            raise ValueError(
-                f"{path.parent.name!r} in {folder} is a folder for Kohya's scripts, whose number means "
-                "repeats: rename it without the number, and set exposure.copies for repeats"
-            )
-
-
-def count_lone(folder: Path, images: list[Path], captions: Iterable[Path], skipped: Counter) -> None:
-    """Count the text files that stand beside no image of their name."""
-    names = {path.with_suffix("") for path in images}
-    lone = [path for path in captions if path.with_suffix("") not in names]
-    count_unused(str(folder), "captions without image", lone, skipped)
+def open_file_names(folder: Path, images: list[Path]) -> Source:
+    """Images at any depth; Kohya's folders keep their repeats."""
+    repeats = repeats_of(folder, images)
+    rows = file_rows(images, folder, file_name, repeats=lambda path: repeats.get(path, 1))
+    return Source("images with their file names as captions", rows, len(images))
 
 
 def open_nested(folder: Path, paths: list[Path], skipped: Counter) -> Source:
@@ -77,7 +53,11 @@ def open_nested(folder: Path, paths: list[Path], skipped: Counter) -> Source:
 
     ValueError where a single subfolder would have to be the class of everything.
     """
-    refuse_trainers_folders(folder, paths)
+    if deep := [path.parent for path in paths if named(path.parent)]:
+        raise ValueError(
+            f"{deep[0].name!r} in {folder} is a folder for Kohya's scripts: give the one above it, "
+            f"{deep[0].parent}"
+        )
     if any(beside(path) is not None for path in paths):
         count_lone(folder, paths, files_below(folder, is_caption), skipped)
         layout = "folders of images with captions beside them"
@@ -143,6 +123,9 @@ def table_rows(table: Path) -> Iterator[dict[str, Any]]:
         with table.open(encoding="utf-8-sig", newline="" if table.suffix == ".csv" else None) as file:
             if table.suffix == ".csv":
                 reader = csv.DictReader(file)
+                names = reader.fieldnames or []
+                if twice := [name for name in names if names.count(name) > 1]:
+                    raise ValueError(f"two columns are called {twice[0]!r}")
                 for row in reader:
                     if None in row:
                         raise ValueError(

@@ -42,9 +42,14 @@ def problem(encoded: bytes) -> tuple[str, str] | None:
     return None
 
 
-def decoded(encoded: bytes) -> Image.Image:
-    """RGB: the first frame, turned as EXIF says, 16 bits scaled to 8, on white where transparent."""
+def decoded(encoded: bytes, side: int | None = None) -> Image.Image:
+    """RGB: the first frame, turned as EXIF says, 16 bits scaled to 8, on white where transparent.
+
+    `side`: a JPEG may come smaller, down to an eighth, as long as no side is shorter than this.
+    """
     image = opened(encoded)
+    if side:
+        image.draft(None, (side, side))
     image.load()  # outside of `suppress`, in which damage would go unnoticed
     with contextlib.suppress(Exception):  # a broken EXIF block must not cost the image
         image = ImageOps.exif_transpose(image)

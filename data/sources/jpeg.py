@@ -35,7 +35,8 @@ def is_cut(encoded: bytes, small: Image.Image) -> bool:
     if len(scans) == 1 and (last != last[0]).any():
         return False
     longer = encoded[:end] + MORE + encoded[end:]
-    with Image.open(io.BytesIO(encoded)) as image, Image.open(io.BytesIO(longer)) as other:
+    parts = (Image.open(io.BytesIO(each), formats=["JPEG"]) for each in (encoded, longer))
+    with next(parts) as image, next(parts) as other:
         if len(scans) == 1:
             for each in (image, other):
                 each.draft("L", (1, 1))

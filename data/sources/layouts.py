@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from data.sources import captions_file, folders, tables
+from data.remote import is_remote
+from data.sources import captions_file, folders, kohya, runs, tables
+from data.sources.beside import beside
 from data.sources.rows import (
     ARCHIVES,
     NOT_READ,
@@ -19,6 +21,7 @@ from data.sources.rows import (
     files_below,
     images_below,
     is_image,
+    is_mask,
     matching_files,
 )
 from data.sources.shards import SHARD_SUFFIXES, is_shard, open_shards, shards_in
@@ -26,6 +29,7 @@ from data.sources.shards import SHARD_SUFFIXES, is_shard, open_shards, shards_in
 log = logging.getLogger(__name__)
 OF_TABLES = ("split", "image", "caption", "label", "id")
 OF_ALL = ("captions", "prefix")
+FILE_NAME = "file_name"  # ?caption=file_name
 EMPTY = "nothing that can be read"
 
 
@@ -61,6 +65,7 @@ def open_source(source: str, skipped: Counter) -> Source:
         file = captions_file.captions_file(options["captions"], Path(path))
         if holds_image_files(Path(path)):
             only(options, (), source)
+            count_aside(Path(path), files_below(Path(path)), skipped)
             opened = captions_file.open_captions(Path(path), file, skipped)
         else:
             opened = captions_file.with_captions(open_path(source, path, options, skipped), file, skipped)
@@ -70,7 +75,9 @@ def open_source(source: str, skipped: Counter) -> Source:
 
 
 def open_path(source: str, path: str, options: dict[str, str], skipped: Counter) -> Source:
-    if path.startswith("hf:"):
+    if is_remote(path) and not path.endswith((*SHARD_SUFFIXES, ".parquet")):
+        return open_store(source, path, options, skipped)
+    if path.startswith("hf:") and not is_remote(path):
         return tables.open_hub(path, only(options, ("config", "revision", *OF_TABLES), source))
     folder = Path(path)
     if folder.is_dir():
@@ -85,6 +92,17 @@ def open_path(source: str, path: str, options: dict[str, str], skipped: Counter)
         f"data source {source!r} is neither a folder nor a shard pattern (*.tar, *.tar.gz), nor *.parquet, "
         "nor hf:owner/name"
     )
+
+
+def open_store(source: str, path: str, options: dict[str, str], skipped: Counter) -> Source:
+    """The shards, or else the parquet files, below a folder of an object store; ValueError without either."""
+    files = matching_files(path)
+    if shards := [file for file in files if is_shard(Path(file))]:
+        only(options, (), source)
+        return open_shards(shards, skipped)
+    if parquet := [Path(file) for file in files if file.endswith(".parquet")]:
+        return tables.open_parquet(path, parquet, only(options, OF_TABLES, source))
+    raise ValueError(f"{source!r} has no shards and no parquet files: copy a folder of images to a disk")
 
 
 def holds_image_files(folder: Path) -> bool:
@@ -102,12 +120,12 @@ def open_folder(folder: Path, options: dict[str, str], skipped: Counter) -> Sour
     where = str(folder)
     if any((folder / name).exists() for name in tables.SAVED):
         return tables.open_saved(folder, only(options, OF_TABLES, where))
+    if runs.is_run(folder):
+        only(options, (), where)
+        return runs.open_run(folder, skipped)
     files = files_below(folder)
     images = [path for path in files if is_image(path)]
-    unread = [path for path in files if path.suffix[1:].lower() in UNREAD_SUFFIXES]
-    count_unused(where, NOT_READ, unread, skipped)
-    archives = [path for path in files if path.name.lower().endswith(ARCHIVES)]
-    count_unused(where, "archives that are not read", archives, skipped)
+    count_aside(folder, files, skipped)
     shards = shards_in(folder)
     deeper = [path for path in files if is_shard(path) and path.parent != folder]
     count_unused(where, "shards in subfolders", deeper, skipped)
@@ -115,17 +133,26 @@ def open_folder(folder: Path, options: dict[str, str], skipped: Counter) -> Sour
         only(options, (), where)
         count_unused(where, "images beside shards", images, skipped)
         return open_shards(shards, skipped)
+    if images and options.get("caption") == FILE_NAME:
+        only(options, ("caption",), where)
+        return folders.open_file_names(folder, images)
     parquet = [path for path in files if path.suffix == ".parquet"]
     if parquet and (options or not images or tables.has_image_column(parquet[0])):
         count_unused(where, "images beside parquet files", images, skipped)
         return tables.open_parquet(where, parquet, only(options, OF_TABLES, where))
+    if images and "caption" in options:
+        raise ValueError(f"{where}: images in files take no ?caption= but {FILE_NAME}")
     only(options, (), where)
     metadata = folders.metadata_below(folder)
     if metadata and metadata[0].parent == folder:
         return folders.open_metadata(folder, metadata, skipped)
     if file := captions_file.find_captions(folder):
         return captions_file.open_captions(folder, file, skipped)
-    if any(path.parent == folder for path in images):
+    loose = [path for path in images if path.parent == folder]
+    root = kohya.find_root(folder, images)
+    if root and all(beside(path) is None for path in loose):
+        return kohya.open_kohya(folder, root, images, skipped)
+    if loose:
         return folders.open_captions_beside(folder, skipped)
     if not images:
         return Source(EMPTY, iter(()), 0)
@@ -137,6 +164,18 @@ def open_folder(folder: Path, options: dict[str, str], skipped: Counter) -> Sour
     if metadata:
         return folders.open_metadata(folder, metadata, skipped)
     return folders.open_nested(folder, images, skipped)
+
+
+def count_aside(folder: Path, files: list[Path], skipped: Counter) -> None:
+    """Count what no layout of files uses."""
+    aside = {
+        NOT_READ: [path for path in files if path.suffix[1:].lower() in UNREAD_SUFFIXES],
+        "archives that are not read": [path for path in files if path.name.lower().endswith(ARCHIVES)],
+        "masks of OneTrainer": [path for path in files if is_mask(path) and not path.name.startswith(".")],
+        "latents cached by a trainer (.npz)": [path for path in files if path.suffix == ".npz"],
+    }
+    for reason, paths in aside.items():
+        count_unused(str(folder), reason, paths, skipped)
 
 
 def is_data(source: str) -> bool:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from data.remote import is_remote, places
 from data.sources.stored import Stored, WholeFile
 
 log = logging.getLogger(__name__)
@@ -20,6 +21,7 @@ IMAGE_SUFFIXES = ("webp", "png", "jpg", "jpeg", "jfif", "gif", "bmp", "avif")
 UNREAD_SUFFIXES = {"tif", "tiff", "heic", "heif", "jxl", "jp2", "psd", "svg", "ico", "ppm", "tga"}
 NOT_READ = "images in a format that is not read"
 ARCHIVES = (".zip", ".7z", ".rar", ".tar.bz2", ".tar.xz", ".tar.zst")  # which are not read either
+MASKS = ("-masklabel", "-condlabel")  # ends of the names of OneTrainer's masks and conditions
 NAMED = 5  # of each reason this many are named in the log
 SPLITS = ("train", "val", "valid", "validation", "test")
 LONGEST_ID = 120  # bytes; a file name may have 255, and what is made from an id adds a seed and a suffix
@@ -29,7 +31,8 @@ class Row(NamedTuple):
     """One entry as it is on disk: nothing of it is checked, and image and captions may be missing.
 
     `label` is the name of its class, where the layout has classes; `missing` is the reason counted for a row
-    without an image, `detail` what the log says of a row that lacks something.
+    without an image, `detail` what the log says of a row that lacks something; `repeats` how often the source
+    wants it shown in a pass.
     """
 
     id: str
@@ -38,6 +41,7 @@ class Row(NamedTuple):
     label: str | None = None
     missing: str = "without image"
     detail: str = ""
+    repeats: int = 1
 
 
 class Source(NamedTuple):
@@ -88,17 +92,28 @@ def path_ids(paths: Iterable[Path], root: Path) -> dict[Path, str]:
 
 
 def file_rows(
-    paths: Sequence[Path], root: Path, caption: Callable, label: Callable = lambda path: None
-) -> Iterator[Row]:
-    """A row for each image file below `root`, with the caption and the class that the path gives."""
+    paths: Sequence[Path], root: Path, caption: Callable, label: Callable = lambda path: None,
+    repeats: Callable = lambda path: 1,
+) -> Iterator[Row]:  # fmt: skip
+    """A row for each image file below `root`, with the caption, class and repeats that the path gives."""
     ids = path_ids(paths, root)
     for path in paths:
-        yield Row(ids[path], WholeFile(str(path)), caption(path), label(path))
+        image = WholeFile(str(path))
+        yield Row(ids[path], image, caption(path), label(path), repeats=repeats(path))
 
 
 def is_image(path: Path) -> bool:
-    """By its suffix; hidden files, such as the `._a.jpg` that macOS leaves, are none."""
-    return path.suffix[1:].lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+    """By its suffix; masks, and hidden files such as the `._a.jpg` that macOS leaves, are none."""
+    return has_image_suffix(path) and not path.name.startswith(".") and not is_mask(path)
+
+
+def has_image_suffix(path: Path) -> bool:
+    return path.suffix[1:].lower() in IMAGE_SUFFIXES
+
+
+def is_mask(path: Path) -> bool:
+    """Whether OneTrainer has it beside an image: where a loss counts, or what the image is made from."""
+    return has_image_suffix(path) and path.stem.endswith(MASKS)
 
 
 def count_unused(
@@ -140,10 +155,14 @@ def files_below(folder: Path, wanted: Callable[[Path], bool] = lambda path: True
 def matching_files(pattern: str) -> list[str]:
     """Files of braces and globs (`{00000..00009}.tar`), sorted; what exists is taken to the letter.
 
+    Of a URL the places where its files lie once they are read.
+
     FileNotFoundError for a part without any.
     """
     from braceexpand import braceexpand
 
+    if is_remote(pattern):
+        return places(pattern)
     folder = Path(pattern)
     while not folder.exists():
         folder = folder.parent

@@ -8,8 +8,10 @@ import tarfile
 import zlib
 from collections import Counter
 from collections.abc import Iterator
+from lzma import LZMAError
 from pathlib import Path
 
+from data.remote import Unreachable, opened
 from data.sources.rows import (
     IMAGE_SUFFIXES,
     NAMED,
@@ -21,11 +23,15 @@ from data.sources.rows import (
     count_unused,
     file_id,
 )
-from data.sources.stored import Span, Stored, read
+from data.sources.stored import MAX_BYTES, Span, Stored, read
 
 log = logging.getLogger(__name__)
 SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 COUNTS = ("count", "successes", "failed_to_download", "failed_to_resize")
+# what tarfile raises for a header or a stream that is damaged
+DAMAGE = (
+    tarfile.TarError, zlib.error, LZMAError, EOFError, OSError, ValueError, OverflowError, RecursionError,
+)  # fmt: skip
 Members = dict[str, Stored]  # of one key, by suffix
 APART: set[str] = set()  # folders of which this process has said that members are no neighbours
 
@@ -88,15 +94,25 @@ def members_of(path: str, skipped: Counter) -> tuple[dict[str, Members], list[st
     """
     keys: dict[str, Members] = {}
     repeated: list[str] = []
+    links: list[str] = []
+    large: list[str] = []
     begun, apart, previous = set(), set(), None
     try:
-        with tarfile.open(path) as archive:
-            size = os.path.getsize(path) if isinstance(archive.fileobj, io.BufferedReader) else None
+        with opened(path) as stream, tarfile.open(fileobj=stream) as archive:
+            plain = isinstance(archive.fileobj, io.BufferedReader)
+            size = os.fstat(stream.fileno()).st_size if plain else None
             while member := archive.next():
                 archive.members.clear()  # or it would hold all headers
+                if member.size < 0:
+                    raise tarfile.ReadError(f"{member.name} has {member.size} bytes")
+                if member.islnk() or member.issym():
+                    links.append(member.name)
                 folder, _, base = member.name.rpartition("/")
                 stem, dot, suffix = base.rpartition(".")
                 if not member.isreg() or not stem or not dot or base.startswith("."):
+                    continue
+                if (size is None or member.issparse()) and member.size > MAX_BYTES:
+                    large.append(member.name)
                     continue
                 members = keys.setdefault(f"{folder}/{stem}" if folder else stem, {})
                 if suffix.lower() in members:
@@ -116,9 +132,16 @@ def members_of(path: str, skipped: Counter) -> tuple[dict[str, Members], list[st
             rest = archive.fileobj.read(1 << 20)  # the second of two empty blocks, and then nothing
             if len(rest) < 512 or rest.strip(b"\0"):
                 raise EOFError("no end mark" if len(rest) < 512 else "more follows its end mark")
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+    except Unreachable:
+        raise
+    except DAMAGE as error:
         skipped["broken shards"] += 1
+        if str(error).startswith("file could not be opened"):  # and one line for each kind of compression
+            error = "it is no tar"
         log.warning("%s breaks off, what came after is lost: %s", path, error)
+    count_unused(path, "links to other members", links, skipped, NAMED)
+    count_unused(path, "members of more than 1 GiB", large, skipped, NAMED)
+    keys = {key: members for key, members in keys.items() if members}
     return keys, repeated, apart
 
 

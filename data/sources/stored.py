@@ -4,15 +4,19 @@ A location is small, can be pickled, and opens its file in the process that read
 workers may be forked or spawned.
 """
 
+import os
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from data.remote import opened, present
+
 if TYPE_CHECKING:
     import pyarrow as pa
     from datasets import Dataset
 
+MAX_BYTES = 1 << 30  # of an encoded image: the largest that is decoded has 0.7 GB where nothing is compressed
 ROW_GROUPS = 2  # whose images each process holds: a parquet file gives a row group as a whole or not at all
 lock = Lock()
 
@@ -23,6 +27,9 @@ class WholeFile(NamedTuple):
     path: str
 
     def read(self) -> bytes:
+        """OSError for a file that no image can need, before it fills the memory."""
+        if (size := os.path.getsize(self.path)) > MAX_BYTES:
+            raise OSError(f"{self.path} has {size:,} bytes, the limit is {MAX_BYTES:,}")
         return Path(self.path).read_bytes()
 
 
@@ -34,8 +41,10 @@ class Span(NamedTuple):
     size: int
 
     def read(self) -> bytes:
-        """OSError for a file that has become shorter."""
-        with open(self.path, "rb", buffering=0) as file:
+        """OSError for a file that has become shorter, or a part that no image can need."""
+        if self.size > MAX_BYTES:
+            raise OSError(f"a member of {self.path} has {self.size:,} bytes, the limit is {MAX_BYTES:,}")
+        with opened(self.path, 0) as file:
             file.seek(self.offset)
             content = file.read(self.size)
         if len(content) < self.size:
@@ -61,7 +70,7 @@ class ParquetCell(NamedTuple):
 def row_group(path: str, number: int, column: str) -> "pa.ChunkedArray":
     import pyarrow.parquet as pq
 
-    with pq.ParquetFile(path) as table:
+    with pq.ParquetFile(present(path)) as table:
         return table.read_row_group(number, columns=[column]).column(0)
 
 

@@ -5,125 +5,23 @@ import math
 import os
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import repeat
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from data.files import one_line
+from data.files import one_line, read_object
+from data.remote import present
 from data.sources.classes import CLASS_PROMPT, class_names, label_of, named
-from data.sources.rows import (
-    SPLITS,
-    Row,
-    Source,
-    caption_in_json,
-    file_id,
-    files_below,
-    matching_files,
-    path_ids,
-)
+from data.sources.columns import Columns, captions_of, choose, holds_images
+from data.sources.rows import SPLITS, Row, Source, file_id, files_below, matching_files, path_ids
 from data.sources.stored import DatasetCell, ParquetCell, Stored
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from datasets import Dataset
 
 log = logging.getLogger(__name__)
-IMAGE = ("image", "img", "jpg", "jpeg", "png", "webp", "picture", "photo")
-LABEL = ("label", "class")
-CAPTION = ("text", "caption", "captions", "prompt", "txt", "json")
-ID = ("id", "key", "__key__")
 SAVED = ("state.json", "dataset_dict.json")
-
-
-class Columns(NamedTuple):
-    image: str
-    caption: str | None
-    label: str | None
-    id: str | None
-
-    def names(self) -> list[str]:
-        return [name for name in dict.fromkeys(self) if name]
-
-    def texts(self) -> list[str]:
-        """All but the images."""
-        return [name for name in self.names() if name != self.image]
-
-    def notes(self) -> tuple[str, ...]:
-        """Where captions come from, if not from a column of captions."""
-        return () if self.caption or not self.label else (f"captions by class ({self.label!r})",)
-
-
-def holds_bytes(kind: "pa.DataType") -> bool:
-    import pyarrow.types as types
-
-    return types.is_binary(kind) or types.is_large_binary(kind)
-
-
-def holds_images(kind: "pa.DataType") -> bool:
-    """The image type of Hugging Face, a struct of bytes and path, or plain bytes."""
-    import pyarrow.types as types
-
-    if types.is_struct(kind):
-        return any(field.name == "bytes" and holds_bytes(field.type) for field in kind)
-    return holds_bytes(kind)
-
-
-def choose(schema: "pa.Schema", options: dict[str, str], source: str) -> Columns:
-    """The given columns, else the ones with usual names; ValueError, naming all, where one stays open."""
-    for role in ("image", "caption", "label", "id"):
-        if role in options and options[role] not in schema.names:
-            raise ValueError(f"{source} has no column {options[role]!r}: it has {schema.names}")
-    pictures = [field.name for field in schema if holds_images(field.type)]
-    if not pictures:
-        raise ValueError(f"{source} has no column with the bytes of images in it: it has {schema.names}")
-    usual = [name for name in IMAGE if name in pictures] or (pictures if len(pictures) == 1 else [])
-    image = options.get("image") or next(iter(usual), None)
-    caption = options.get("caption") or next((name for name in CAPTION if name in schema.names), None)
-    label = choose_label(schema, options, caption, source)
-    has_caption = caption or label or "captions" in options  # these are in a file
-    for role, column in (("image", image), ("caption", has_caption)):
-        if not column:
-            given = "&".join(f"{name}={value}" for name, value in {**options, role: "COLUMN"}.items())
-            raise ValueError(
-                f"{source}: which column is the {role}? Say it as '{source}?{given}'; it has {schema.names}"
-            )
-    if image not in pictures:
-        raise ValueError(f"{source}: the column {image!r} holds no images; {pictures} would")
-    if unused := [name for name in pictures if name != image]:
-        log.warning("%s: images of %s are not used; ?image= reads another column", source, unused)
-    key = options.get("id") or next((name for name in ID if name in schema.names), None)
-    return Columns(image, caption, label, key)
-
-
-def choose_label(
-    schema: "pa.Schema", options: dict[str, str], caption: str | None, source: str
-) -> str | None:
-    """The given column of classes, else captions that are classes, a usual name, or the only one there is.
-
-    ValueError for a given one without names: a number says nothing of a class.
-    """
-    import pyarrow.types as types
-
-    classes = class_names(schema)
-    if label := options.get("label"):
-        kind = schema.field(label).type
-        if label not in classes and not types.is_string(kind) and not types.is_large_string(kind):
-            raise ValueError(
-                f"{source}: the column {label!r} holds no names of classes, but {kind}; give a column of "
-                f"text or a datasets.ClassLabel, of which there are {sorted(classes)}"
-            )
-        return label
-    if caption in classes:
-        return caption
-    usual = [name for name in LABEL if name in classes] or (list(classes) if len(classes) == 1 else [])
-    return next(iter(usual), None)
-
-
-def captions_of(cell: Any) -> Any:
-    """A column `json` of webdataset's holds the caption inside, as text or as a struct."""
-    if isinstance(cell, dict):
-        return cell.get("caption")
-    return caption_in_json(cell) if isinstance(cell, str) and cell.startswith("{") else cell
 
 
 def whole_number(key: Any) -> Any:
@@ -147,7 +45,9 @@ def rows_of(
         key = f"{name}_{number:07d}" if key is None else str(key)
         label = label_of(record[columns.label], classes.get(columns.label)) if columns.label else None
         if columns.caption:
-            caption = captions_of(named(record[columns.caption], classes.get(columns.caption)))
+            caption = captions_of(
+                named(record[columns.caption], classes.get(columns.caption)), columns.within
+            )
         else:
             caption = label and CLASS_PROMPT.format(label)
         yield Row(file_id(key), image, caption, label)
@@ -213,6 +113,10 @@ def open_saved(folder: Path, options: dict[str, str]) -> Source:
     import datasets
 
     try:
+        for state in (folder / "state.json", *folder.glob("*/state.json")):
+            for file in read_object(state).get("_data_files", ()):
+                if not (state.parent / file["filename"]).resolve().is_relative_to(folder.resolve()):
+                    raise ValueError(f"{file['filename']!r} of its {state.name} leads out of the folder")
         rows = datasets.load_from_disk(str(folder))
     except Exception as error:  # of a file that is missing or cut: half a dozen kinds from two libraries
         raise ValueError(f"{folder} is no whole dataset of save_to_disk: {one_line(error)}") from error
@@ -259,7 +163,6 @@ def of_split(source: str, files: list[Path], root: Path, split: str | None) -> l
 
 def open_parquet(source: str, files: list[Path], options: dict[str, str]) -> Source:
     """Files are opened one at a time; without a column of ids, rows are numbered after the file's name."""
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     root = (
@@ -269,11 +172,8 @@ def open_parquet(source: str, files: list[Path], options: dict[str, str]) -> Sou
     files = of_split(source, files, root, options.get("split"))
     columns, total, classes = None, 0, {}
     for path in files:
-        try:
-            with pq.ParquetFile(path) as table:
-                schema, total = table.schema_arrow, total + table.metadata.num_rows
-        except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"{path} is no whole parquet file: {one_line(error)}") from error
+        with whole_parquet(path), pq.ParquetFile(present(path)) as table:
+            schema, total = table.schema_arrow, total + table.metadata.num_rows
         columns, classes[path] = columns or choose(schema, options, source), class_names(schema)
         if missing := [name for name in columns.names() if name not in schema.names]:
             raise ValueError(f"{path} has no column {missing[0]!r}, which {files[0]} has")
@@ -286,11 +186,22 @@ def open_parquet(source: str, files: list[Path], options: dict[str, str]) -> Sou
     return Source(f"parquet files ({len(files)})", rows, total, notes=columns.notes())
 
 
+@contextmanager
+def whole_parquet(path: Path) -> Iterator[None]:
+    """Raise ValueError, which names the file, where pyarrow finds it cut or damaged."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path} is no whole parquet file: {one_line(error)}") from error
+
+
 def records(path: Path, columns: Columns) -> Iterator[tuple[ParquetCell, dict[str, Any]]]:
     """Where each row's image is, with its other columns."""
     import pyarrow.parquet as pq
 
-    with pq.ParquetFile(path) as table:
+    with whole_parquet(path), pq.ParquetFile(present(path)) as table:
         for group in range(table.num_row_groups):
             rows = table.read_row_group(group, columns=columns.texts()).to_pylist()
             for row in range(table.metadata.row_group(group).num_rows):
@@ -300,7 +211,7 @@ def records(path: Path, columns: Columns) -> Iterator[tuple[ParquetCell, dict[st
 def column(path: Path, name: str) -> Iterator[Any]:
     import pyarrow.parquet as pq
 
-    with pq.ParquetFile(path) as table:
+    with whole_parquet(path), pq.ParquetFile(present(path)) as table:
         for batch in table.iter_batches(columns=[name]):
             yield from batch.column(0).to_pylist()
 

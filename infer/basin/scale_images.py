@@ -15,6 +15,7 @@ from tqdm import tqdm
 from data.batches import in_batches
 from data.captioned import CaptionedImages, Sample, load_captioned
 from data.prompts import load_prompts, spread
+from data.table_files import read_exposures
 from infer.basin.critical_scale import critical_scale
 from infer.basin.options import Basin
 from infer.basin.scale_summary import Scales, doubling
@@ -58,10 +59,9 @@ def choose_images(options: Basin, samples: CaptionedImages) -> list[Shown]:
 
 def exposures_of(run: str | None) -> tuple[dict[str, int], dict[str, str]]:
     """How often a run showed each image, and its caption, by id; nothing without a run that says it."""
-    path = Path(run or "", "exposures.parquet")
-    if not run or not path.exists():
+    if not run or not Path(run, "exposures.parquet").exists():
         return {}, {}
-    rows = pd.read_parquet(path).set_index("id")
+    rows = read_exposures(Path(run)).set_index("id")
     return rows["times_shown"].to_dict(), rows["caption"].to_dict()
 
 

@@ -1,7 +1,6 @@
 """The preset that `python -m infer calibrate` writes, with how its numbers were measured."""
 
 import shlex
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +37,6 @@ def comments(options: Calibration, result: Calibrated) -> str:
 
 def predict_command(options: Calibration) -> str:
     """The command that predicts with the preset: the same model and schedule."""
-    words = ["python", "-m", "infer", "predict", "--mitigation", options.out]
-    for option in fields(options.model):
-        if (value := getattr(options.model, option.name)) != option.default:
-            words += [f"--model.{option.name}", str(value)]
+    words = ["python", "-m", "infer", "predict", "--mitigation", options.out, *options.model.words()]
     prompts = options.memorized or options.ordinary
     return shlex.join([*words, "--prompts", prompts, "--out", str(Path(options.out).with_suffix(""))])

@@ -10,7 +10,7 @@ from infer.compare.measures import Measures
 from infer.compare.options import Comparison
 from infer.compare.results import Measured, measure
 from infer.metrics.aggregate import memorized_prompts
-from infer.predict.run_folder import file_stems, save_image, write_table
+from infer.predict.run_folder import FileStems, save_image, write_table
 
 
 def finish(
@@ -54,7 +54,7 @@ def finish(
 def save_training_images(measured: Measured, rows: pd.DataFrame, resolution: int, folder: Path) -> None:
     """Save the first of each prompt's own training images, named as the prompt's generated images are."""
     each = rows.drop_duplicates("prompt_id")
-    stems = file_stems(each["prompt_id"])
+    stems = FileStems(each["prompt_id"])
     for key, own in zip(each["prompt_id"], measured.training.own(each), strict=True):
         if own:
             with suppress(Exception):  # an unreadable image, which a note names; the page shows a gap

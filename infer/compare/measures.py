@@ -3,13 +3,12 @@
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
-
-import pandas as pd
+from typing import ClassVar, Literal
 
 from data.captioned import CaptionedImages, check_distinct, load_captioned
 from data.files import redacted
 from data.sources.layouts import open_source, unsaid
+from data.table_files import read_exposures
 from infer.metrics.clip_score import ClipScore, check_clip
 from infer.metrics.distances import extractor
 from infer.metrics.objects import ObjectSearch, read_objects
@@ -47,6 +46,8 @@ class MeasureOptions:
     objects: str | None = None
     features: Literal["clip", "inception"] | None = "clip"
     cache: str = "outputs/cache/embeddings"
+    uncaptioned: ClassVar[bool] = False  # training images without a caption are searched, too
+    anywhere: ClassVar[bool] = False  # scored images may lie outside of the run folders
 
     def __post_init__(self) -> None:
         """Check models and sources now: they are needed after all images are generated."""
@@ -76,10 +77,10 @@ class MeasureOptions:
 
     def training_images(self) -> CaptionedImages:
         """The images to search: all of the given sources, or of a run's own sources those that it showed."""
-        images = load_captioned(*self.training)
+        images = load_captioned(*self.training, uncaptioned=self.uncaptioned)
         if not (self.of_the_run and (shown := Path(self.run) / "exposures.parquet").exists()):
             return images
-        rows = pd.read_parquet(shown)
+        rows = read_exposures(shown.parent)
         seen = set(rows["id"][rows["times_shown"] > 0])
         return CaptionedImages([sample for sample in images.samples if sample.id in seen], images.skipped)
 

@@ -1,6 +1,5 @@
 """Results of predict runs of the same images: scores, a table, and notes on what the numbers rest on."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from data.files import write_json
+from data.files import read_object, write_json
 from infer.compare.measures import MeasureOptions, Measures
 from infer.compare.score_images import read_samples, score_folder, was_scored
 from infer.metrics.aggregate import (
@@ -144,20 +143,25 @@ def measure(
 
     Scores are written to each run's `samples.parquet`, and to `scores.json` what they were measured by.
     """
-    samples = {name: read_samples(folder) for name, folder in folders.items()}
+    columns = [*KEY, "prompt", "seed"]
+    samples = {name: read_samples(folder, columns) for name, folder in folders.items()}
     check_same_images(samples)
+    prompts = next(iter(samples.values()))["prompt"].unique()
+    del samples
     extract = measures.features
     training = TrainingSet(options.training_images(), resolution, measures.descriptors, options.cache)
     scored = {
-        name: score_folder(path, training, measures.clip, extract, measures.objects)
+        name: score_folder(
+            path, training, measures.clip, extract, measures.objects, anywhere=options.anywhere
+        )
         for name, path in folders.items()
     }
     if not any(was_scored(rows).any() for rows, _ in scored.values()):
         raise ValueError(f"no image of {', '.join(folders)} can be scored: each failed or cannot be read")
     for folder in folders.values():
         write_json(folder / "scores.json", options.measured_by() | {"training": options.training})
-    summaries = {name: json.loads((path / "summary.json").read_text()) for name, path in folders.items()}
+    summaries = {name: read_object(path / "summary.json") for name, path in folders.items()}
     quality = Quality(extract.name, training.embeddings(extract)) if extract else None
-    too_long = sum(map(measures.clip.towers.too_long, next(iter(samples.values()))["prompt"].unique()))
+    too_long = sum(map(measures.clip.towers.too_long, prompts))
     rows, features = ({name: pair[index] for name, pair in scored.items()} for index in (0, 1))
     return Measured(training, rows, summaries, quality, features, too_long)

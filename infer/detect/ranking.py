@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
-from data.files import write_atomically
+from data.files import printable, write_atomically
+from data.table_files import csv_text
 from infer.detect.detectors import DETECTORS
 from infer.detect.summary import Detected
 
@@ -36,7 +38,7 @@ def ranking(detected: Detected) -> pd.DataFrame:
 def write_ranking(detected: Detected) -> Path:
     """Write ranking.csv; its path."""
     path = Path(detected.options.out) / "ranking.csv"
-    write_atomically(path, lambda part: ranking(detected).to_csv(part, index=False))
+    write_atomically(path, lambda part: part.write_text(csv_text(ranking(detected)), encoding="utf-8"))
     return path
 
 
@@ -56,5 +58,5 @@ def ranking_table(detected: Detected) -> Table:
         cells = [str(row["rank"]), f"{row[by]:.4g}"]
         cells += [str(row["flags"])] if cuts else []
         cells += [f"{row['ordinary_above']:.1%}"] if "ordinary_above" in row else []
-        table.add_row(*cells, textwrap.shorten(row["prompt"], 60, placeholder=" …"))
+        table.add_row(*cells, escape(printable(textwrap.shorten(row["prompt"], 60, placeholder=" …"))))
     return table

@@ -1,6 +1,7 @@
 """An index of training images: their descriptors without the images, in one file that can go with a model."""
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,11 +64,20 @@ class DescriptorIndex:
                 about, names = file.metadata() or {}, file.keys()
                 if about.get("format") != FORMAT or "embeddings" not in names:
                     raise ValueError(f"{str(path)!r} is no index of this version: {how}")
-                embeddings = file.get_tensor("embeddings")
-        except SafetensorError as error:
-            raise ValueError(f"{str(path)!r} is no index ({one_line(error)}): {how}") from error
-        ids = json.loads(about["ids"]) if "ids" in about else None
-        return cls(embeddings, about["descriptor"], int(about["resolution"]), ids, about.get("sscd"))
+                embeddings = file.get_tensor("embeddings").float()
+            ids, made_by = json.loads(about.get("ids", "null")), about["descriptor"]
+            norms, resolution = embeddings.norm(dim=1), about["resolution"]
+            if embeddings.ndim != 2 or not len(norms) or not (norms - 1).abs().max() < 0.01:
+                raise IndexError("its embeddings are not of unit length")
+            if not resolution.isdecimal():
+                raise IndexError(f"its resolution is {resolution!r}")
+            if ids is not None and len(ids) != len(embeddings):
+                raise IndexError(f"it has {len(ids)} ids and {len(embeddings)} embeddings")
+            if made_by != CORRELATION and not re.fullmatch(r"SSCD [0-9a-f]{64} \w+", made_by):
+                raise IndexError(f"no descriptor is called {made_by!r}")
+        except (SafetensorError, OSError, IndexError, KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{str(path)!r} is no whole index ({one_line(error)}): {how}") from error
+        return cls(embeddings, made_by, int(resolution), ids, about.get("sscd"))
 
     def check(self, sscd: str | None) -> str | None:
         """The SSCD model to use; ValueError where the index needs another one, or none is known."""

@@ -146,6 +146,8 @@ def load_diffusers(name: str, revision: str | None, dtype: torch.dtype) -> Any:
 
 def too_long(pipe: Any, texts: Sequence[str]) -> list[str]:
     """The texts with more tokens than the text encoder takes (77 in CLIP): it does not see their ends."""
+    if not texts:  # a tokenizer fails
+        return []
     ids = pipe.tokenizer(list(texts), padding=False, truncation=False, verbose=False).input_ids
     limit = pipe.tokenizer.model_max_length
     return [text for text, tokens in zip(texts, ids, strict=True) if len(tokens) > limit]

@@ -2,32 +2,33 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
-from itertools import chain
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from PIL.Image import Image
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
+from data.batches import in_batches
 from infer.denoising.hooks import GuidanceRule
-from infer.denoising.loop import Denoised
-from infer.denoising.requests import Request
+from infer.denoising.loop import Denoised, concatenated
+from infer.denoising.requests import Request, Requests
 from infer.denoising.sampling import make_images
 from infer.index.guard import Guard, Guarded
-from infer.models.memory import peak_gib, reset_peak
+from infer.models.memory import is_out_of_memory, peak_gib, reset_peak
 from infer.models.pipeline import too_long
 from infer.options import ModelOptions
 from infer.predict.options import GenerateOptions
-from infer.predict.run_folder import done
+from infer.predict.parts import finished
 
 log = logging.getLogger(__name__)
+CHUNK = 4096  # prompts that are tokenized at a time
 
 
 @dataclass
@@ -45,7 +46,10 @@ class Generated:
 
 
 class PromptData(pl.LightningDataModule):
-    """The images of the options, but for those in the run folder already."""
+    """The images of the options, but for those in the run folder already.
+
+    Prompts stay on the disk (`data/prompt_store.py`): a process holds those of its batch.
+    """
 
     def __init__(self, options: GenerateOptions):
         super().__init__()
@@ -55,14 +59,18 @@ class PromptData(pl.LightningDataModule):
     def identity(self) -> dict[str, Any]:
         return self.options.identity(self.requests)
 
-    def setup(self, stage: str) -> None:
-        """Which images are missing; a barrier follows, so all ranks see the same."""
-        ready = done(Path(self.trainer.default_root_dir))
-        self.missing = [request for request in self.requests if request[:2] not in ready]
-
     def predict_dataloader(self) -> DataLoader:
-        """This rank's share. Lightning's own sharding fails where a rank gets nothing."""
-        share = self.missing[self.trainer.global_rank :: self.trainer.world_size]
+        """This rank's share of what is missing. Lightning's own sharding fails where a rank gets nothing.
+
+        Each rank looks at its share of what is there; that all see the same is one reduction.
+        """
+        trainer = self.trainer
+        rank, world_size = trainer.global_rank, trainer.world_size
+        ready = finished(Path(trainer.default_root_dir), self.requests, rank, world_size)
+        ready = torch.from_numpy(ready.astype(np.uint8)).to(trainer.strategy.root_device)
+        ready = trainer.strategy.reduce(ready, reduce_op="max").cpu().numpy()
+        self.missing = np.flatnonzero(ready == 0)
+        share = Subset(self.requests, self.missing[rank::world_size])
         return DataLoader(share, batch_size=self.options.batch_size, collate_fn=list)
 
 
@@ -73,6 +81,7 @@ class Generate(pl.LightningModule):
         super().__init__()
         model.check()
         self.model, self.guard = model, guard
+        self.rows_at_once: int | None = None  # fewer than in a batch where the memory is too small
 
     def load(self) -> None:
         """Load the pipeline, once: a comparison predicts with one module again and again."""
@@ -104,20 +113,64 @@ class Generate(pl.LightningModule):
         """Move the model to the device, warm it up and name prompts that it cannot read whole."""
         self.pipe.to(self.device)
         data = self.trainer.datamodule
-        if data.missing:
+        if len(data.missing):
             self.warm_up(min(data.options.batch_size, len(data.missing)))
-        negative = self.model.negative_prompt
-        each = [(r.prompt, r.negative_prompt or negative, r.alternative_prompt) for r in data.requests]
-        texts = list(dict.fromkeys(filter(None, chain(*each, *(rule.texts for rule in self.rules)))))
-        if (long := too_long(self.pipe, texts)) and self.global_rank == 0:
+        if self.global_rank == 0:
+            self.name_long_prompts(data.requests)
+
+    def name_long_prompts(self, requests: Requests) -> None:
+        """Warn of prompts that the model cannot read whole."""
+        texts = np.fromiter(map(hash, self.texts(requests)), np.int64)
+        long: dict[int, str] = {}  # by hashes, for there may be many
+        for chunk in in_batches(self.texts(requests), CHUNK):
+            for text in too_long(self.pipe, [*dict.fromkeys(chunk)]):
+                long.setdefault(hash(text), text if not long else "")
+        if long:
             log.warning(
                 "%d of %d prompts are longer than the %d tokens that the model reads: their ends are ignored "
-                "(the first: %r)", len(long), len(texts), self.pipe.tokenizer.model_max_length,
-                shorten(long[0], 80, placeholder="..."),
+                "(the first: %r)", len(long), len(np.unique(texts)), self.pipe.tokenizer.model_max_length,
+                shorten(next(iter(long.values())), 80, placeholder="..."),
+            )  # fmt: skip
+
+    def texts(self, requests: Requests) -> Iterator[str]:
+        """All texts that the model is shown: prompts, negative and alternative ones, those of the rules."""
+        for prompt in requests.prompts:
+            texts = prompt.text, prompt.negative or self.model.negative_prompt, prompt.alternative
+            yield from filter(None, texts)
+        for rule in self.rules:
+            yield from filter(None, rule.texts)
+
+    def within_memory(self, run: Callable[[int], Any], rows: int) -> Any:
+        """`run(number of rows)`, with half as many, and so on, where the memory does not suffice.
+
+        What fits is kept for the batches that follow. ValueError where one row does not fit.
+        """
+        while True:
+            at_once = min(rows, self.rows_at_once or rows)
+            try:
+                return run(at_once)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if at_once == 1:
+                    raise ValueError(
+                        f"a single image does not fit into the memory of {self.device}: "
+                        "try --model.dtype float16 or a smaller --model.resolution"
+                    ) from error
+            self.rows_at_once = at_once // 2  # here, where the error holds no tensors any more
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            log.warning(
+                "%d images at a time do not fit into the memory of %s: going on with %d, for the same images",
+                at_once, self.device, self.rows_at_once,
             )  # fmt: skip
 
     def warm_up(self, batch_size: int) -> None:
         """Call the UNet once: the choice of kernels must not count in the first batch's `seconds`."""
+        self.within_memory(self.call_unet, batch_size)
+
+    def call_unet(self, batch_size: int) -> None:
+        """Both predictions of a batch of zeros."""
         unet, encoder = self.pipe.unet, self.pipe.text_encoder.config
         size = self.model.resolution_of(self.pipe) // self.pipe.vae_scale_factor
         options = {"device": self.device, "dtype": unet.dtype}
@@ -130,25 +183,42 @@ class Generate(pl.LightningModule):
 
     def generate(self, requests: list[Request], rules: Sequence[GuidanceRule] = ()) -> Generated:
         """Images of the requests, under the rules; the guard may make some again."""
-        model, guarded = self.model, None
+        guarded = None
         reset_peak(self.device)
         started = time.perf_counter()
         quiet = True if self.global_rank else None  # None: no bar where the output is not a terminal
         with tqdm(desc="denoise", total=0, position=1, leave=False, disable=quiet) as bar:
-
-            def make(requests: list[Request], rules: Sequence[GuidanceRule]) -> tuple[list[Image], Denoised]:
-                return make_images(
-                    self.pipe, self.device, requests, model.resolution_of(self.pipe), model.guidance_scale,
-                    model.num_inference_steps, model.negative_prompt, rules, bar,
-                )  # fmt: skip
-
-            images, denoised = make(requests, rules)
+            images, denoised, alternatives = self.make(requests, rules, bar)
             watched = next((rule.watched_space for rule in rules if rule.watched_space), None)
-            alternatives = next((r.alternatives for r in rules if r.alternatives), [None] * len(requests))
             if self.guard:
-                again = partial(make, rules=self.guard.stronger or rules)
-                guarded, denoised = self.guard.watch_requests(requests, images, denoised, again)
+                stronger = self.guard.stronger or rules
+                guarded, denoised = self.guard.watch_requests(
+                    requests, images, denoised, lambda again: self.make(again, stronger, bar)[:2]
+                )
                 images = guarded.images
         seconds = (time.perf_counter() - started) / len(requests)
         peak = peak_gib(self.device)
         return Generated(requests, images, denoised, seconds, peak, watched, alternatives, guarded)
+
+    def make(
+        self, requests: list[Request], rules: Sequence[GuidanceRule], bar: tqdm
+    ) -> tuple[list[Image], Denoised, list[str | None]]:
+        """Images, what happened, and the rules' alternative prompts; as many at once as the memory holds.
+
+        No image depends on those that are made with it: each has its own seed, and rules decide per sample.
+        """
+        model, images, runs, alternatives = self.model, [], [], []
+
+        def run(rows: int) -> tuple[list[Image], Denoised]:
+            bar.total = bar.n  # the loop adds its steps; those of a run that did not fit are done with
+            return make_images(
+                self.pipe, self.device, requests[len(images) :][:rows], model.resolution_of(self.pipe),
+                model.guidance_scale, model.num_inference_steps, model.negative_prompt, rules, bar,
+            )  # fmt: skip
+
+        while len(images) < len(requests):
+            made, denoised = self.within_memory(run, len(requests) - len(images))
+            runs.append(denoised)
+            alternatives += next((r.alternatives for r in rules if r.alternatives), [None] * len(made))
+            images += made
+        return images, concatenated(runs), alternatives

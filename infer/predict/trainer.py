@@ -2,6 +2,7 @@
 
 import logging
 import re
+import sys
 import warnings
 from typing import Any
 
@@ -50,6 +51,8 @@ def trainer_for(
     Raises ValueError for options that the Trainer refuses, and for SLURM tasks that are not the devices.
     """
     callbacks = [*(options.get("callbacks") or []), *callbacks]
+    if options.get("enable_progress_bar") is None and not sys.stdout.isatty():
+        options = options | {"enable_progress_bar": False}  # a log is no place for a bar
     if options.get("enable_progress_bar") is not False:
         callbacks.append(TQDMProgressBar(refresh_rate=1))
     loggers = options.get("logger") or False

@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from data.files import write_atomically
+from data.table_files import csv_text
 from infer.metrics.columns import Column
 from infer.report.plots import Plot, save
 from infer.report.study import Study
@@ -37,7 +38,7 @@ def export(study: Study, plots: Iterable[tuple[Plot, Figure]]) -> None:
     for population, table in study.tables.items():
         stem = study.folder / ("table" if population == "all" else f"table_{population}")
         texts = {".md": markdown(table), ".tex": latex(table, study.populations[population]["name"])}
-        texts[".csv"] = table.to_csv(index=False)
+        texts[".csv"] = csv_text(table)
         for suffix, text in texts.items():
             write_atomically(stem.with_suffix(suffix), partial(Path.write_text, data=text, encoding="utf-8"))
     for plot, figure in plots:

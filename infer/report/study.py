@@ -1,6 +1,5 @@
 """What a report shows, read from a comparison folder."""
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,9 +8,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from data import table_files as files
+from data.files import read_object
 from infer.metrics.aggregate import in_order, memorized_prompts
 from infer.plotting import colors_of
-from infer.predict.run_folder import file_stems, read_parquet
+from infer.predict.run_folder import KEY, FileStems, inside, read_parquet
+
+AGAIN = "run `python -m infer compare` again, which keeps the images"
+SHOWN = (*KEY, "prompt", "image")  # columns without which there is no page
+TRACED = (*KEY, "step", "timestep", "difference_rms", "guidance_scale")
 
 
 @dataclass(frozen=True)
@@ -50,9 +55,9 @@ class Study:
         return [name for name in self.samples if name not in only_points]
 
     @cached_property
-    def stems(self) -> dict[str, str]:
+    def stems(self) -> FileStems:
         """File name of each prompt's training image, without suffix."""
-        return file_stems(key for rows in self.samples.values() for key in rows["prompt_id"])
+        return FileStems(key for rows in self.samples.values() for key in rows["prompt_id"])
 
     @cached_property
     def colors(self) -> dict[str, str]:
@@ -87,20 +92,29 @@ def read_study(folder: Path) -> Study:
     source, about = folder / "comparison.parquet", folder / "comparison.json"
     if not source.is_file() or not about.is_file():
         raise FileNotFoundError(f"{folder} holds no comparison: run `python -m infer compare` first")
+    described = read_about(about)
     tables = {"all": read_table(source)}
     names = tables["all"]["mitigation"].tolist()
     if (subset := folder / "comparison_memorized.parquet").is_file():
         tables["memorized"] = read_table(subset)
-    samples = {name: finite(read_parquet(inside(folder, f"{name}/samples.parquet"))) for name in names}
+    paths = {name: inside(folder, f"{name}/samples.parquet") for name in names}
+    samples = {name: finite(read_parquet(path, SHOWN)) for name, path in paths.items()}
     paths = {name: inside(folder, f"{name}/traces.parquet") for name in names}
-    traces = {name: finite(read_parquet(path)) for name, path in paths.items() if path.is_file()}
-    described = json.loads(about.read_text(encoding="utf-8"))
+    traces = {name: finite(read_parquet(path, TRACED)) for name, path in paths.items() if path.is_file()}
     return Study(folder, described, tables, samples, traces, sweeps_of(described["sweeps"], names))
+
+
+def read_about(path: Path) -> dict[str, Any]:
+    """What the comparison says of itself; ValueError for a file that is cut, or another's."""
+    about = read_object(path)
+    if missing := [key for key in ("title", "notes", "sweeps") if key not in about]:
+        raise ValueError(f"{path} cannot be read, or lacks its {missing[0]}: {AGAIN}")
+    return about
 
 
 def read_table(path: Path) -> pd.DataFrame:
     """The table without empty columns, except those that have a published figure."""
-    table = in_order(pd.read_parquet(path))
+    table = in_order(files.read_table(path, ["mitigation"], AGAIN))
     filled = table.dropna(axis="columns", how="all")
     published = [name.removesuffix("_published") for name in filled if name.endswith("_published")]
     return filled.assign(**{name: np.nan for name in published if name not in filled})
@@ -126,11 +140,3 @@ def sweeps_of(described: list[dict[str, Any]], names: list[str]) -> list[Sweep]:
 
 def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def inside(folder: Path, relative: str) -> Path:
-    """The path that a data file names; ValueError if it leads out of the folder."""
-    path = (folder / relative).resolve()
-    if not path.is_relative_to(folder.resolve()):
-        raise ValueError(f"{relative!r} points outside of {folder}")
-    return path

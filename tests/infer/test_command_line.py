@@ -23,14 +23,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 WRONG_FILES = {
     "class_path: StaticTransition\ninit_args: {timestp: 3}": "Option 'timestp' is not accepted",
-    "class_path: StaticTransition\ninit_args: {timestep: many}": "timestep: Not of type NonNegativeFloat",
-    "class_path: StaticTransition\ninit_args: {timestep: }": "timestep: must not be null",
-    "class_path: StaticTransition\ntimestep: 3": "",
-    "class_path: StaticTransitin": "no class StaticTransitin",
-    "class_path: Detour\ninit_args: {transition: {class_path: StaticTransition, init_args: {timestp: 3}}}": (
-        "transition: Option 'timestp' is not accepted"
-    ),
-    "- StaticTransition": "",
     "class_path: [\n": "no YAML",
 }
 
@@ -50,13 +42,6 @@ def test_what_is_wrong_in_a_mitigations_file(
         load_mitigation(str(path))
     assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
     assert not out.exists()
-
-
-def test_a_config_that_is_no_yaml(tiny_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    path = tmp_path / "own.yaml"
-    path.write_text("class_path: [\n")
-    given = command(tiny_pipeline, tmp_path / "out", 4, "--prompt", "red square")
-    assert refused([*given, "--config", str(path)], capsys) == "a config file is no YAML (line 2, column 1)"
 
 
 def test_a_file_may_lack_what_an_option_gives(predict: Callable[..., Path], tmp_path: Path) -> None:
@@ -86,43 +71,6 @@ def test_a_presets_files_are_looked_for_from_here(
 # Options
 
 
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        (
-            ["predict", "--model.num_inference_step", "3"],
-            "--model.num_inference_step is no option: did you mean --model.num_inference_steps?",
-        ),
-        (["predict", "--mitigaton=stp"], "--mitigaton is no option: did you mean --mitigation?"),
-        (["predict", "stp"], "stp is no option: see python -m infer predict --help"),
-        (["predict", "--model.resolution", "0"], "--model.resolution: Not of type PositiveInt: does not"),
-        (["predict", "--model.dtype", "half"], "--model.dtype: Expected a Literal['float32', 'float16', "),
-        (["predict", "--limit"], "--limit: expected one argument"),
-        (["predict", "--mitigation", "Detour"], "--mitigation: the following arguments are required"),
-        (["predict", "--mitigation", "stp", "--mitigation.timestp", "3"], "--mitigation: Option 'timestp'"),
-        (["predict", "--mitigation", "stp", "--mitigation.timestep", "null"], "--mitigation: timestep: must"),
-        (["predict", "--mitigation", "x/stp.yaml"], "no mitigation preset 'x/stp.yaml'"),
-        (["predict", "--mitigation.transition", "spt"], "no mitigation preset 'spt': did you mean stp"),
-        (
-            ["predict", "--mitigation", "Detour", "--mitigation.transition", "none"],
-            "--mitigation.transition: Import path callbacks.mitigations.base.NoMitigation does not corr",
-        ),
-        (["compare", "--samples", "3"], "--samples is no option"),
-        (["compare", "--mitigations", "stp", "dtp"], "dtp is no option: see python -m infer compare"),
-        (["compare", "--seed", "many"], "--seed: Expected a int"),
-        (["calibrate", "--false_positive_rte=3"], "--false_positive_rte is no option: did you mean"),
-        (["basin", "--points", "many"], "--points: Not of type NonNegativeFloat"),
-    ],
-)
-def test_what_is_wrong_with_an_option(
-    tmp_path: Path, capsys: pytest.CaptureFixture, options: list[str], message: str
-) -> None:
-    """In one line, without a usage or a list of all that was tried."""
-    needed = {"predict": ["--model.pipeline", "x"], "calibrate": ["--mitigation", "stp", "--ordinary", "x"]}
-    given = [*options[:1], *needed.get(options[0], []), "--out", str(tmp_path / "out"), *options[1:]]
-    assert refused(given, capsys).startswith(message)
-
-
 @pytest.mark.parametrize("value", ["-1e0", "-1", "-.1e1"])
 def test_a_negative_number_is_no_option(predict: Callable[..., Path], value: str) -> None:
     """Whatever it is written like."""
@@ -135,16 +83,6 @@ def test_what_is_missing_is_named(capsys: pytest.CaptureFixture) -> None:
     assert refused(["predict"], capsys) == "the following arguments are required: out"
     assert refused(["compare"], capsys) == "the following arguments are required: out"
     assert main(["compare", "--nonsense", "1"]) == 2
-
-
-def test_a_key_of_a_config_that_is_near(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    config = tmp_path / "config.yaml"
-    config.write_text("model: {pipelin: x}\n")
-    error = refused(["predict", "--config", str(config)], capsys)
-    assert error == "--model.pipelin is no option: did you mean --model.pipeline?"
-    config.write_text("num_inference_step: 3\n")
-    error = refused(["compare", "--config", str(config)], capsys)
-    assert error == "--num_inference_step is no option: did you mean --model.num_inference_steps?"
 
 
 def test_a_detours_transition_may_be_a_preset(predict: Callable[..., Path], tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from itertools import islice
 from pathlib import Path
 
@@ -15,8 +14,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from data.exposure import Exposure
+from data.regimes.exposure import Exposure
 from tests.conftest import ROOT
+from tests.processes import Command
+from tests.slurm import until
 from train.__main__ import main
 
 EXPOSURE = Exposure(copies=3, duplicated_fraction=0.5, ordinary_share=0.5)
@@ -103,20 +104,30 @@ def stop(step: int | None, flag: Path | None = None) -> dict:
     return {"class_path": "tests.train.spy.Stop", "init_args": {"step": step, "flag": flag and str(flag)}}
 
 
-def start(args: list[str]) -> subprocess.Popen:
-    """The command as a process of its own, with one thread too."""
+def start(args: list[str], ranks: int = 1) -> Command:
+    """The command as a process of its own, or as so many ranks."""
+    return Command("train", args, ranks)
+
+
+def run_process(args: list[str], code: int = 0, ranks: int = 1) -> str:
+    """Run it so; what it writes to stderr."""
+    command = start(args, ranks)
+    assert command.exit_codes() == [code] * ranks, command.errors()
+    return useful(command.errors())
+
+
+def run_python(args: list[str]) -> str:
+    """Run `python -m train` on them; what it writes to stderr."""
     env = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "train", *args], cwd=ROOT, env=env, stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "train", *args], cwd=ROOT, env=env, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    return useful(done.stderr)
 
 
-def run_process(args: list[str], code: int = 0) -> str:
-    """Run the command as a process of its own; its stderr, in which nothing is that nobody can use."""
-    process = start(args)
-    _, errors = process.communicate(timeout=200)
-    assert process.returncode == code, errors
+def useful(errors: str) -> str:
+    """The text, in which nothing is that nobody can use."""
     assert not [line for line in errors.splitlines() if any(map(line.__contains__, USELESS))]
     return errors
 
@@ -138,12 +149,10 @@ def error_line(args: list[str], capsys: pytest.CaptureFixture, code: int = 1) ->
     return line
 
 
-def wait_for(flag: Path, process: subprocess.Popen) -> None:
-    """Until the process touches the flag."""
-    deadline = time.monotonic() + 120
-    while not flag.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert flag.exists(), process.communicate()[1]
+def wait_for(flag: Path, command: Command) -> None:
+    """Until a process touches the flag."""
+    until(lambda: flag.exists() or command.ended(), 120, command.errors)
+    assert flag.exists(), command.errors()
 
 
 def unet(folder: Path) -> dict[str, torch.Tensor]:

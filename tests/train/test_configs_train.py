@@ -75,10 +75,13 @@ def test_the_plan_of_the_demo(capsys: pytest.CaptureFixture) -> None:
     assert table["draws in a pass"] == "38,400; passes: 1.00"
 
 
-def test_the_plan_of_weights_leaves_the_ordinary_share_out(capsys: pytest.CaptureFixture) -> None:
+def test_the_plan_of_weights_leaves_the_ordinary_share_out(
+    tiny_shards: Path, capsys: pytest.CaptureFixture
+) -> None:
     """19,200 draws of 100 images, 5 of them 5 times as likely: 192 x 5 / 1.2 each."""
     exposure = '{"weight": 5, "duplicated_fraction": 0.05, "ordinary_share": 0.5, "copies": 1}'
     args = ["plan", "--config", "configs/train/demo.yaml", "--data.exposure", exposure]
+    args += ["--data.ordinary", str(tiny_shards)]  # whatever they are
     assert main([*args, "--trainer.devices", "1"]) == 0
     table = rows(capsys.readouterr().out)
     assert table["exposures of a duplicated image"] == "800.0 expected (drawn with replacement)"

@@ -14,7 +14,7 @@ from lightning.pytorch import Trainer
 from PIL import Image
 from safetensors.torch import load_file
 
-from data.exposure import Exposure
+from data.regimes.exposure import Exposure
 from tests.train import fits
 from tests.train.fits import (
     ACCUMULATED,
@@ -26,7 +26,7 @@ from tests.train.fits import (
     full,
     interrupt,
     planned,
-    run_process,
+    run_python,
     short,
     spied,
     spy,
@@ -134,8 +134,8 @@ def test_a_killed_run_ends_as_if_it_was_not(whole: Path, world: Path, tmp_path: 
     out, flag = world / "killed", tmp_path / "flag"
     process = start(full(world, out, trainer__callbacks=[stop(5, flag)]))
     fits.wait_for(flag, process)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.kill()
+    assert process.exit_codes() == [-signal.SIGKILL]
     assert torch.load(out / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 4
     assert not (out / "pipeline").exists() and not (out / "exposures.parquet").exists()
 
@@ -170,7 +170,7 @@ def test_two_processes_show_what_was_planned(world: Path, tmp_path: Path) -> Non
         "data__batch_size": 3,
         "data__exposure": {"copies": 3, "duplicated_fraction": 0.5},
     }
-    run_process(short(world, out, trainer__callbacks=[spy(seen)], **settings))
+    run_python(short(world, out, trainer__callbacks=[spy(seen)], **settings))
     draws = planned(Exposure(copies=3, duplicated_fraction=0.5), 8, 0, 6 * 3 * 2)
     rows = pd.read_parquet(out / "exposures.parquet")
     assert rows["times_shown"].tolist() == np.bincount(draws, minlength=8).tolist()

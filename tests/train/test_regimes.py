@@ -13,8 +13,8 @@ from scipy import stats
 from torch import Tensor
 
 from data.captioned import load_captioned
-from data.captions import Captioning, Captions
-from data.exposure import Exposure
+from data.regimes.captions import Captioning, Captions
+from data.regimes.exposure import Exposure
 from tests.train import fits
 from tests.train.fits import planned, run_process, short, spied, spy, stop, unet
 from train.__main__ import main

@@ -16,18 +16,17 @@ def test_a_config_keeps_no_secret(tmp_path: Path) -> None:
     assert config == {"sscd": {"path": "https://host/sscd.pt", "sha256": None}, "lr": 1e-5}
 
 
-@pytest.mark.parametrize("content", ["", "a: [", "- a"])
-def test_a_file_without_settings_is_named(tmp_path: Path, content: str) -> None:
+def test_a_file_without_settings_is_named(tmp_path: Path) -> None:
     """Of a run that has a checkpoint: whether it is the same cannot be known."""
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints/last.ckpt").write_bytes(b"")
-    (tmp_path / "config.yaml").write_text(content)
+    (tmp_path / "config.yaml").write_text("a: [")
     with (
         pytest.raises(ValueError, match=f"{tmp_path}/config.yaml holds no settings"),
         claim(tmp_path, "a: 1"),
     ):
         pass
-    assert (tmp_path / "config.yaml").read_text() == content
+    assert (tmp_path / "config.yaml").read_text() == "a: ["
 
 
 def test_what_a_killed_run_left_is_removed(tmp_path: Path) -> None:

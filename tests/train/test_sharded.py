@@ -11,11 +11,9 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule
 
-from data.exposure import Exposure
-from tests.slurm import until
+from data.regimes.exposure import Exposure
 from tests.train import fits
-from tests.train.fits import planned, poison, run_process, short, stop, unet
-from tests.train.ranks import end_of, start_ranks
+from tests.train.fits import planned, poison, run_process, short, start, stop, unet
 from train.finetune import Finetune
 from train.sharded import check
 
@@ -45,7 +43,7 @@ def held(folder: Path) -> dict:
 
 @pytest.fixture(scope="module")
 def ddp(world: Path) -> Path:
-    assert end_of(start_ranks(short(world, world / "ddp", trainer__strategy="ddp", **SETTINGS))) == [0, 0]
+    run_process(short(world, world / "ddp", trainer__strategy="ddp", **SETTINGS), ranks=2)
     return world / "ddp"
 
 
@@ -54,14 +52,12 @@ def sharded(world: Path) -> Path:
     """Killed in step 3, both processes, a step after the checkpoint; then the same command again."""
     out, flag = world / "sharded", world / "flag"
     settings = SETTINGS | {"trainer__strategy": "sharded"}
-    ranks = start_ranks(short(world, out, trainer__callbacks=[stop(3, flag)], **settings))
-    until(lambda: flag.exists() or any(rank.exitcode for rank in ranks), 120)
-    for rank in ranks:
-        rank.kill()
-    assert end_of(ranks) == [-signal.SIGKILL] * 2
+    command = start(short(world, out, trainer__callbacks=[stop(3, flag)], **settings), ranks=2)
+    fits.wait_for(flag, command)
+    command.kill()
+    assert command.exit_codes() == [-signal.SIGKILL] * 2
     assert torch.load(out / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 2
-    again = start_ranks(short(world, out, trainer__callbacks=[held(world / "held")], **settings))
-    assert end_of(again) == [0, 0]
+    run_process(short(world, out, trainer__callbacks=[held(world / "held")], **settings), ranks=2)
     return out
 
 

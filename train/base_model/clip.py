@@ -117,5 +117,7 @@ class ClipTraining(pl.LightningModule):
         for part in (deepcopy(self.clip).half(), images, self.tokenizer):
             part.save_pretrained(folder / "clip")
         self.tokenizer.save_pretrained(folder / "tokenizer")
-        text_encoder = CLIPTextModel.from_pretrained(folder / "clip", dtype=torch.float16)
+        text_encoder = CLIPTextModel.from_pretrained(
+            folder / "clip", dtype=torch.float16, use_safetensors=True
+        )
         text_encoder.save_pretrained(folder / "text_encoder")

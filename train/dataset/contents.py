@@ -9,12 +9,15 @@ Contents = dict[str, list[str]]
 
 
 def contents_of(samples: Sequence[Sample], captions: Sequence[Sequence[str]]) -> Contents:
-    """The id of each sample, and digests of its image and captions."""
-    return {
+    """The id of each sample, digests of its image and captions, and its repeats if some have any."""
+    contents = {
         "ids": [sample.id for sample in samples],
         "images": [digest(sample.image)[:16] for sample in samples],
         "captions": [digest(*texts)[:16] for texts in captions],
     }
+    if any(sample.repeats != 1 for sample in samples):
+        contents["repeats"] = [str(sample.repeats) for sample in samples]
+    return contents
 
 
 def check_same(before: Contents, now: Contents) -> None:
@@ -28,6 +31,9 @@ def check_same(before: Contents, now: Contents) -> None:
         "new": [name for name in new if name not in old],
         "with another image": [name for name in both if old[name][0] != new[name][0]],
         "with other captions": [name for name in both if old[name][1] != new[name][1]],
+        "repeated another number of times": [
+            name for name in both if (old[name][2:] or ["1"]) != (new[name][2:] or ["1"])
+        ],
     }
     listed = [
         f"{len(names):,} {change} ({', '.join(map(repr, names[:3]))})"

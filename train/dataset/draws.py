@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler
 
 from data.captioned import NAMED, Sample
-from data.captions import Captions
+from data.regimes.captions import Captions
 from train.dataset.cache import Shards
 
 Draw = tuple[int, int]  # its number in the run, and the image's index

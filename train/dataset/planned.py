@@ -13,8 +13,9 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 from torch.utils.data import DataLoader
 
 from data.captioned import CaptionedImages, Sample, load_captioned
-from data.captions import Captioning, Captions
-from data.exposure import Exposure
+from data.regimes.captions import Captioning, Captions
+from data.regimes.exposure import Exposure
+from data.repeats.pictures import without_repeats
 from infer.denoising.sampling import resolution_of
 from infer.models.pipeline import too_long
 from train.dataset.cache import SHARD, Shards, check_room, fill, key_of, missing_shards, on_first_rank
@@ -33,6 +34,8 @@ class LatentData(pl.LightningDataModule):
             folders, parquet files, hf:owner/name.
         limit: use only this many of them, chosen by seed.
         ordinary: sources of ordinary images, mixed in by `exposure.ordinary_share`.
+        leave_out_repeats: leave out pictures that repeat an earlier one, the same or nearly (scaled, encoded
+            anew) and under whatever caption, also ordinary ones that repeat one of interest.
         exposure: copies, weights and shares.
         captions: which caption an image is shown with: levels of caption, edits, triggers.
         resolution: side in pixels; null: the UNet's own.
@@ -51,6 +54,7 @@ class LatentData(pl.LightningDataModule):
         sources: list[str],
         limit: PositiveInt | None = None,
         ordinary: list[str] | None = None,
+        leave_out_repeats: bool = False,
         exposure: Exposure = Exposure(),  # noqa: B008  (frozen)
         captions: Captioning = Captioning(),  # noqa: B008  (frozen)
         resolution: PositiveInt | None = None,
@@ -63,6 +67,7 @@ class LatentData(pl.LightningDataModule):
     ):
         super().__init__()
         self.sources, self.limit, self.ordinary = sources, limit, ordinary or []
+        self.leave_out_repeats = leave_out_repeats
         self.exposure, self.captions, self.seed = exposure, captions, seed
         self.resolution, self.batch_size, self.flip, self.workers = resolution, batch_size, flip, workers
         self.cache, self.cache_dtype = cache, cache_dtype
@@ -76,16 +81,21 @@ class LatentData(pl.LightningDataModule):
     def load(self) -> None:
         """Read the images: `images` (of interest) first, then `ordinary_images`."""
         images = load_captioned(*self.sources)
+        ordinary = load_captioned(*self.ordinary) if self.ordinary else CaptionedImages([])
+        if self.leave_out_repeats:
+            images, ordinary = without_repeats(images, ordinary)
         if self.limit is not None:
             if self.limit > len(images):
                 raise ValueError(f"data.limit is {self.limit}, but {self.sources} hold {len(images)} images")
             chosen = np.sort(np.random.default_rng([self.seed, 0]).permutation(len(images))[: self.limit])
             images = CaptionedImages([images[index] for index in chosen], images.skipped, images.layouts)
-        self.images = images
-        self.ordinary_images = load_captioned(*self.ordinary) if self.ordinary else CaptionedImages([])
+        self.images, self.ordinary_images = images, ordinary
         self.everything = CaptionedImages(images.samples + self.ordinary_images.samples)
         if len(self.everything.position) < len(self.everything):
             raise ValueError("data.sources and data.ordinary share ids: an image would be both")
+        self.repeats = [
+            [sample.repeats for sample in each.samples] for each in (images, self.ordinary_images)
+        ]
 
     def captions_with(self, tokenizer: Any) -> Captions:
         images, ordinary = self.images.samples, self.ordinary_images.samples
@@ -156,7 +166,9 @@ class LatentData(pl.LightningDataModule):
 
     def watched(self, count: int) -> list[tuple[Sample, str]]:
         """The first duplicated images that can be decoded, with their captions, for the monitor."""
-        chosen = self.exposure.duplicated(len(self.images), self.seed)
+        chosen = self.exposure.is_duplicated(*self.repeats, self.seed).nonzero()[0]
+        if not len(chosen):
+            chosen = self.exposure.duplicated(len(self.images), self.seed)
         readable = (index for index in chosen if stacked([self.images[index]], 8, False)[1].all())
         return [
             (self.images[index], self.chosen_captions.first(index))
@@ -170,8 +182,8 @@ class LatentData(pl.LightningDataModule):
         if hasattr(self, "start"):  # a later epoch of this start
             self.draws_shown = self.state_dict()["shown"]
         self.start = trainer.global_step
-        counts = len(self.images), len(self.ordinary_images)
-        draws = enumerate(self.exposure.stream(*counts, self.seed, self.draws_shown), self.draws_shown)
+        shown = self.exposure.stream(*self.repeats, self.seed, self.draws_shown)
+        draws = enumerate(shown, self.draws_shown)
         sampler = PlannedDraws(draws, batches, done, self.batch_size, world_size, trainer.global_rank)
         return DataLoader(
             self.dataset, self.batch_size, sampler=sampler, collate_fn=dict, num_workers=self.workers,

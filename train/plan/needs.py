@@ -2,7 +2,7 @@
 
 import torch
 
-from data.captions import Captions
+from data.regimes.captions import Captions
 from train.dataset.planned import LatentData
 from train.finetune import Finetune
 from train.plan.sizes import FLOAT, Sizes, moments

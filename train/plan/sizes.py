@@ -1,6 +1,5 @@
 """A model's parts without weights, from its configs alone: nothing is downloaded."""
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 import torch
 
+from data.files import read_object
 from infer.denoising.sampling import resolution_of
 from infer.models.weights import is_file_name, is_hub_id
 from train.lora_layers import add_lora
@@ -89,7 +89,10 @@ def read_configs(name: str, revision: str | None = None) -> Configs | None:
         paths = {part: Path(name) / file for part, file in FILES.items()}
         if missing := [str(path) for path in paths.values() if not path.is_file()]:
             raise FileNotFoundError(f"{name!r} is not a whole diffusers pipeline: no {', '.join(missing)}")
-    return {part: json.loads(Path(path).read_text()) for part, path in paths.items()}
+    configs = {part: read_object(Path(path)) for part, path in paths.items()}
+    if broken := [str(paths[part]) for part, config in configs.items() if not config]:
+        raise ValueError(f"{broken[0]} is no JSON, or empty: download or export the model again")
+    return configs
 
 
 def sizes_of(configs: Configs, train_text_encoder: bool = False, lora_rank: int | None = None) -> Sizes:

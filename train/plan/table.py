@@ -6,13 +6,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.filesize import decimal
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 from transformers import CLIPTokenizer
 
-from data.captions import Captioning, Captions
-from data.exposure import Exposure
+from data.regimes.captions import Captioning, Captions
+from data.regimes.exposure import Exposure
+from data.repeats.pictures import pictures_of
 from data.sources.shards import read_stats
 from infer.models.pipeline import MIRRORS, check_pipeline
 from infer.models.weights import is_hub_id
@@ -36,7 +39,11 @@ def plan_table(model: Finetune, data: LatentData | StreamedData, trainer: Any) -
     table, missing = Table(title="plan", show_header=False), []
     accumulated = trainer.accumulate_grad_batches
     batch = data.batch_size * accumulated * trainer.world_size
-    draws, row = batch * trainer.max_steps, table.add_row
+    draws = batch * trainer.max_steps
+
+    def row(name: str, value: str | Text) -> None:
+        table.add_row(name, escape(value) if isinstance(value, str) else value)
+
     row("model", model.pipeline + (f" @ {model.revision}" if model.revision else ""))
     known = None
     try:
@@ -116,22 +123,21 @@ def planned_rows(
     """Rows of exposures, captions and cache; the bytes of the cache by its folder."""
     data.load()
     images, ordinary, exposure = len(data.images), len(data.ordinary_images), data.exposure
-    duplicated = int(exposure.is_duplicated(images, ordinary, data.seed).sum())
-    one_pass = exposure.pass_length(images, data.seed)
-    row("images", f"{data.images.report()}, {duplicated:,} of them duplicated")
+    duplicated = exposure.is_duplicated(*data.repeats, data.seed)[:images]
+    one_pass = exposure.pass_length(data.repeats[0], data.seed)
+    row("images", f"{data.images.report()}, {duplicated.sum():,} of them duplicated")
     row("layout", " | ".join(data.images.layouts))
     row("ordinary images", data.ordinary_images.report() if ordinary else "none")
     passes = draws / one_pass
     row("draws in a pass", f"{one_pass:,}; passes: {passes:.2f}")
-    if exposure.weight == 1:
-        duplicate, other = f"{exposure.copies * passes:.1f}", passes
-    else:
-        other = passes * images / (images - duplicated + exposure.weight * duplicated)
-        duplicate = f"{other * exposure.weight:.1f} expected (drawn with replacement)"
-    if duplicated:
-        row("exposures of a duplicated image", duplicate)
-    if duplicated < images:
-        row("exposures of another image" if duplicated else "exposures of an image", f"{other:.1f}")
+    shown = exposure.per_pass(*data.repeats, data.seed) * passes
+    expected = " expected (drawn with replacement)" if exposure.weight != 1 else ""
+    if duplicated.any():
+        row("exposures of a duplicated image", range_of(shown[:images][duplicated]) + expected)
+    if not duplicated.all():
+        name = "another" if duplicated.any() else "an"
+        row(f"exposures of {name} image", range_of(shown[:images][~duplicated]))
+    row("most shown picture", pictures_of(data.everything.samples).most_shown(shown))
     row("captions", caption_options(data))
     captions = captions_of(model, data)
     if not (data.cache and known):
@@ -140,6 +146,12 @@ def planned_rows(
     cached = cache_bytes(data, known, images + ordinary, cached_captions(model, data, captions))
     row("cache", f"{decimal(cached)} in {data.cache}, less what exists")
     return {Path(data.cache): cached}
+
+
+def range_of(values: np.ndarray) -> str:
+    """One number, or the least and the largest."""
+    numbers = dict.fromkeys(f"{value:.1f}" for value in (values.min(), values.max()))
+    return " to ".join(numbers)
 
 
 def stream_rows(row: Row, data: StreamedData, trainer: Any, draws: int) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from callbacks.mitigations.attention.attenuation import AttenuatedAttention
 from callbacks.mitigations.guidance.ordinary_guidance import OrdinaryGuidance, inner, per_sample, predict
+from data.ranges import FiniteFloat
 from infer.denoising.guidance import onto
 from infer.denoising.hooks import Batch, DenoisingStep, Request
 from infer.detect.attention import cross_attentions
@@ -48,7 +49,7 @@ class GUARD(OrdinaryGuidance):
         self,
         repulsion: NonNegativeFloat = 2.0,
         attenuation: NonNegativeFloat = 0.3,
-        threshold: float = 0.1,
+        threshold: FiniteFloat = 0.1,
         blocks: Literal["early", "all"] = "early",
         orthogonal: bool = True,
     ):

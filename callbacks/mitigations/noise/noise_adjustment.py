@@ -6,6 +6,7 @@ from torch import Tensor
 
 from callbacks.mitigations.first_step import FirstStep, precise
 from callbacks.mitigations.static_transition import StaticTransition
+from data.ranges import FiniteFloat
 from infer.denoising.hooks import Batch
 
 
@@ -31,7 +32,7 @@ class NoiseAdjustment(StaticTransition):
         gamma: PositiveFloat = 0.7,
         iterations: PositiveInt = 2,
         timestep: NonNegativeFloat = 900,
-        guidance_before: float = 0.0,
+        guidance_before: FiniteFloat = 0.0,
     ):
         super().__init__(timestep, guidance_before)
         self.rho, self.gamma, self.iterations = rho, gamma, iterations

@@ -7,7 +7,7 @@ import numpy as np
 from jsonargparse.typing import PositiveInt
 
 from callbacks.mitigations.base import Mitigation
-from data.caption_edits import with_numbers_added, with_words_added, with_words_repeated
+from data.regimes.caption_edits import with_numbers_added, with_words_added, with_words_repeated
 from infer.denoising.hooks import Request
 from infer.denoising.noise import sample_seed
 

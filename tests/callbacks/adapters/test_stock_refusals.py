@@ -1,6 +1,5 @@
-"""What cannot be mitigated in a stock pipeline, and says so; and the bench."""
+"""What cannot be mitigated in a stock pipeline, and says so."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,8 +12,6 @@ from callbacks.mitigations.dynamic_transition import DynamicTransition
 from callbacks.mitigations.static_transition import StaticTransition
 from callbacks.mitigations.two_pass_transition import TwoPassTransition
 from infer.denoising.hooks import GuidanceRule
-from infer.models.pipeline import load_pipeline
-from tests.bench import denoise as bench
 from tests.callbacks.adapters.families import quiet
 from tests.callbacks.adapters.stock_runs import run
 from tests.conftest import random_pipeline
@@ -66,25 +63,3 @@ def test_what_a_call_cannot_do_is_an_error(sd: Any, change: dict, options: dict,
     with pytest.raises(ValueError, match=message):
         run(twin, **options)
     assert "forward" not in vars(sd.unet)
-
-
-# The bench
-
-
-def test_the_bench_prints_a_table(tiny_pipeline: Path, capsys: pytest.CaptureFixture) -> None:
-    """Two of its six steps are above 500: what each way evaluates."""
-    options = ["--steps", "6", "--batch", "2", "--repeats", "2"]
-    timings = bench.main(["--pipeline", str(tiny_pipeline), *options])
-    assert {timing.name: timing.rows for timing in timings} == {
-        "stock": 12, "our loop": 12, "mitigate(pipe)": 12, "STP": 10, "OG+STP": 12, "DTP": 12,
-    }  # fmt: skip
-    assert all(timing.seconds > 0 for timing in timings) and timings[0].ratio == 1
-    printed = capsys.readouterr().out
-    assert "UNet rows/image" in printed and all(timing.name in printed for timing in timings)
-
-
-def test_the_bench_counts_rows_that_are_cut(tiny_pipeline: Path) -> None:
-    """And the UNet keeps no hook."""
-    pipe = load_pipeline(str(tiny_pipeline))
-    assert bench.rows_of(pipe.unet, bench.ways(pipe, 4, 3, 7.5)["STP"]) == 3 * (2 + 2 * 2)
-    assert not pipe.unet.conv_in._forward_hooks

@@ -7,7 +7,8 @@ import pytest
 from callbacks.mitigations.base import NoMitigation
 from callbacks.mitigations.detour import Detour
 from callbacks.mitigations.dynamic_transition import DynamicTransition
-from callbacks.mitigations.presets import MITIGATIONS, label, load_mitigation, preset_names
+from callbacks.mitigations.preset_files import preset_names
+from callbacks.mitigations.presets import MITIGATIONS, label, load_mitigation
 from callbacks.mitigations.static_transition import StaticTransition
 
 

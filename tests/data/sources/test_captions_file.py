@@ -70,13 +70,6 @@ def test_a_folder_does_not_take_such_a_file_by_itself(tmp_path: Path) -> None:
     assert captions_of(source) == {"b": ("own",)}
 
 
-def test_a_broken_captions_file_is_named_with_the_line(tmp_path: Path) -> None:
-    shard = write_shard(tmp_path / "s.tar", "x")
-    file = write_folder(tmp_path, {"blip.json": '{"x": ["a"],\n"y": ["b"'}) + "/blip.json"
-    with pytest.raises(ValueError, match=r"blip.json is no JSON: .* line 2 column"):
-        load_captioned(f"{shard}?captions={file}")
-
-
 def test_keys_are_compared_as_file_names(tmp_path: Path) -> None:
     """As ids are, before a prefix; two that would be one id are refused."""
     shard = write_tar(tmp_path / "s.tar", {"x/a.png": noise(0), "x/a.txt": b"own"})
@@ -85,27 +78,6 @@ def test_keys_are_compared_as_file_names(tmp_path: Path) -> None:
     recaptioned(tmp_path, {"x/a": ["new"], "x_a": ["old"]})
     with pytest.raises(ValueError, match="1 of its keys are the same as others"):
         load_captioned(source)
-
-
-@pytest.mark.parametrize("content, message", [
-    (
-        {"y": ["a"], "z": ["b"]},
-        "none of its 2 keys, such as 'y', is the id of one of the 1 images, such as 'x'",
-    ),
-    ({"x": 3, "y": None}, "is no captions file"),
-    ([["x", "a"]], "is no captions file"),
-    ({}, "is no captions file"),
-])  # fmt: skip
-def test_captions_of_something_else_are_refused(tmp_path: Path, content: dict | list, message: str) -> None:
-    shard = write_shard(tmp_path / "s.tar", "x")
-    with pytest.raises(ValueError, match=message):
-        load_captioned(f"{shard}?captions={recaptioned(tmp_path, content)}")
-
-
-def test_a_captions_file_that_is_not_there(tmp_path: Path) -> None:
-    shard = write_shard(tmp_path / "s.tar", "x")
-    with pytest.raises(FileNotFoundError, match="no captions file 'no.json', here: give its path"):
-        load_captioned(f"{shard}?captions=no.json")
 
 
 def test_recaptioned_tables(tmp_path: Path) -> None:
@@ -146,3 +118,63 @@ def test_prompts_are_the_new_captions(tmp_path: Path) -> None:
     before = source_fingerprint(source)
     recaptioned(tmp_path, {"x": ["newer"]})
     assert source_fingerprint(source) != before
+
+
+def coco(folder: Path, **annotation: object) -> Path:
+    """`captions_val2017.json` as COCO publishes it; one caption is of an image that is not there."""
+    names = {397133: "000000397133.jpg", 37777: "000000037777.jpg"}
+    content = {
+        "info": {"description": "COCO 2017 Dataset", "version": "1.0", "year": 2017},
+        "licenses": [{"url": "http://creativecommons.org/licenses/by-nc-sa/2.0/", "id": 1, "name": "x"}],
+        "images": [
+            {"license": 1, "file_name": name, "height": 48, "width": 48, "id": key}
+            for key, name in names.items()
+        ],
+        "annotations": [
+            {"image_id": key, "id": number, "caption": text}
+            for number, (key, text) in enumerate(
+                [(397133, "A man cooks.\n"), (37777, "A kitchen."), (397133, "A chef."), (5, "Nothing.")]
+            )
+        ],
+    }
+    if annotation:
+        content["annotations"] = [annotation]
+    (folder / "annotations").mkdir(exist_ok=True)
+    path = folder / "annotations/captions_val2017.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+COCO = {"000000397133": ("A man cooks.", "A chef."), "000000037777": ("A kitchen.",)}
+
+
+def test_cocos_captions(tmp_path: Path) -> None:
+    """All captions of an image; named from where the archives unpack it, or beside the images."""
+    source = write_folder(
+        tmp_path / "val2017", {f"{name}.jpg": noise(n, "jpeg") for n, name in enumerate(COCO)}
+    )
+    file = coco(tmp_path)
+    images = load_captioned(f"{source}?captions={file}")
+    assert {sample.id: sample.captions for sample in images.samples} == COCO
+    assert images.skipped == {"captions without image": 1}
+    content = json.loads(file.read_text())
+    content["annotations"].pop()
+    (tmp_path / "val2017/captions.json").write_text(json.dumps(content))
+    assert captions_of(source) == COCO
+
+
+def test_cocos_captions_of_shards(tmp_path: Path) -> None:
+    """Whose keys are the names without suffix; as are those of another file of names."""
+    shard = write_tar(tmp_path / "s.tar", {f"{name}.jpg": noise(n, "jpeg") for n, name in enumerate(COCO)})
+    file = coco(tmp_path)
+    file.write_text(file.read_text().replace(', {"image_id": 5, "id": 3, "caption": "Nothing."}', ""))
+    assert captions_of(f"{shard}?captions={file}") == COCO
+    named = recaptioned(tmp_path, {"000000397133.jpg": "one"})
+    assert captions_of(f"{shard}?captions={named}") == {"000000397133": ("one",)}
+
+
+def test_cocos_other_annotations_are_refused(tmp_path: Path) -> None:
+    shard = write_shard(tmp_path / "s.tar", "x")
+    file = coco(tmp_path, image_id=37777, id=1, category_id=3, bbox=[0, 0, 4, 4])
+    with pytest.raises(ValueError, match="one of COCO's files, but not of captions: give its captions_"):
+        load_captioned(f"{shard}?captions={file}")

@@ -11,7 +11,7 @@ import pytest
 from data.captioned import load_captioned
 from data.sources.classes import class_names
 from tests.data.image_files import noise, write_folder
-from tests.data.test_inspect import inspected
+from tests.data.inspect.test_inspect import inspected
 
 NAMES = ["tench", "golf_ball", "n03394916"]
 WORDS = ["tench", "golf ball", "French horn"]

@@ -144,13 +144,6 @@ def test_metadata_does_not_lead_out_of_its_folder(tmp_path: Path) -> None:
     assert images.skipped == {"without image": 2}
 
 
-@pytest.mark.parametrize("line", ["{", "[1]", "[" * 100_000])
-def test_metadata_that_is_no_json_is_named(tmp_path: Path, line: str) -> None:
-    write_folder(tmp_path, {"a.png": encoded(), "metadata.jsonl": line})
-    with pytest.raises(ValueError, match="metadata.jsonl cannot be read"):
-        load_captioned(str(tmp_path))
-
-
 def test_options_that_do_not_belong_are_refused(tmp_path: Path) -> None:
     """By name, with those that do."""
     shard = write_shard(tmp_path / "a.tar", "x")
@@ -211,18 +204,6 @@ def test_an_image_on_several_rows_of_metadata(tmp_path: Path) -> None:
     assert images.skipped == {"without caption": 1}
 
 
-@pytest.mark.parametrize("files, message", [
-    ({"10_zxq woman/1.png": 0, "10_zxq woman/2.png": 1}, "'10_zxq woman' .* whose number means repeats"),
-    ({"10_a/1.png": 0, "10_a/1.txt": "a", "1_b/2.png": 1}, "'10_a' .* whose number means repeats"),
-    ({"img/10_a/1.png": 0, "img/10_a/1.txt": "a"}, "'10_a' .* whose number means repeats"),
-    ({"1.png": 0, "1.txt": "a", "1-masklabel.png": 1}, "1-masklabel.png is a mask of OneTrainer"),
-])  # fmt: skip
-def test_folders_of_other_trainers_are_refused(tmp_path: Path, files: dict, message: str) -> None:
-    files = {name: noise(value) if isinstance(value, int) else value for name, value in files.items()}
-    with pytest.raises(ValueError, match=message):
-        load_captioned(write_folder(tmp_path, files))
-
-
 def test_caption_files_of_other_trainers_are_read(tmp_path: Path) -> None:
     files = {"1.png": noise(0), "1.caption": "a", "2.PNG": noise(1), "2.TXT": "b"}
     assert captions_of(write_folder(tmp_path, files)) == {"1": ("a",), "2": ("b",)}
@@ -260,12 +241,6 @@ def test_what_is_left_aside_is_named(
     images = load_captioned(write_folder(tmp_path, {"a.png": noise(0)} | files))
     assert len(images) == 1 and images.skipped == {reason: 1}
     assert any(f"not used: 1 {reason}" in line and f"{name}'" in line for line in caplog.messages)
-
-
-def test_folders_that_begin_with_a_year_are_classes(tmp_path: Path) -> None:
-    """And not for Kohya's scripts."""
-    source = write_folder(tmp_path, {"2024_paris/1.png": noise(0), "2023_rome/2.png": noise(1)})
-    assert captions_of(source) == {"1": ("An image of 2024 paris",), "2": ("An image of 2023 rome",)}
 
 
 @pytest.mark.parametrize("text, expected", [

@@ -191,3 +191,36 @@ def test_a_dataset_of_the_hub_that_cannot_be_had(hub: Path, monkeypatch: pytest.
         assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match="hf:owner/name"):
         load_captioned("hf:../owner")
+
+
+@pytest.mark.parametrize("name, cells, option, expected", [
+    ("sentences", [{"raw": "A cat.", "sentid": 3}, {"raw": "A dog.", "sentid": 4}], "sentences.raw", None),
+    ("sentences", [[{"raw": "A cat."}, {"raw": "Cat."}], []], "sentences.raw", ["A cat.", "Cat."]),
+    ("caption", [{"caption": "A cat."}, {"caption": "A dog."}], None, None),
+    ("captions", [[{"text": "A cat."}, {"text": "Cat."}], [{"text": "A dog."}]], None, ["A cat.", "Cat."]),
+    ("captions", [[["A cat."], ["Cat."]], [["A dog."]]], None, ["A cat.", "Cat."]),
+    ("text", [{"en": {"short": "A cat."}}, {"en": {"short": "A dog."}}], "text.en.short", None),
+    ("a.b", ["A cat.", "A dog."], "a.b", None),
+])  # fmt: skip
+@pytest.mark.parametrize("form", ["parquet", "saved"])
+def test_nested_captions(
+    tmp_path: Path, form: str, name: str, cells: list, option: str | None, expected: list[str] | None
+) -> None:
+    """Fields of a column, at any depth, and lists of them: captions of one image."""
+    rows = table(2, **{name: cells})
+    source = str(tmp_path / "t.parquet") if form == "parquet" else str(tmp_path / "t")
+    rows.to_parquet(source) if form == "parquet" else rows.save_to_disk(source)
+    images = load_captioned(source + (f"?caption={option}" if option else ""))
+    assert images[0].captions == tuple(expected or ["A cat."])
+    assert all(each.captions == ("A dog.",) for each in images.samples[1:])
+
+
+def test_fields_that_may_hold_captions_are_named(tmp_path: Path) -> None:
+    table(1, sentences=[{"raw": "A cat.", "sentid": 3}]).to_parquet(tmp_path / "t.parquet")
+    for option, message in (
+        ("", r"which column is the caption\? .* it has \['image', 'sentences.raw'\]"),
+        ("?caption=sentences.text", r"'sentences' has no field 'text': it has \['image', 'sentences.raw'\]"),
+        ("?caption=sentence.raw", r"no column 'sentence': it has \['image', 'sentences.raw'\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load_captioned(f"{tmp_path}/t.parquet{option}")

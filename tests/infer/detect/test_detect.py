@@ -13,6 +13,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from data.prompts import load_prompts
 from infer import plotting
 from infer.denoising import sampling
 from infer.denoising.curves import Watch
@@ -155,8 +156,12 @@ def test_prompts_without_a_label_are_only_scored(
 def test_unknown_prompts_are_ranked_against_ordinary_ones(
     options: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """By the detectors that are asked for; ordinary prompts among the unknown ones are left out."""
-    (tmp_path / "unknown.txt").write_text("old map\nsun\nbig sun\ngreen leaf\n")
+    """By the detectors that are asked for; ordinary prompts among the unknown ones are left out.
+
+    A prompt is no formula in the CSV, nor markup in the terminal, and the CSV is a file of prompts.
+    """
+    unknown_prompts = ["old map", "sun", "=big sun[/b]", "green leaf"]
+    (tmp_path / "unknown.txt").write_text("\n".join(unknown_prompts))
     unknown = str(tmp_path / "unknown.txt")
     detect([
         "--run", options["run"], "--ordinary", options["ordinary"], "--prompts", unknown, "--device", "cpu",
@@ -168,7 +173,9 @@ def test_unknown_prompts_are_ranked_against_ordinary_ones(
         json.loads((tmp_path / "detection.json").read_text()),
     )
     rows = pd.read_parquet(tmp_path / "detection.parquet")
-    assert sorted(ranked["prompt"]) == ["big sun", "green leaf", "old map", "sun"] and "fall" not in rows
+    assert sorted(ranked["prompt"]) == ["'=big sun[/b]", "green leaf", "old map", "sun"]
+    assert {prompt.text for prompt in load_prompts(str(tmp_path / "ranking.csv"))} == set(unknown_prompts)
+    assert "fall" not in rows
     ordinary = rows[~rows["memorized"].fillna(True)]
     assert sorted(ordinary["prompt"]) == ["Red  square", "blue circle", "cat map", "old tea", "tea cup"]
     assert ranked["rank"].tolist() == [1, 2, 3, 4] and ranked["dsm_12"].is_monotonic_decreasing
@@ -182,7 +189,7 @@ def test_unknown_prompts_are_ranked_against_ordinary_ones(
     assert ranked["ordinary_above"].tolist() == pytest.approx(above)
     assert list(numbers["seconds_per_prompt"]) == ["guided run"]
     printed = capsys.readouterr().out
-    assert "flags of 2" in printed and "green leaf" in printed and "ranking.csv" in printed
+    assert "flags of 2" in printed and "=big sun[/b]" in printed and "ranking.csv" in printed
 
 
 def test_a_model_with_zero_terminal_snr_and_no_cross_attention(

@@ -93,7 +93,7 @@ def test_what_is_no_index(tiny_shards: Path, tmp_path: Path, capsys: pytest.Capt
     save_file({"embeddings": torch.zeros(1, 2)}, tmp_path / "weights.safetensors")
     (tmp_path / "text.safetensors").write_text("no tensors")
     for name in ("weights", "text"):
-        with pytest.raises(ValueError, match=f"{name}.safetensors' is no index.*{how}"):
+        with pytest.raises(ValueError, match=f"{name}.safetensors' is no (whole )?index.*{how}"):
             DescriptorIndex.load(tmp_path / f"{name}.safetensors")
     given = ["index", "--out", str(tmp_path / "x.safetensors")]
     assert refused(given, capsys) == "give --training, or --run with a training run folder"

@@ -12,7 +12,7 @@ from PIL import Image
 
 from infer.__main__ import main
 from tests.conftest import CAPTIONS
-from tests.data.prompt_files import lines, write
+from tests.data.prompts.files import lines, write
 
 STEPS = 6  # of the finished run
 COSTS = ["seconds", "peak_memory_gib"]  # differ from run to run

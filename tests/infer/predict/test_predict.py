@@ -1,12 +1,10 @@
 """`python -m infer predict`: the run folder it fills, what it does when run again, and how it refuses."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pandas as pd
@@ -15,9 +13,11 @@ import yaml
 from PIL import Image
 
 from callbacks.provenance import git_commit
+from data.captioned import load_captioned
 from infer.__main__ import main
 from tests.conftest import CAPTIONS, ROOT
 from tests.infer.predict.runs import STEPS, assert_same_run, times
+from tests.processes import Command
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -110,93 +110,74 @@ def test_a_run_killed_after_its_last_image_is_put_together(
     assert (copy / "summary.json").exists()
 
 
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-SLOW = ["--batch_size", "1", "--model.num_inference_steps", "40", "--samples_per_prompt", "4"]
+ONE_BY_ONE = ["--batch_size", "1"]
 
 
-def ended(number: signal.Signals, run: Path, *arguments: str) -> subprocess.Popen:
-    """Python with these arguments, which a signal ended after the first batch of `run`; its `errors`."""
-    process = subprocess.Popen(
-        [sys.executable, *arguments], cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True,
-        start_new_session=True,
-    )  # fmt: skip
-    while not list(run.glob("parts/*.samples.parquet")):
-        assert process.poll() is None, "it ended before the signal"
-        time.sleep(0.01)
-    os.killpg(process.pid, number)  # as a cluster does: each process gets it
-    process.errors = process.communicate()[1]
-    return process
+def ended(number: signal.Signals, run: Path, *arguments: str) -> Command:
+    """A predict command that gets the signal when its third batch begins."""
+    given = {"number": int(number), "batch": 2}
+    callbacks = json.dumps([{"class_path": "tests.infer.predict.spy.Signal", "init_args": given}])
+    options = [*ONE_BY_ONE, "--trainer.callbacks", callbacks, "--out", str(run)]
+    command = Command("infer", [*arguments, *options])
+    command.exit_codes()
+    return command
 
 
 def test_a_killed_run_is_finished_by_the_next(arguments: list[str], tmp_path: Path) -> None:
     """Then it is as a run without interruption."""
     out, whole = tmp_path / "run", tmp_path / "whole"
-    ended(signal.SIGKILL, out, "-m", "infer", *arguments, *SLOW, "--out", str(out))
+    assert ended(signal.SIGKILL, out, *arguments).exit_codes() == [-signal.SIGKILL]
     before = times(out)
-    assert 0 < len(list(out.glob("parts/*.samples.parquet"))) < 12 and not (out / "samples.parquet").exists()
+    assert len(list(out.glob("parts/*.samples.parquet"))) == 2 and not (out / "samples.parquet").exists()
     for folder in (out, whole):
-        assert main([*arguments, *SLOW, "--out", str(folder)]) == 0
+        assert main([*arguments, *ONE_BY_ONE, "--out", str(folder)]) == 0
     assert_same_run(out, whole)
-    assert len(pd.read_parquet(out / "samples.parquet")) == 12
-    assert [name for name, when in times(out).items() if before.get(name) == when]
+    assert len(pd.read_parquet(out / "samples.parquet")) == 6
+    assert [name for name, when in times(out).items() if before.get(name) == when] == [*before]
 
 
-@pytest.fixture
-def one_process(arguments: list[str], tmp_path: Path) -> tuple[Path, subprocess.Popen]:
-    """A run that SIGTERM ended."""
-    run = tmp_path / "run"
-    return run, ended(signal.SIGTERM, run, "-m", "infer", *arguments, *SLOW, "--out", str(run))
-
-
-@pytest.fixture(scope="module")
-def two_processes(
-    finished: Path, arguments: list[str], tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, subprocess.Popen]:
-    """The same on two devices; beside it folders that lack `five` images or `one`, which they made then."""
-    folder = tmp_path_factory.mktemp("two")
-    for name in ("five", "one", "alone"):
-        shutil.copytree(finished, folder / name)
-    for name in ("five", "alone"):
-        for path in [*(folder / name / "images").glob("s[12]*.png"), folder / name / "images/s0-0.png"]:
-            path.unlink()
-    (folder / "one/images/s1-0.png").unlink()
-    script = folder / "script.py"  # each process runs it whole
-    script.write_text(f"""
-import sys
-from infer.__main__ import main
-try:
-    code = main([*sys.argv[1:], *{SLOW}, "--out", "{folder}/run"])
-except SystemExit as stopped:
-    code = stopped.code
-for name in ("five", "one"):
-    assert main([*sys.argv[1:], "--out", f"{folder}/{{name}}"]) == 0
-sys.exit(code)
-""")
-    two = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
-    return folder / "run", ended(signal.SIGTERM, folder / "run", str(script), *arguments, *two)
-
-
-@pytest.mark.parametrize("processes", ["one_process", "two_processes"])
-def test_sigterm_finishes_the_batch(processes: str, request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize("devices", [1, 2])
+def test_sigterm_finishes_the_batch(devices: int, arguments: list[str], tmp_path: Path) -> None:
     """It writes what it has, and leaves with the signal's exit code, once for all processes."""
-    run, process = request.getfixturevalue(processes)
-    assert process.errors.count("stopped by SIGTERM") == 1 and process.returncode == 143
-    assert "Error" not in process.errors
+    run, settings = tmp_path / "run", []
+    if devices == 2:  # Lightning starts the second one
+        settings = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--samples_per_prompt", "3"]
+    command = ended(signal.SIGTERM, run, *arguments, *settings)
+    errors = command.errors()
+    assert errors.count("stopped by SIGTERM") == 1 and command.exit_codes() == [143]
+    assert "Error" not in errors
     written = len(list(run.glob("parts/*.samples.parquet")))
-    assert 0 < written < 12 and written == len(times(run))
+    assert written == len(times(run))
+    assert written == 3 if devices == 1 else 3 <= written < 9
 
 
+@pytest.mark.parametrize("missing", ["five", "one"])
 def test_two_processes_make_the_same(
-    two_processes: tuple[Path, subprocess.Popen], finished: Path, arguments: list[str]
+    missing: str, copy: Path, finished: Path, arguments: list[str], tmp_path: Path
 ) -> None:
     """Five images for two: another batch composition, another order, one left over; then one for two."""
-    folder = two_processes[0].parent
-    assert main([*arguments, "--out", str(folder / "alone")]) == 0
-    assert_same_run(folder / "five", folder / "alone", tolerance=1)
-    assert_same_run(folder / "one", finished, tolerance=1)
+    names = {"five": ["s0-0", "s1-0", "s1-1", "s2-0", "s2-1"], "one": ["s1-0"]}[missing]
+    for name in names:
+        (copy / f"images/{name}.png").unlink()
+    alone = finished
+    if missing == "five":
+        alone = Path(shutil.copytree(copy, tmp_path / "alone"))
+        assert main([*arguments, "--out", str(alone)]) == 0
+    two = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    command = Command("infer", [*arguments, *two, "--out", str(copy)], ranks=2)
+    assert command.exit_codes() == [0, 0], command.errors()
+    assert_same_run(copy, alone, tolerance=1)
 
 
 # Help
+
+
+def test_a_run_is_training_data(finished: Path) -> None:
+    """Such as the images of DreamBooth's prior preservation."""
+    samples = load_captioned(str(finished)).samples
+    expected = {f"s{n}-{sample}": CAPTIONS[n] for n in range(3) for sample in range(2)}
+    assert {sample.id: sample.caption for sample in samples} == expected
+    assert samples[0].image == (finished / "images/s0-0.png").read_bytes()
 
 
 def test_help_and_unknown_commands(capsys: pytest.CaptureFixture) -> None:

@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 import yaml
 
-from infer.predict.run_folder import claim, differences, done
+from infer.predict.claim import claim, differences
+from infer.predict.parts import holds_images
 from tests.infer.predict.runs import command, summary_of
 from tests.infer.predict.test_predict_refusals import refused
 
@@ -104,6 +105,6 @@ def test_a_table_that_is_cut_is_named_and_made_again(predict: Callable[..., Path
     path = out / "samples.parquet"
     path.write_bytes(path.read_bytes()[:50])
     with pytest.raises(ValueError, match=f"{path} cannot be read .*: delete it, and predict makes again"):
-        done(out)
+        holds_images(out)
     path.unlink()
     assert len(pd.read_parquet(predict("--prompt", "red square") / "samples.parquet")) == len(rows)

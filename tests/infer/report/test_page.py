@@ -120,15 +120,9 @@ def test_the_page_needs_no_network(page: Page):
     assert urls == {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
     assert not page.all("link") and not page.all("img")
     assert page.source.count("connect-src") == 0 and "default-src 'none'" in page.source
+    assert "base-uri 'none'; form-action 'none'" in page.source
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
-
-
-def test_a_path_of_the_table_that_leaves_its_folder_is_refused(folder: Path):
-    table = pd.read_parquet(folder / "comparison.parquet")
-    table.replace("none", "../none").to_parquet(folder / "comparison.parquet")
-    with pytest.raises(ValueError, match="points outside"):
-        write_report(folder)
 
 
 def test_scores_may_be_missing(folder: Path):
@@ -139,11 +133,6 @@ def test_scores_may_be_missing(folder: Path):
     table[["mitigation", "images"]].to_parquet(folder / "comparison.parquet")
     page = Page(write_report(folder))
     assert "similarity to own" not in page.data["facts"] and len(page.data["rows"]) == 6
-
-
-def test_without_a_comparison_the_error_says_what_to_run(tmp_path: Path):
-    with pytest.raises(FileNotFoundError, match="python -m infer compare"):
-        write_report(tmp_path)
 
 
 def test_a_single_row_without_traces(tmp_path: Path):

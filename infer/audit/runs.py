@@ -1,0 +1,109 @@
+"""The predict runs of an audit: one loaded model, one run folder for each set of images, scored alike."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from PIL import Image
+
+from data.captioned import CaptionedImages
+from data.disk import full_disk_named
+from data.files import digest
+from data.sources.image import FORMATS
+from infer.audit.answer import nearness, training_index
+from infer.audit.difference import LEAST, repeated_part
+from infer.audit.options import Audit
+from infer.compare.measures import Measures
+from infer.compare.score_images import TOP_IDS, score_folder
+from infer.denoising.hooks import GuidanceRule
+from infer.denoising.requests import ListedRequests, Request
+from infer.metrics.similarity import embed_all
+from infer.metrics.training_set import TrainingSet
+from infer.predict.module import Generate, PromptData
+from infer.predict.options import GenerateOptions
+
+MakeTrainer = Callable[[Path, str, Sequence[GuidanceRule], dict[str, Any]], Any]
+
+
+@dataclass(kw_only=True)
+class Images(GenerateOptions):
+    """Images that are chosen already, as `predict` takes them."""
+
+    chosen: list[Request]
+
+    def requests(self) -> ListedRequests:
+        return ListedRequests(self.chosen)
+
+
+class Runs:
+    """Makes and scores images.
+
+    Args:
+        options: of the audit.
+        trainer: (run folder, label, mitigations, Lightning's options) -> a trainer that writes the folder.
+    """
+
+    def __init__(self, options: Audit, trainer: MakeTrainer):
+        self.options, self.trainer = options, trainer
+        self.module = Generate(options.model)
+        self.module.load()
+        self.measures = Measures(options.measuring, options.device)
+
+    def embed(self, images: CaptionedImages) -> None:
+        """Embed the training images, once."""
+        resolution = self.options.model.resolution_of(self.module.pipe)
+        self.training = TrainingSet(images, resolution, self.measures.descriptors, self.options.cache)
+
+    def make(self, name: str, requests: list[Request], label: str, rules: Sequence[GuidanceRule]) -> Path:
+        """Generate what is missing of the images; their run folder, whose name follows from the requests."""
+        options = self.options
+        folder = Path(options.out) / "runs" / f"{name}-{digest(*requests)[:8]}"
+        data = PromptData(Images(
+            out=str(folder), model=options.model, seed=options.seed, batch_size=options.batch_size,
+            samples_per_prompt=options.samples_per_prompt, chosen=requests,
+        ))  # fmt: skip
+        with full_disk_named(folder):
+            trainer = self.trainer(folder, label, rules, options.trainer())
+            trainer.predict(self.module, data, return_predictions=False)
+        return folder
+
+    def scored(self, folder: Path) -> pd.DataFrame:
+        """The rows of a run folder with their scores, and whether each `returns` a training image."""
+        measure = self.options.measure
+        rows = score_folder(folder, self.training, self.measures.clip)[0].assign(returns=False)
+        rows["nearest_id"], similarity = rows[TOP_IDS[measure]], nearness(rows, measure)
+        above = rows[similarity > self.options.threshold]
+        paths, (descriptor, _) = [folder / name for name in above["image"]], self.training.measures[measure]
+        owners = training_index(self.training, measure, above, embed_all(opened(paths), descriptor))
+        rows.loc[above.index, "returns"] = self.returned(paths, owners, similarity[above.index])
+        return rows
+
+    def returned(
+        self, paths: Sequence[Path], owners: Sequence[int], similarity: Iterable[float]
+    ) -> list[bool]:
+        """Whether each image returns its training image.
+
+        By SSCD those above the threshold. Pixels are alike where layout and colours are: there half of the
+        places with detail must be repeated, too.
+        """
+        above = [value > self.options.threshold for value in similarity]
+        if self.options.sscd:
+            return above
+        return [
+            near and not self.repeated(path, owner)[1] < LEAST  # not >=: NaN is a picture without detail
+            for path, owner, near in zip(paths, owners, above, strict=True)
+        ]
+
+    def repeated(self, path: Path, owner: int) -> tuple[Image.Image, float]:
+        """The part of a training image that an image repeats, as a map, and its share."""
+        [image] = opened([path])
+        return repeated_part(image, self.training.images[owner].rgb(self.training.resolution))
+
+
+def opened(paths: Iterable[Path]) -> Iterator[Image.Image]:
+    """Images, one after the other."""
+    for path in paths:
+        with Image.open(path, formats=FORMATS) as image:
+            yield image.convert("RGB")

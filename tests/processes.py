@@ -1,0 +1,99 @@
+"""Commands as processes of their own, forked from one that has imported for all: they start at once.
+
+`python -m train` itself, which imports, is in `tests/train/test_fit.py`.
+"""
+
+import atexit
+import multiprocessing
+import os
+import sys
+import tempfile
+from contextlib import suppress
+from importlib import import_module
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from pydoc import locate
+from signal import SIGKILL
+from weakref import finalize
+
+from infer.models.pipeline import pipeline_class
+from tests.conftest import ROOT
+from tests.slurm import free_ports
+from train.__main__ import MODULES
+
+# what fits and predictions import when they start
+IMPORTED = ("callbacks.monitor", "callbacks.writer", "infer.predict.module", "train.run_folder")
+for name in (*MODULES["fit"], *MODULES["stream"], *IMPORTED):
+    locate(name)
+pipeline_class()
+
+running: set["Command"] = set()
+
+
+@atexit.register
+def kill_all() -> None:
+    """What a failed test leaves; before multiprocessing waits for it."""
+    for command in running:
+        command.kill()
+
+
+def run(program: str, args: list[str], errors: str, environment: dict[str, str]) -> None:
+    """`python -m PROGRAM ARGS` in this process: with one thread, and a process group of its own."""
+    import torch
+
+    os.setsid()
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(ROOT)
+    torch.set_num_threads(1)
+    for path, number in ((os.devnull, 1), (errors, 2)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), number)
+    module = sys.modules["__main__"] = import_module(f"{program}.__main__")
+    sys.argv = [module.__file__, *args]  # by which Lightning starts other ranks
+    sys.exit(module.main(args))
+
+
+class Command:
+    """`python -m PROGRAM ARGS`, running.
+
+    With several `ranks` each is started here, as Lightning's own find each other: it starts none where
+    LOCAL_RANK is set. With one, Lightning starts the others where it is told to.
+    """
+
+    def __init__(self, program: str, args: list[str], ranks: int = 1):
+        server = multiprocessing.get_context("forkserver")
+        server.set_forkserver_preload([__name__])
+        with tempfile.NamedTemporaryFile(prefix="stderr-", delete=False) as file:
+            self.path = Path(file.name)
+        finalize(self, self.path.unlink)
+        [port] = free_ports(1)
+        group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        self.processes: list[BaseProcess] = []
+        for rank in range(ranks):
+            environment = dict(os.environ) | (group | {"LOCAL_RANK": str(rank)} if ranks > 1 else {})
+            given = (program, args, str(self.path), environment)
+            self.processes.append(server.Process(target=run, args=given))
+            self.processes[-1].start()
+        running.add(self)
+
+    def ended(self) -> bool:
+        """Whether one of the processes has ended."""
+        return any(process.exitcode is not None for process in self.processes)
+
+    def kill(self) -> None:
+        """Each process, and what it has started."""
+        for process in self.processes:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, SIGKILL)
+            process.kill()  # if it had no group yet
+
+    def exit_codes(self) -> list[int | None]:
+        """Of the processes, once they have ended."""
+        for process in self.processes:
+            process.join(200)
+        running.discard(self)
+        return [process.exitcode for process in self.processes]
+
+    def errors(self) -> str:
+        """What they wrote to stderr so far."""
+        return self.path.read_text()
