@@ -51,7 +51,7 @@ class Requests(Sequence[Request]):
         return Request(p.id, sample, p.text, sample_seed(self.seed, p.id, sample), p.negative, p.alternative)
 
     def ids(self) -> Iterator[str]:
-        """The ids of the prompts, which `prompts` has without their texts (`data/prompt_store.py`)."""
+        """The ids of the prompts, which `prompts` has without their texts (`data/prompts/store.py`)."""
         return self.prompts.ids()
 
     def positions(self, ids: Sequence[str], which: np.ndarray, samples: np.ndarray) -> np.ndarray:

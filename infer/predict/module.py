@@ -48,7 +48,7 @@ class Generated:
 class PromptData(pl.LightningDataModule):
     """The images of the options, but for those in the run folder already.
 
-    Prompts stay on the disk (`data/prompt_store.py`): a process holds those of its batch.
+    Prompts stay on the disk (`data/prompts/store.py`): a process holds those of its batch.
     """
 
     def __init__(self, options: GenerateOptions):

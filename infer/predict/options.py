@@ -4,8 +4,8 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
-from data.prompt_store import PromptStore, store_prompts
 from data.prompts import inline_prompts
+from data.prompts.store import PromptStore, store_prompts
 from infer.denoising.requests import Requests
 from infer.options import DenoiseOptions, PromptOptions
 

@@ -8,8 +8,8 @@ from typing import Any
 import pandas as pd
 import torch
 
-from data.prompt_store import PromptStore
 from data.prompts import Prompt
+from data.prompts.store import PromptStore
 from infer.__main__ import main
 from infer.denoising.requests import Requests
 from infer.predict.claim import claim

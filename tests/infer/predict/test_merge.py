@@ -9,8 +9,8 @@ import pyarrow.parquet as parquet
 import pytest
 from PIL import Image
 
-from data.prompt_store import PromptStore
 from data.prompts import Prompt
+from data.prompts.store import PromptStore
 from infer.denoising.requests import Request, Requests
 from infer.predict import merge as merging
 from infer.predict import run_folder

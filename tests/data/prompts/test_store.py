@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from data.prompt_store import PromptStore, store_prompts
 from data.prompts import Prompt, load_prompts
+from data.prompts.store import PromptStore, store_prompts
 from tests.data.prompts.files import lines, write
 
 PROMPTS = [
@@ -18,7 +18,7 @@ PROMPTS = [
 @pytest.fixture(params=[4, 1 << 14])
 def store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> PromptStore:
     """In batches that are full or not."""
-    monkeypatch.setattr("data.prompt_store.ROWS", request.param)
+    monkeypatch.setattr("data.prompts.store.ROWS", request.param)
     return PromptStore(iter(PROMPTS))
 
 
@@ -36,7 +36,7 @@ def test_a_store_is_the_list(store: PromptStore) -> None:
 def test_an_id_has_a_number(store: PromptStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where two have one hash."""
     for hashed in (hash, lambda key: len(key)):
-        monkeypatch.setattr("data.prompt_store.hash", hashed, raising=False)
+        monkeypatch.setattr("data.prompts.store.hash", hashed, raising=False)
         vars(store).pop("hashes", None)
         assert store.numbers([prompt.id for prompt in PROMPTS]) == [*range(23)]
         assert store.numbers(["id99", "nothing of that length"]) == [-1, -1]
