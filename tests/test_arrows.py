@@ -14,7 +14,7 @@ MAY_IMPORT = {  # of packages, and of rooms within a package: what else they may
     "train": {"data", "infer", "callbacks"},
     "data.sources": {"files", "captioned", "remote"},
     "data.regimes": {"captioned", "cli", "ranges"},
-    "data.prompts": {"captioned", "files", "remote", "sources", "table_files"},
+    "data.prompts": {"batches", "captioned", "files", "remote", "sources", "table_files"},
     "data.repeats": {"captioned", "files", "remote", "sources"},
     "data.inspect": {"captioned", "files", "repeats", "sources"},
     "infer.models": set(),
