@@ -160,7 +160,7 @@ def test_unknown_prompts_are_ranked_against_ordinary_ones(
 
     A prompt is no formula in the CSV, nor markup in the terminal, and the CSV is a file of prompts.
     """
-    unknown_prompts = ["old map", "sun", "=big sun[/b]", "green leaf"]
+    unknown_prompts = ["old map", "=sun[/b]", "big sun", "green leaf"]
     (tmp_path / "unknown.txt").write_text("\n".join(unknown_prompts))
     unknown = str(tmp_path / "unknown.txt")
     detect([
@@ -173,7 +173,7 @@ def test_unknown_prompts_are_ranked_against_ordinary_ones(
         json.loads((tmp_path / "detection.json").read_text()),
     )
     rows = pd.read_parquet(tmp_path / "detection.parquet")
-    assert sorted(ranked["prompt"]) == ["'=big sun[/b]", "green leaf", "old map", "sun"]
+    assert sorted(ranked["prompt"]) == ["'=sun[/b]", "big sun", "green leaf", "old map"]
     assert {prompt.text for prompt in load_prompts(str(tmp_path / "ranking.csv"))} == set(unknown_prompts)
     assert "fall" not in rows
     ordinary = rows[~rows["memorized"].fillna(True)]
@@ -189,7 +189,7 @@ def test_unknown_prompts_are_ranked_against_ordinary_ones(
     assert ranked["ordinary_above"].tolist() == pytest.approx(above)
     assert list(numbers["seconds_per_prompt"]) == ["guided run"]
     printed = capsys.readouterr().out
-    assert "flags of 2" in printed and "=big sun[/b]" in printed and "ranking.csv" in printed
+    assert "flags of 2" in printed and "=sun[/b]" in printed and "ranking.csv" in printed
 
 
 def test_a_model_with_zero_terminal_snr_and_no_cross_attention(
