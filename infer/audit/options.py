@@ -7,7 +7,7 @@ from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveFloa
 
 from data.captioned import CaptionedImages
 from data.cli import warn_no_effect
-from data.prompts import Prompt, inline_prompts
+from data.prompts import Prompt, inline_prompts, load_prompts
 from data.ranges import Correlation, ShareBelowOne
 from infer.compare.measures import MeasureOptions
 from infer.metrics.similarity import COPY_THRESHOLD
@@ -32,7 +32,8 @@ class Audit(DenoiseOptions):
 
     Args:
         out: folder for the images, audit.html and audit.json.
-        run: training run folder; gives the model and the training images that are not set.
+        run: training run folder; gives the model and the training images that are not set, and the captions:
+            of the images that it duplicated, if it did.
         training: sources of the training images; captions beside them are used, and may be missing.
         prompt: prompts instead of the captions of the training images, such as the class word or the trigger
             of a finetune. On the command line --prompt TEXT, as often as you like. Without captions and
@@ -101,8 +102,13 @@ class Audit(DenoiseOptions):
         return {"accelerator": "gpu" if kind == "cuda" else kind, "devices": [int(number or 0)]}
 
     def prompts(self, images: CaptionedImages) -> list[Prompt]:
-        """Those given; else all captions of the training images; else the empty prompt."""
+        """Those given; else those that the run duplicated; else all captions of the training images, or "".
+
+        A run that duplicated nothing gives all that it showed, as they were shown, triggers included.
+        """
         if self.prompt is not None:
             return inline_prompts(self.prompt)
+        if self.run:
+            return load_prompts(self.run)
         captions = [Prompt(sample.id, sample.caption) for sample in images.samples if sample.caption]
         return captions or [Prompt("empty", "")]

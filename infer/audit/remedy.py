@@ -75,8 +75,8 @@ def best_of(remedies: Sequence[Remedy], goal: float) -> Remedy | None:
 
     None where nothing was tried, or nothing returns fewer images.
     """
-    enough = [remedy for remedy in remedies if remedy.share <= goal]
+    helping = [remedy for remedy in remedies if remedy.left.share < 1]
+    enough = [remedy for remedy in helping if remedy.share <= goal]
     if enough:
         return max(enough, key=lambda r: (-math.inf if math.isnan(r.clip_score) else r.clip_score, -r.share))
-    best = min(remedies, key=lambda remedy: remedy.share, default=None)
-    return best if best and best.left.share < 1 else None
+    return min(helping, key=lambda remedy: remedy.share, default=None)

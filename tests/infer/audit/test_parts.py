@@ -1,6 +1,7 @@
 """What an audit computes: shares, phrases, the repeated part, the choice of a mitigation, the budget."""
 
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,9 +12,11 @@ from PIL import Image
 
 from callbacks.mitigations.dynamic_transition import DynamicTransition
 from callbacks.mitigations.static_transition import StaticTransition
+from data.captioned import CaptionedImages
 from infer.audit.answer import by_caption, others_as_near, share_of
 from infer.audit.budget import Plan, fitting
 from infer.audit.difference import repeated_part
+from infer.audit.options import Audit
 from infer.audit.phrases import caption_without, phrases_of, shortened
 from infer.audit.remedy import Remedy, best_of
 from infer.audit.use import snippet
@@ -110,6 +113,16 @@ def test_the_mitigation_that_keeps_the_prompt_among_those_that_are_enough() -> N
     assert best_of([remedy("x", 0, math.nan), b], goal=0.05) is b
     assert not c.loses_the_prompt and a.loses_the_prompt
     assert best_of([remedy("d", 10, 0.3)], goal=0.05) is None and best_of([], goal=0.05) is None
+    assert best_of([remedy("d", 10, 0.3), b], goal=0.5) is b  # what changes nothing is no help
+
+
+def test_the_captions_of_a_run_are_those_that_it_duplicated(tmp_path: Path) -> None:
+    rows = {"id": ["a", "b"], "caption": ["zxq a cat", "a dog"], "times_shown": [9, 1]}
+    images = CaptionedImages([])
+    for duplicated, expected in (([True, False], ["zxq a cat"]), ([False, False], rows["caption"])):
+        pd.DataFrame(rows | {"duplicated": duplicated}).to_parquet(tmp_path / "exposures.parquet")
+        options = SimpleNamespace(run=str(tmp_path), prompt=None)
+        assert [prompt.text for prompt in Audit.prompts(options, images)] == expected
 
 
 def test_the_budget() -> None:
