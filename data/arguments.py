@@ -6,7 +6,7 @@ import textwrap
 from argparse import ArgumentError
 from collections.abc import Callable
 from dataclasses import fields
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
@@ -112,10 +112,22 @@ def built(kinds: list[type], parsed: Any) -> list:
 
 def parse(parser, args: list[str]):
     """The parsed arguments; ArgumentError in one line."""
+    counts_before_shares(parser)
     try:
         return parser.parse_args(with_negative_numbers(args))
     except ArgumentError as error:
         raise ArgumentError(None, one_line(str(error), parser)) from error
+
+
+def counts_before_shares(parser) -> None:
+    """Make `--trainer.limit_train_batches 1` one batch, not 1.0, which is all of them.
+
+    Python has one object for Optional[int | float] and Optional[float | int]; which of both the trainer's
+    options have depends on what was imported before.
+    """
+    for action in parser._actions:
+        if set(get_args(getattr(action, "_typehint", None))) == {int, float, type(None)}:
+            action._typehint = int | float | None
 
 
 def one_line(message: str, parser) -> str:

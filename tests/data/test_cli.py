@@ -3,10 +3,13 @@
 import logging
 import sys
 from argparse import ArgumentError
+from typing import Any, Union
 
 import pytest
+from jsonargparse import ArgumentParser
 from tqdm import tqdm
 
+from data.arguments import parse
 from data.cli import AboveBars, run
 
 SECRET = "https://me:pass@host/model.pt?X-Amz-Signature=signed"  # noqa: S105
@@ -77,3 +80,12 @@ def test_commands_warn_above_bars(capsys: pytest.CaptureFixture, monkeypatch: py
     assert isinstance(logging.lastResort, AboveBars)
     logging.lastResort.handle(logging.makeLogRecord({"msg": "here", "levelno": logging.WARNING}))
     assert capsys.readouterr().err == "here\n"
+
+
+@pytest.mark.parametrize("order", [Union[int, float, None], Union[float, int, None]])  # noqa: UP007
+def test_a_whole_number_is_a_count_in_whatever_order_the_types_stand(order: Any) -> None:
+    """1 is one batch; 1.0 is all of them."""
+    parser = ArgumentParser()
+    parser.add_argument("--batches", type=order)
+    values = [parse(parser, ["--batches", text]).batches for text in ("1", "1.0", "0.5", "null")]
+    assert [repr(value) for value in values] == ["1", "1.0", "0.5", "None"]
