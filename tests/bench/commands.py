@@ -32,7 +32,7 @@ def help_page(setting: Setting) -> tuple[Side, Side]:
 @row("infer predict with a wrong option (goal: 2 s)", "import torch")
 def infer_error(setting: Setting) -> tuple[Side, Side]:
     command = ("-m", "infer", "predict", "--mitigation", "nope")
-    return lambda: python(*command, code=2), lambda: python("-c", "import torch")
+    return lambda: python(*command, code=1), lambda: python("-c", "import torch")
 
 
 @row("train fit with a wrong option (goal: 2 s)", "import torch")
