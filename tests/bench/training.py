@@ -26,6 +26,7 @@ from data.emoji import SHARDS
 from infer.models.pipeline import load_pipeline
 from tests.bench.rows import Seconds, Setting, Side, now, row
 from train.__main__ import build
+from train.run_folder import claim
 
 WARM, BATCH, LR = 3, 16, 1e-4  # first steps that are not timed; images a step; learning rate
 SHARD = f"{SHARDS}/noto-00000.tar.gz"
@@ -65,7 +66,8 @@ def ours(setting: Setting, cache: Path | None) -> Seconds:
     }
     cli = build("fit", [f"--{name}={value}" for name, value in options.items()])
     cli.trainer.callbacks.append(watch)
-    cli.trainer.fit(cli.model, cli.datamodule)
+    with claim(cli.folder, cli.parser.dump(cli.config, skip_none=False)):
+        cli.trainer.fit(cli.model, cli.datamodule)
     return watch.seconds
 
 
@@ -98,7 +100,7 @@ def plain_loop(setting: Setting) -> Seconds:
     optimizer = torch.optim.AdamW(unet.parameters(), LR, weight_decay=1e-2)
     loader = DataLoader(Pictures(setting, pipe), BATCH, shuffle=True, drop_last=True)
     unet, optimizer, loader = accelerator.prepare(unet, optimizer, loader)
-    rate = accelerator.prepare(get_scheduler("constant_with_warmup", optimizer, 0))
+    rate = accelerator.prepare(get_scheduler("constant", optimizer))
     done, started = 0, 0.0
     while done < WARM + setting.steps:
         for batch in loader:
