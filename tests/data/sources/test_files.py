@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -114,12 +115,10 @@ def test_a_question_mark_in_a_folders_name_begins_no_options(tmp_path: Path) -> 
     assert captions_of(f"{folder}/*.tar?prefix=b_") == {"b_a": ("a a",)}
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="file systems of other systems have no such names")
 def test_a_name_that_is_no_utf8(tmp_path: Path) -> None:
     name = os.fsdecode(b"\xff1")
-    try:
-        write_folder(tmp_path, {f"{name}.png": encoded(), f"{name}.txt": "a"})
-    except OSError:
-        pytest.skip("this file system has no such names")
+    write_folder(tmp_path, {f"{name}.png": encoded(), f"{name}.txt": "a"})
     assert captions_of(tmp_path) == {file_id(name): ("a",)} == {"\ufffd1": ("a",)}
     assert source_fingerprint(str(tmp_path))
 
