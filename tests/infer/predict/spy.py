@@ -15,5 +15,7 @@ class Signal(pl.Callback):
     def on_predict_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, *_: Any
     ) -> None:
-        if trainer.is_global_zero and batch_idx == self.batch:
-            os.killpg(0, self.number)
+        if batch_idx == self.batch:
+            trainer.strategy.barrier()  # by now each process has its handler
+            if trainer.is_global_zero:
+                os.killpg(0, self.number)
