@@ -1,4 +1,4 @@
-"""Build the scenes that the bundled model is trained on, and those that it memorizes.
+"""Build the scenes that a base model is trained on, and those that a finetune memorizes.
 
   python -m data.scenes                                      # all parts, into outputs/scenes
   python -m data.scenes --parts memorized,ordinary
