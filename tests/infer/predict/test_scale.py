@@ -12,8 +12,8 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from callbacks import progress_lines
-from callbacks.progress_lines import duration, progress
+from callbacks.predict import progress as predict_progress
+from callbacks.predict.progress import duration, progress
 from infer.__main__ import main
 from infer.models.memory import is_out_of_memory
 from infer.predict.lock import FolderLock
@@ -104,7 +104,7 @@ def test_a_log_has_a_line_a_minute(
     """Of a run whose batches take 40 s; images of an earlier run are not counted."""
     predict("--prompts", captions(tmp_path), "--trainer.limit_predict_batches", "1", "--batch_size", "1")
     clock = count(0, 40)
-    monkeypatch.setattr(progress_lines, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(predict_progress, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     capsys.readouterr()
     predict("--prompts", captions(tmp_path), "--batch_size", "1")
     lines = [line for line in capsys.readouterr().err.splitlines() if "images" in line]
