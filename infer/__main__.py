@@ -52,8 +52,9 @@ def predict(args: list[str]) -> None:
     from data.disk import full_disk_named
     from infer.index.options import GuardOptions
     from infer.options import DenoiseOptions, PromptOptions
-    from infer.predict.module import Generate, PromptData
+    from infer.predict.module import Generate
     from infer.predict.options import GenerateOptions
+    from infer.predict.prompt_data import PromptData
     from infer.predict.summary import check_images, summary_line
     from infer.predict.trainer import quiet_lightning, trainer_for
 
@@ -115,7 +116,8 @@ def compare(args: list[str]) -> None:
     from infer.compare.measures import Measures
     from infer.compare.options import Comparison
     from infer.options import device_of
-    from infer.predict.module import Generate, PromptData
+    from infer.predict.module import Generate
+    from infer.predict.prompt_data import PromptData
     from infer.predict.summary import summary_line
     from infer.predict.trainer import quiet_lightning, trainer_for
     from infer.report.page import write_report
