@@ -11,7 +11,6 @@ import lightning.pytorch as pl
 import pandas as pd
 from lightning.pytorch.callbacks import BasePredictionWriter
 
-from callbacks.mitigations.base import Mitigation
 from callbacks.mitigations.presets import label
 from callbacks.predict.rows import sample_row, trace_rows
 from callbacks.provenance import git_commit
@@ -27,10 +26,6 @@ from infer.predict.summary import write_summary
 log = logging.getLogger(__name__)
 
 
-def rules_of(trainer: pl.Trainer) -> list[Mitigation]:
-    return [callback for callback in trainer.callbacks if isinstance(callback, Mitigation)]
-
-
 class SampleWriter(BasePredictionWriter):
     """Fill the trainer's `default_root_dir` as a predict run folder.
 
@@ -44,7 +39,7 @@ class SampleWriter(BasePredictionWriter):
         self.lock: FolderLock | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        rules = rules_of(trainer)
+        rules = pl_module.rules
         self.mitigation = self.mitigation or label(rules)
         self.stems = FileStems(trainer.datamodule.requests.ids())
         contents = [rule.contents() for rule in rules]
@@ -121,8 +116,7 @@ class SampleWriter(BasePredictionWriter):
         """Put the parts together; also those of a run that was killed just before this."""
         self.leave_if_stopped(trainer)  # a barrier, too
         if trainer.is_global_zero:
-            folder = Path(trainer.default_root_dir)
-            rules = rules_of(trainer)
+            folder, rules = Path(trainer.default_root_dir), pl_module.rules
             if merge(folder, trainer.datamodule.requests):
                 has_transition = any(overrides(rule, "transition_timestep") for rule in rules)
                 has_alternative = any(rule.alternatives is not None for rule in rules)
