@@ -8,7 +8,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from callbacks.model_card import describe
 from data.cli import warn_no_effect
-from data.files import one_line, write_json
+from data.files import one_line, read_object, write_json
 
 FILES = ["*.safetensors", "*.json", "*.txt", "*.md"]  # tensors and text: no checkpoint, no image
 
@@ -74,7 +74,7 @@ class PushToHub(pl.Callback):
         exported, record = folder / "pipeline", folder / "hub.json"
         training = json.loads((exported / "training.json").read_text())
         model = {"repo": self.repo, "training": training}
-        before = json.loads(record.read_text()) if record.exists() else {}
+        before = read_object(record)
         if before.items() >= model.items():
             print(f"on the Hub: {before['url']}")
             return

@@ -46,15 +46,15 @@ def predict(args: list[str]) -> None:
         preset_given,
         with_presets,
     )
-    from callbacks.predict_progress import PredictProgress
-    from callbacks.progress_lines import ProgressLines
+    from callbacks.predict.progress import PredictProgress
+    from callbacks.predict.writer import SampleWriter
     from callbacks.wandb_run import WandbOptions
-    from callbacks.writer import SampleWriter
     from data.disk import full_disk_named
     from infer.index.options import GuardOptions
     from infer.options import DenoiseOptions, PromptOptions
-    from infer.predict.module import Generate, PromptData
+    from infer.predict.module import Generate
     from infer.predict.options import GenerateOptions
+    from infer.predict.prompt_data import PromptData
     from infer.predict.summary import check_images, summary_line
     from infer.predict.trainer import quiet_lightning, trainer_for
 
@@ -87,7 +87,7 @@ def predict(args: list[str]) -> None:
     name += f", {guard.label()}" if guard else ""
     data, module = PromptData(options), Generate(options.model, guard)
     logger = wandb.logger(Path(options.out), {"label": name})
-    ours = [*mitigations, SampleWriter(name), PredictProgress(), ProgressLines()]
+    ours = [*mitigations, SampleWriter(name), PredictProgress()]
     trainer = trainer_for(options.out, ours, trainer_options, logger)
     with full_disk_named(Path(options.out)):
         trainer.predict(module, data, return_predictions=False)
@@ -108,15 +108,16 @@ def compare(args: list[str]) -> None:
     from rich.console import Console
 
     from callbacks.mitigations.presets import label, load_mitigations
-    from callbacks.progress_lines import ProgressLines
+    from callbacks.predict.progress import PredictProgress
+    from callbacks.predict.writer import SampleWriter
     from callbacks.wandb_run import WandbOptions
-    from callbacks.writer import SampleWriter
     from data.disk import full_disk_named
     from infer.compare.folder import finish
     from infer.compare.measures import Measures
     from infer.compare.options import Comparison
     from infer.options import device_of
-    from infer.predict.module import Generate, PromptData
+    from infer.predict.module import Generate
+    from infer.predict.prompt_data import PromptData
     from infer.predict.summary import summary_line
     from infer.predict.trainer import quiet_lightning, trainer_for
     from infer.report.page import write_report
@@ -144,7 +145,7 @@ def compare(args: list[str]) -> None:
     for job in jobs:
         if module.model != job.model:  # load a model once
             module = Generate(job.model)
-        ours = [*job.mitigations, SampleWriter(job.label), ProgressLines()]
+        ours = [*job.mitigations, SampleWriter(job.label), PredictProgress()]
         trainer = trainer_for(str(out / job.label), ours, vars(comparison.trainer))
         if first:
             print(f"{job.label}:", flush=True)
@@ -166,7 +167,7 @@ def compare(args: list[str]) -> None:
 def audit(args: list[str]) -> None:
     from callbacks.adapters.stock import LOOP_HOOKS
     from callbacks.mitigations.presets import label, load_mitigations
-    from callbacks.writer import SampleWriter
+    from callbacks.predict.writer import SampleWriter
     from infer.audit.command import audit
     from infer.denoising.hooks import overrides
     from infer.predict.trainer import quiet_lightning, trainer_for

@@ -68,10 +68,8 @@ class ModelOptions:
 
     def words(self) -> list[str]:
         """The options that are not the defaults, as a command takes them."""
-        given = {option.name: getattr(self, option.name) for option in fields(self)}
-        usual = {option.name: option.default for option in fields(self)}
-        changed = {name: value for name, value in given.items() if value != usual[name]}
-        return [word for name, value in changed.items() for word in (f"--model.{name}", str(value))]
+        changed = [option.name for option in fields(self) if getattr(self, option.name) != option.default]
+        return [word for name in changed for word in (f"--model.{name}", str(getattr(self, name)))]
 
     def load(self, device: torch.device) -> Any:
         """The pipeline on the device, with the scheduler."""

@@ -22,7 +22,7 @@ from tests.slurm import free_ports
 from train.__main__ import MODULES
 
 # what fits and predictions import when they start
-IMPORTED = ("callbacks.monitor", "callbacks.writer", "infer.predict.module", "train.run_folder")
+IMPORTED = ("callbacks.monitor", "callbacks.predict.writer", "infer.predict.module", "train.run_folder")
 for name in (*MODULES["fit"], *MODULES["stream"], *IMPORTED):
     locate(name)
 pipeline_class()

@@ -32,6 +32,7 @@ MAY_IMPORT = {  # of packages, and of rooms within a package: what else they may
     "infer.doctor": {"models"},
     "callbacks.mitigations": set(),
     "callbacks.adapters": {"mitigations"},
+    "callbacks.predict": {"mitigations", "provenance", "wandb_run"},
     "train.dataset": {"objective"},
     "train.plan": {"dataset", "finetune", "lora_layers", "model_check", "sharded"},
     "train.base_model": {"dataset", "finetune", "schedule"},

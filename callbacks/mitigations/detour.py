@@ -16,7 +16,8 @@ from callbacks.mitigations.guidance.ordinary_guidance import inner, per_sample, 
 from callbacks.mitigations.transition import Transition
 from callbacks.mitigations.two_pass_transition import TwoPassTransition
 from data.cli import warn_no_effect
-from data.prompts import same, source_fingerprint
+from data.prompts import same
+from data.prompts.fingerprint import source_fingerprint
 from data.ranges import FiniteFloat
 from data.sources.layouts import is_data
 from data.sources.rows import matching_files

@@ -1,9 +1,7 @@
 """Prompts in every form that people have: text, JSON lines, tables, training runs, captioned images."""
 
 import errno
-import json
 import logging
-import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -11,14 +9,11 @@ from textwrap import shorten
 from typing import Any
 
 from data.captioned import load_captioned
-from data.files import digest, remembered_sha256
 from data.prompts.prompt import KNOWN, TEXT, Prompt, from_rows, safe_id, same, text_id
 from data.prompts.tables import coco_rows, is_prompt_parquet, parquet_rows
 from data.prompts.text_files import json_rows, lines, table_rows
-from data.remote import fetched, is_remote, present
-from data.sources.captions_file import captions_file
-from data.sources.layouts import is_data, with_options
-from data.sources.rows import files_below, matching_files
+from data.remote import fetched, is_remote
+from data.sources.layouts import is_data
 from data.sources.shards import SHARD_SUFFIXES
 from data.table_files import stream_exposures
 
@@ -105,30 +100,6 @@ def from_captioned_images(source: str) -> list[Prompt]:
             f"{folder} holds no images or shards, and no exposures.parquet of a finished training run"
         )
     return [Prompt(safe_id(sample.id), sample.caption) for sample in load_captioned(source).samples]
-
-
-def source_fingerprint(source: str) -> str:
-    """A digest of a source's options and of the names and contents of the files that `load_prompts` reads."""
-    location, options = with_options(source)
-    if location.startswith("hf:") and not is_remote(location):
-        return digest(source)[:12]
-    path = Path(location)
-    if is_remote(location):
-        files = [present(file) for file in matching_files(location)]
-    elif path.is_dir():
-        run = path / "exposures.parquet"
-        files = [run] if run.exists() else files_below(path, Path.is_file)
-    elif location.endswith((*SHARD_SUFFIXES, ".parquet")):
-        files = [Path(file) for file in matching_files(location)]
-    else:
-        files = [path]
-    if file := options.get("captions"):
-        files.append(captions_file(file, path))
-    contents = []
-    for file in files:
-        inside = file.is_relative_to(path) and file != path
-        contents += [os.fsencode(file.relative_to(path) if inside else file.name), remembered_sha256(file)]
-    return digest(json.dumps(options, sort_keys=True), *contents)[:12]
 
 
 def inline_prompts(texts: list[str]) -> list[Prompt]:

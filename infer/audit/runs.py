@@ -21,8 +21,9 @@ from infer.denoising.hooks import GuidanceRule
 from infer.denoising.requests import ListedRequests, Request
 from infer.metrics.similarity import embed_all
 from infer.metrics.training_set import TrainingSet
-from infer.predict.module import Generate, PromptData
+from infer.predict.module import Generate
 from infer.predict.options import GenerateOptions
+from infer.predict.prompt_data import PromptData
 
 MakeTrainer = Callable[[Path, str, Sequence[GuidanceRule], dict[str, Any]], Any]
 

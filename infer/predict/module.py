@@ -1,10 +1,9 @@
-"""The Lightning module and data module of `python -m infer predict`."""
+"""The Lightning module of `python -m infer predict`: requests -> images."""
 
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
@@ -12,7 +11,6 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from PIL.Image import Image
-from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from data.batches import in_batches
@@ -24,8 +22,6 @@ from infer.index.guard import Guard, Guarded
 from infer.models.memory import is_out_of_memory, peak_gib, reset_peak
 from infer.models.pipeline import too_long
 from infer.options import ModelOptions
-from infer.predict.options import GenerateOptions
-from infer.predict.parts import finished
 
 log = logging.getLogger(__name__)
 CHUNK = 4096  # prompts that are tokenized at a time
@@ -43,35 +39,6 @@ class Generated:
     watched_space: str | None  # what the rules watched
     alternatives: list[str | None]  # the prompts that they guided towards while they waited
     guarded: Guarded | None = None  # what the guard says of the images, if there is one
-
-
-class PromptData(pl.LightningDataModule):
-    """The images of the options, but for those in the run folder already.
-
-    Prompts stay on the disk (`data/prompts/store.py`): a process holds those of its batch.
-    """
-
-    def __init__(self, options: GenerateOptions):
-        super().__init__()
-        self.allow_zero_length_dataloader_with_multiple_devices = True  # few may be missing
-        self.options, self.requests = options, options.requests()
-
-    def identity(self) -> dict[str, Any]:
-        return self.options.identity(self.requests)
-
-    def predict_dataloader(self) -> DataLoader:
-        """This rank's share of what is missing. Lightning's own sharding fails where a rank gets nothing.
-
-        Each rank looks at its share of what is there; that all see the same is one reduction.
-        """
-        trainer = self.trainer
-        rank, world_size = trainer.global_rank, trainer.world_size
-        ready = finished(Path(trainer.default_root_dir), self.requests, rank, world_size)
-        ready = torch.from_numpy(ready.astype(np.uint8)).to(trainer.strategy.root_device)
-        ready = trainer.strategy.reduce(ready, reduce_op="max").cpu().numpy()
-        self.missing = np.flatnonzero(ready == 0)
-        share = Subset(self.requests, self.missing[rank::world_size])
-        return DataLoader(share, batch_size=self.options.batch_size, collate_fn=list)
 
 
 class Generate(pl.LightningModule):
@@ -120,15 +87,15 @@ class Generate(pl.LightningModule):
 
     def name_long_prompts(self, requests: Requests) -> None:
         """Warn of prompts that the model cannot read whole."""
-        texts = np.fromiter(map(hash, self.texts(requests)), np.int64)
         long: dict[int, str] = {}  # by hashes, for there may be many
         for chunk in in_batches(self.texts(requests), CHUNK):
             for text in too_long(self.pipe, [*dict.fromkeys(chunk)]):
                 long.setdefault(hash(text), text if not long else "")
         if long:
+            texts = np.unique(np.fromiter(map(hash, self.texts(requests)), np.int64))
             log.warning(
                 "%d of %d prompts are longer than the %d tokens that the model reads: their ends are ignored "
-                "(the first: %r)", len(long), len(np.unique(texts)), self.pipe.tokenizer.model_max_length,
+                "(the first: %r)", len(long), len(texts), self.pipe.tokenizer.model_max_length,
                 shorten(next(iter(long.values())), 80, placeholder="..."),
             )  # fmt: skip
 

@@ -15,7 +15,7 @@ from data.files import (
     write_atomically,
     write_json,
 )
-from data.prompts import source_fingerprint
+from data.prompts.fingerprint import source_fingerprint
 
 
 def test_a_write_that_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None:

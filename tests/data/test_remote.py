@@ -11,7 +11,8 @@ import pytest
 from data import remote
 from data.captioned import load_captioned
 from data.copies import copy_folder
-from data.prompts import load_prompts, source_fingerprint
+from data.prompts import load_prompts
+from data.prompts.fingerprint import source_fingerprint
 from data.repeats.pictures import pictures_of
 from tests.data.image_files import captions_of, noise, write_folder, write_shard
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from callbacks.mitigations.guidance.ordinary_guidance import OrdinaryGuidance, per_sample, predict
 from callbacks.mitigations.guidance.training_index import TrainingIndex
 from data.files import digest
-from data.prompts import source_fingerprint
+from data.prompts.fingerprint import source_fingerprint
 from data.sources.layouts import open_source
 from infer.denoising.guidance import onto
 from infer.denoising.hooks import Batch, DenoisingStep, Request

@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from data.captioned import load_captioned
-from data.prompts import load_prompts, source_fingerprint
+from data.prompts import load_prompts
+from data.prompts.fingerprint import source_fingerprint
 from tests.data.image_files import captions_of, noise, write_folder, write_shard, write_tar
 
 BLIP = [f"blip {n}" for n in range(19)]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from data.captioned import load_captioned
-from data.prompts import source_fingerprint
+from data.prompts.fingerprint import source_fingerprint
 from data.sources.rows import NOT_READ, file_id, files_below, path_ids
 from tests.data.image_files import captions_of, encoded, noise, write_folder, write_shard
 

@@ -157,9 +157,8 @@ def test_a_model_is_downloaded_by_one_process_at_a_time(
         running.remove(name)
         return model_folder
 
-    loaded = load_pipeline(
-        str(model_folder)
-    )  # threads that build models at once upset torch's default device
+    # threads that build models at once upset torch's default device
+    loaded = load_pipeline(str(model_folder))
     monkeypatch.setattr(pipeline_class(), "from_pretrained", staticmethod(lambda *_, **__: loaded))
     monkeypatch.setattr(pipeline_class(), "download", staticmethod(download))
     threads = [threading.Thread(target=load_pipeline, args=("someone/shared",)) for _ in range(3)]

@@ -169,7 +169,7 @@ def test_two_processes_make_the_same(
     assert_same_run(copy, alone, tolerance=1)
 
 
-# Help
+# What it is good for, and help
 
 
 def test_a_run_is_training_data(finished: Path) -> None:

@@ -10,8 +10,7 @@ import yaml
 
 from infer.predict.claim import claim, differences
 from infer.predict.parts import holds_images
-from tests.infer.predict.runs import command, summary_of
-from tests.infer.predict.test_predict_refusals import refused
+from tests.infer.predict.runs import command, refused, summary_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

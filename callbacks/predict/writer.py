@@ -1,7 +1,6 @@
 """Write images, rows and traces as the batches finish; a rerun makes only what is missing."""
 
 import logging
-import math
 import signal
 import threading
 from functools import partial
@@ -12,8 +11,8 @@ import lightning.pytorch as pl
 import pandas as pd
 from lightning.pytorch.callbacks import BasePredictionWriter
 
-from callbacks.mitigations.base import Mitigation
 from callbacks.mitigations.presets import label
+from callbacks.predict.rows import sample_row, trace_rows
 from callbacks.provenance import git_commit
 from infer.denoising.hooks import overrides
 from infer.predict.claim import claim
@@ -25,11 +24,6 @@ from infer.predict.run_folder import FileStems, save_image
 from infer.predict.summary import write_summary
 
 log = logging.getLogger(__name__)
-TRACED = ("unconditional_rms", "conditional_rms", "difference_rms", "guidance_scale")
-
-
-def rules_of(trainer: pl.Trainer) -> list[Mitigation]:
-    return [callback for callback in trainer.callbacks if isinstance(callback, Mitigation)]
 
 
 class SampleWriter(BasePredictionWriter):
@@ -45,7 +39,7 @@ class SampleWriter(BasePredictionWriter):
         self.lock: FolderLock | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        rules = rules_of(trainer)
+        rules = pl_module.rules
         self.mitigation = self.mitigation or label(rules)
         self.stems = FileStems(trainer.datamodule.requests.ids())
         contents = [rule.contents() for rule in rules]
@@ -108,67 +102,40 @@ class SampleWriter(BasePredictionWriter):
             self.leave_if_stopped(trainer)
 
     def write_on_batch_end(self, trainer: pl.Trainer, pl_module: Any, prediction: Generated, *_: Any) -> None:
-        folder, denoised = Path(trainer.default_root_dir), prediction.denoised
-        transitions, rows, traces = denoised.transition_timestep, [], []
+        folder, rows, traces = Path(trainer.default_root_dir), [], []
         for number, (request, image) in enumerate(zip(prediction.requests, prediction.images, strict=True)):
             path = f"images/{self.stems[request.prompt_id]}-{request.sample}.png"
             save_image(image, folder / path)
-            failed_at = denoised.failed_at[number].item()
-            rows.append(
-                {
-                    "prompt_id": request.prompt_id,
-                    "sample": request.sample,
-                    "prompt": request.prompt,
-                    "negative_prompt": request.negative_prompt,
-                    "alternative_prompt": prediction.alternatives[number],
-                    "seed": request.seed,
-                    "mitigation": self.mitigation,
-                    "guidance_scale": pl_module.model.guidance_scale,
-                    "watched": prediction.watched_space,
-                    "transition_timestep": math.nan if transitions is None else transitions[number].item(),
-                    "gated": transitions is not None and denoised.gated[number].item(),
-                    "nfe": denoised.nfe[number].item(),
-                    "gradient_passes": denoised.gradient_passes[number].item(),
-                    "seconds": prediction.seconds_per_image,
-                    "peak_memory_gib": prediction.peak_memory_gib,
-                    "image": path,
-                    "failed_step": float(failed_at) if failed_at >= 0 else None,  # one type in all parts
-                }
-            )
-            if (guarded := prediction.guarded) is not None:
-                rows[-1] |= {
-                    "attempts": guarded.attempts[number].item(),
-                    "refused": guarded.refused[number].item(),
-                }
-                if rows[-1]["refused"]:
-                    log.warning(
-                        "%s, sample %d: refused after %d attempts, a grey image: similarity %.2f to training "
-                        "image %r", request.prompt_id, request.sample, rows[-1]["attempts"],
-                        guarded.similarity[number], guarded.nearest[number],
-                    )  # fmt: skip
-            taken = denoised.timesteps[number].isfinite()
-            trace = pd.DataFrame({"prompt_id": request.prompt_id, "sample": request.sample,
-                                  "step": range(int(taken.sum())),
-                                  "timestep": denoised.timesteps[number][taken]})  # fmt: skip
-            for name in TRACED:
-                trace[name] = getattr(denoised, name)[number][taken]
-            traces.append(trace)
-            if failed_at >= 0:
-                log.warning(
-                    "%s, sample %d: latents or pixels are not finite after step %d (t = %g): a black image",
-                    request.prompt_id, request.sample, failed_at, trace["timestep"][failed_at],
-                )  # fmt: skip
+            guidance_scale = pl_module.model.guidance_scale
+            rows.append(sample_row(prediction, number, self.mitigation, guidance_scale, path))
+            traces.append(trace_rows(prediction, number))
+            warn_of_image(prediction, number)
         write_part(folder, rows, pd.concat(traces, ignore_index=True))
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Put the parts together; also those of a run that was killed just before this."""
         self.leave_if_stopped(trainer)  # a barrier, too
         if trainer.is_global_zero:
-            folder = Path(trainer.default_root_dir)
-            rules = rules_of(trainer)
+            folder, rules = Path(trainer.default_root_dir), pl_module.rules
             if merge(folder, trainer.datamodule.requests):
                 has_transition = any(overrides(rule, "transition_timestep") for rule in rules)
                 has_alternative = any(rule.alternatives is not None for rule in rules)
                 write_summary(folder, has_transition, has_alternative, git_commit())
             self.unlock()
         trainer.strategy.barrier()
+
+
+def warn_of_image(batch: Generated, number: int) -> None:
+    """One line each for an image that was refused, and for one that failed."""
+    request, denoised, guarded = batch.requests[number], batch.denoised, batch.guarded
+    if guarded and guarded.refused[number]:
+        log.warning(
+            "%s, sample %d: refused after %d attempts, a grey image: similarity %.2f to training image %r",
+            request.prompt_id, request.sample, guarded.attempts[number], guarded.similarity[number],
+            guarded.nearest[number],
+        )  # fmt: skip
+    if (failed_at := denoised.failed_at[number].item()) >= 0:
+        log.warning(
+            "%s, sample %d: latents or pixels are not finite after step %d (t = %g): a black image",
+            request.prompt_id, request.sample, failed_at, denoised.timesteps[number, failed_at],
+        )  # fmt: skip
