@@ -3,13 +3,14 @@
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from jsonargparse.typing import NonNegativeFloat
 from torch import Tensor
 
-from callbacks.mitigations.attention.attenuation import AttenuatedAttention
+from callbacks.mitigations.attention.attenuation import attend_attenuated
 from callbacks.mitigations.guidance.ordinary_guidance import OrdinaryGuidance, inner, per_sample, predict
 from data.ranges import FiniteFloat
 from infer.denoising.guidance import onto
@@ -70,8 +71,15 @@ class GUARD(OrdinaryGuidance):
 
     def attention_processors(self, batch: Batch) -> dict[str, Any]:
         self._batch, former = batch, batch.unet.attn_processors
-        options = (lambda: self._active), self.threshold, self.attenuation
-        return {name: AttenuatedAttention(former[name], *options) for name in self.names(batch.unet)}
+        return {name: partial(self.process, former[name]) for name in self.names(batch.unet)}
+
+    def process(
+        self, former: Any, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor, **options: Any
+    ) -> Tensor:
+        if not self._active:
+            return former(attn, hidden_states, encoder_hidden_states, **options)
+        given = attn, hidden_states, encoder_hidden_states
+        return attend_attenuated(*given, self.threshold, self.attenuation)
 
     def step_embedding(self, step: DenoisingStep, embedding: Tensor) -> Tensor:
         self._embedding = embedding
