@@ -65,7 +65,7 @@ def row(ours: str, theirs: str, name: str | None = None) -> Callable:
 
 
 def now(device: str) -> float:
-    """The clock, when the device has done what it was told to."""
+    """Read the clock, after the GPU has finished: a call returns before its work there is done."""
     if device.startswith("cuda"):
         torch.cuda.synchronize()
     return time.perf_counter()
