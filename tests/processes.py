@@ -1,6 +1,6 @@
-"""Commands as processes of their own, forked from one that has imported for all: they start at once.
+"""Commands as processes of their own. They start at once: the process that they fork from has imported all.
 
-`python -m train` itself, which imports, is in `tests/train/test_fit.py`.
+`tests/train/test_fit.py` also runs `python -m train` itself, which imports first.
 """
 
 import atexit
@@ -54,7 +54,7 @@ running: set["Command"] = set()
 
 @atexit.register
 def kill_all() -> None:
-    """What a failed test leaves; before multiprocessing waits for it."""
+    """Kill what a failed test has left: else multiprocessing waits for it at the end."""
     for command in running:
         command.kill()
 

@@ -11,7 +11,7 @@ import torch
 
 
 class Seconds(float):
-    """What a side returns that knows better than the clock around it how long the work took."""
+    """Seconds that a side has measured itself: they count in place of the time of its call."""
 
 
 Side = Callable[[], Any]
@@ -98,7 +98,7 @@ class Timing:
 
 
 def timed(row: Row, setting: Setting, rounds: int) -> Timing:
-    """Both sides once to warm up, then in turn; who begins changes from round to round."""
+    """Both sides once to warm up, then in turn; which one begins alternates."""
     sides = row.make(setting)
     for side in sides:
         side()

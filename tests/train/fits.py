@@ -115,7 +115,7 @@ def start(args: list[str], ranks: int = 1) -> Command:
 
 
 def run_process(args: list[str], code: int = 0, ranks: int = 1) -> str:
-    """Run it so; what it writes to stderr."""
+    """Run the command to its end, as `start` does; what it writes to stderr."""
     command = start(args, ranks)
     assert command.exit_codes() == [code] * ranks, command.errors()
     return useful(command.errors())
@@ -132,7 +132,7 @@ def run_python(args: list[str]) -> str:
 
 
 def useful(errors: str) -> str:
-    """The text, in which nothing is that nobody can use."""
+    """The text; AssertionError if it has a line that no user needs."""
     assert not [line for line in errors.splitlines() if any(map(line.__contains__, USELESS))]
     return errors
 
