@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -15,7 +14,7 @@ from callbacks.mitigations.guidance.ordinary_guidance import OrdinaryGuidance, i
 from data.ranges import FiniteFloat
 from infer.denoising.guidance import onto
 from infer.denoising.hooks import Batch, DenoisingStep, Request
-from infer.detect.attention import cross_attentions
+from infer.detect.attention import wrapped_processors
 
 EARLY = ("down_blocks", "mid_block")
 ALIKE = 0.9  # cosine above which the way to the positive loses its part along the prompt's
@@ -59,19 +58,17 @@ class GUARD(OrdinaryGuidance):
         self._active = False
         self.forget()
 
-    def names(self, unet: Any) -> list[str]:
-        """Processors of the cross attentions that are attenuated."""
-        starts = EARLY if self.blocks == "early" else ("",)
-        names = [f"{name}.processor" for name in cross_attentions(unet)]
-        return [name for name in names if name.startswith(starts)]
+    def processors(self, unet: Any) -> dict[str, Any]:
+        """Those of the cross attentions that are attenuated."""
+        return wrapped_processors(unet, self.process, EARLY if self.blocks == "early" else ("",))
 
     def check_requests(self, pipe: Any, requests: Sequence[Request]) -> None:
-        if not self.names(pipe.unet):
+        if not self.processors(pipe.unet):
             raise ValueError("GUARD needs cross attention in the UNet's early blocks: set blocks to all")
 
     def attention_processors(self, batch: Batch) -> dict[str, Any]:
-        self._batch, former = batch, batch.unet.attn_processors
-        return {name: partial(self.process, former[name]) for name in self.names(batch.unet)}
+        self._batch = batch
+        return self.processors(batch.unet)
 
     def process(
         self, former: Any, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor, **options: Any
