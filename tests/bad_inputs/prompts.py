@@ -13,7 +13,6 @@ from tests.data.prompts.files import lines
 
 DEEP = "[" * 100_000  # for the parser of JSON
 NESTED = "[" * 2000  # for the parser of YAML
-NO_FILE = "cannot name a file"
 
 
 def bad(what: str, name: str, content: str | bytes, line: str) -> Bad:
