@@ -1,14 +1,17 @@
-"""Commands as processes of their own, forked from one that has imported for all: they start at once.
+"""Commands as processes of their own. They start at once: the process that they fork from has imported all.
 
-`python -m train` itself, which imports, is in `tests/train/test_fit.py`.
+`tests/train/test_fit.py` also runs `python -m train` itself, which imports first.
 """
 
 import atexit
 import multiprocessing
 import os
+import socket
 import sys
 import tempfile
-from contextlib import suppress
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from importlib import import_module
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -16,9 +19,10 @@ from pydoc import locate
 from signal import SIGKILL
 from weakref import finalize
 
+import torch
+
 from infer.models.pipeline import pipeline_class
 from tests.conftest import ROOT
-from tests.slurm import free_ports
 from train.__main__ import MODULES
 
 # what fits and predictions import when they start
@@ -27,20 +31,36 @@ for name in (*MODULES["fit"], *MODULES["stream"], *IMPORTED):
     locate(name)
 pipeline_class()
 
+
+def free_ports(count: int) -> list[int]:
+    """Different ports on which nobody listens."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def until(what: Callable[[], object], seconds: float, about: Callable[[], str] = str) -> None:
+    """Wait until `what()` is true; AssertionError with the text of `about()` after so many seconds."""
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline, about()
+        time.sleep(0.1)
+
+
 running: set["Command"] = set()
 
 
 @atexit.register
 def kill_all() -> None:
-    """What a failed test leaves; before multiprocessing waits for it."""
+    """Kill what a failed test has left: else multiprocessing waits for it at the end."""
     for command in running:
         command.kill()
 
 
 def run(program: str, args: list[str], errors: str, environment: dict[str, str]) -> None:
     """`python -m PROGRAM ARGS` in this process: with one thread, and a process group of its own."""
-    import torch
-
     os.setsid()
     os.environ.clear()
     os.environ.update(environment)
@@ -56,8 +76,11 @@ def run(program: str, args: list[str], errors: str, environment: dict[str, str])
 class Command:
     """`python -m PROGRAM ARGS`, running.
 
-    With several `ranks` each is started here, as Lightning's own find each other: it starts none where
-    LOCAL_RANK is set. With one, Lightning starts the others where it is told to.
+    Args:
+        program: train or infer.
+        args: of the program.
+        ranks: 1: one process, which starts more if `args` ask for several devices. More: as many processes,
+            each a rank. They have LOCAL_RANK, with which Lightning starts no process of its own.
     """
 
     def __init__(self, program: str, args: list[str], ranks: int = 1):

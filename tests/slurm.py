@@ -5,11 +5,12 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tests.conftest import ROOT
+from tests.processes import free_ports, until
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "sinfo")
 NODES = ("node1", "node2")
@@ -56,23 +57,6 @@ def missing() -> str | None:
     if absent:
         return f"no {absent[0]}: apt-get install slurm-wlm munge"
     return None if os.geteuid() == 0 else "several slurmd on one host need root"
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on, while all are looked for together."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-
-
-def until(what: Callable[[], object], seconds: float, about: Callable[[], str] = str) -> None:
-    """Wait until it is true; AssertionError with `about()` after so many seconds."""
-    deadline = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < deadline, about()
-        time.sleep(0.1)
 
 
 class Cluster:

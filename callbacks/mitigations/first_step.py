@@ -70,7 +70,7 @@ class FirstStep:
         return self.factor * (c - u)
 
     def along(self, noise: Tensor, rows: Tensor, radius: float) -> tuple[Tensor, Tensor]:
-        """d(x) and d(x + radius d(x) / RMS(d(x))), d the difference, (n, C, H, W) each: four rows."""
+        """d(x) and d(x + radius d(x) / RMS(d(x))), d the difference, (n, C, H, W) each: 4 evaluations."""
         here = self.difference(noise, rows)
         return here, self.difference(noise + radius / length(here).view(-1, 1, 1, 1) * here, rows)
 

@@ -1,6 +1,6 @@
 """Cross attention recorded while a batch is denoised, and the detectors that read it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -22,6 +22,21 @@ def cross_attentions(unet: Any) -> dict[str, Any]:
         for name, module in unet.named_modules()
         if isinstance(module, Attention) and module.is_cross_attention
     }
+
+
+def wrapped_processors(
+    unet: Any, process: Callable[..., Tensor], blocks: tuple[str, ...] = ("",)
+) -> dict[str, Callable[..., Tensor]]:
+    """`process`, with the former processor as its first argument, for each cross attention of the blocks.
+
+    Args:
+        unet: whose processors are taken as the former ones.
+        process: (former, attn, hidden_states, encoder_hidden_states, **options) -> output of the attention.
+        blocks: beginnings of the attentions' names.
+    """
+    former = unet.attn_processors
+    names = [f"{name}.processor" for name in cross_attentions(unet) if name.startswith(blocks)]
+    return {name: partial(process, former[name]) for name in names}
 
 
 class CrossAttention(GuidanceRule):
@@ -47,8 +62,7 @@ class CrossAttention(GuidanceRule):
 
     def attention_processors(self, batch: Batch) -> dict[str, Any]:
         """Processors that record, and return the former processors' exact output."""
-        names = [f"{name}.processor" for name in cross_attentions(batch.unet)]
-        return {name: partial(self.process, batch, batch.unet.attn_processors[name]) for name in names}
+        return wrapped_processors(batch.unet, partial(self.process, batch))
 
     def process(
         self, batch: Batch, former: Any, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor,

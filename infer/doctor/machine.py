@@ -40,7 +40,7 @@ def packages() -> Iterator[Finding]:
 
 
 def devices() -> Iterator[Finding]:
-    """Each GPU with its memory and the dtypes in which it can multiply; what several of them talk through."""
+    """Each GPU with its memory and the dtypes in which it can multiply; NCCL, which several GPUs need."""
     count = torch.cuda.device_count()
     if not count and shutil.which("nvidia-smi") and "GPU " in output("nvidia-smi", "-L"):
         why = "has no CUDA" if torch.version.cuda is None else "cannot use it: is the driver too old?"
@@ -50,6 +50,8 @@ def devices() -> Iterator[Finding]:
         return
     if not count:
         yield Finding("gpu", f"none: {torch.get_num_threads()} CPU threads, float32")
+        yield Finding("nccl", "not needed without a GPU: processes talk through gloo")
+        return
     for number in range(count):
         about = torch.cuda.get_device_properties(number)
         size = f"gpu {number}: {about.name}, {about.total_memory / GIB:.0f} GiB"
@@ -58,15 +60,12 @@ def devices() -> Iterator[Finding]:
             yield Finding("gpu", f"{size}, {', '.join(works)}")
         else:
             yield Finding(
-                "gpu", f"{size}: a product of matrices fails; is it free, and does torch know it?", True
+                "gpu", f"{size}: it cannot multiply: is it free, and does this torch support it?", True
             )
     has = torch.distributed.is_available() and torch.distributed.is_nccl_available()
-    if count:
-        name = f"NCCL {'.'.join(map(str, torch.cuda.nccl.version()))}" if has else "no NCCL"
-        advice = "" if has else ": several GPUs need it, install a torch with CUDA from pytorch.org"
-        yield Finding("nccl", name + advice, broken=not has and count > 1)
-    else:
-        yield Finding("nccl", "not needed without a GPU: processes talk through gloo")
+    name = f"NCCL {'.'.join(map(str, torch.cuda.nccl.version()))}" if has else "no NCCL"
+    advice = "" if has else ": several GPUs need it, install a torch with CUDA from pytorch.org"
+    yield Finding("nccl", name + advice, broken=not has and count > 1)
 
 
 def multiplies(device: int, dtype: str) -> bool:
@@ -80,11 +79,10 @@ def multiplies(device: int, dtype: str) -> bool:
 def wandb() -> Iterator[Finding]:
     """In which mode `--wandb online` would log."""
     mode = os.environ.get("WANDB_MODE", "online")
+    url = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
     if mode != "online":
         yield Finding("wandb", f"WANDB_MODE={mode}: unset it for --wandb online")
-    elif os.environ.get("WANDB_API_KEY") or in_netrc(
-        os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
-    ):
+    elif os.environ.get("WANDB_API_KEY") or in_netrc(url):
         yield Finding("wandb", "a key is set: --wandb online")
     else:
         yield Finding("wandb", "no key: `wandb login` for --wandb online; --wandb offline needs none")

@@ -58,6 +58,14 @@ class Seen(NamedTuple):
     code: int
     lines: list[str]
 
+    def errors(self) -> list[str]:
+        return [line for line in self.lines if line.startswith("error: ")]
+
+    def like(self, line: str) -> list[str]:
+        """The lines that are that one, in which `...` is any text."""
+        pattern = ".*".join(map(re.escape, line.split("...")))
+        return [each for each in self.lines if re.fullmatch(pattern, each)]
+
 
 def try_out(group: Group, bad: Bad, folder: Path) -> Seen:
     """Give the input to the command, in an empty folder. An error that is not the user's is raised."""
@@ -77,11 +85,9 @@ def try_out(group: Group, bad: Bad, folder: Path) -> Seen:
 
 def fault(bad: Bad, seen: Seen) -> str | None:
     """What is not as it should be; None if all is."""
-    pattern = ".*".join(map(re.escape, bad.line.split("...")))
-    if not any(re.fullmatch(pattern, line) for line in seen.lines):
+    if not seen.like(bad.line):
         return f"{bad.what}: {seen.lines} instead of {bad.line!r}"
-    ends, errors = bad.line.startswith("error: "), [line for line in seen.lines if line.startswith("error: ")]
-    last = errors == seen.lines[len(seen.lines) - len(errors) :]
-    if ends > bool(seen.code) or len(errors) != bool(seen.code) or not last:
+    errors = seen.lines[-1:] if seen.code else []  # one, as the last line, of a command that fails
+    if seen.errors() != errors or bad.line.startswith("error: ") and not seen.code:
         return f"{bad.what}: exit code {seen.code}, {seen.lines}"
     return None

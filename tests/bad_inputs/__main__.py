@@ -43,15 +43,11 @@ def section(group: Group) -> tuple[str, int]:
             seen = try_out(group, bad, Path(folder))
         failed = fault(bad, seen)
         wrong += failed is not None
-        line = "\n".join(seen.lines) if failed else next(iter(errors(seen.lines)), seen.lines[0])
+        line = "\n".join(seen.lines if failed else (seen.errors() or seen.like(bad.line))[:1])
         command = group.command.format(bad.argument)
         shown = f"<code{' class=wrong' * bool(failed)}>{escape(line)}</code>"
         rows.append(f"<tr><td>{escape(bad.what)}<br><code>{escape(command)}</code></td><td>{shown}</td></tr>")
     return f"<h2>{escape(group.title)}</h2>\n<table>{''.join(rows)}</table>", wrong
-
-
-def errors(lines: list[str]) -> list[str]:
-    return [line for line in lines if line.startswith("error: ")]
 
 
 def main() -> None:

@@ -5,11 +5,10 @@ import json
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from tests.bad_inputs import Bad, Files, Group
 from tests.bad_inputs.images import IMAGES, tar_of
-from tests.bad_inputs.prompts import DEEP
+from tests.bad_inputs.prompts import DEEP, damaged, parquet
 from tests.data.image_files import noise
 
 ONE = {"a.png": noise(0)}
@@ -27,16 +26,7 @@ def captions(what: str, content: str | bytes, why: str) -> Bad:
 
 
 def table(**columns: list | pa.Array) -> Files:
-    return lambda folder: pq.write_table(pa.table(columns), folder / "a.parquet")
-
-
-def damaged(column: int, folder: Path) -> None:
-    """A table of which one column cannot be read."""
-    path = folder / "a.parquet"
-    rows = {"image": [noise(n) for n in range(3)], "text": ["one", "two", "three"]}
-    pq.write_table(pa.table(rows), path, use_dictionary=False)
-    start, content = pq.read_metadata(path).row_group(0).column(column).data_page_offset, path.read_bytes()
-    path.write_bytes(content[:start] + b"\xff" * 60 + content[start + 60 :])
+    return {"a.parquet": parquet(**columns)}
 
 
 def saved(folder: Path) -> None:
@@ -87,8 +77,8 @@ FOLDERS = Group("Folders and tables of images", "python -m data inspect {}", IMA
     Bad("keys that become one", {"s.tar": tar_of(ONE), "c.json": '{"x/a": "a", "x_a": "b"}'}, "'s.tar?captions=c.json'",
         "error: c.json: 1 of its keys are the same as others, as file names"),
     Bad("no parquet", {"a.parquet": b"one"}, "a.parquet", "error: a.parquet is no whole parquet file: ..."),
-    Bad("captions that cannot be read", lambda folder: damaged(1, folder), "a.parquet", "error: a.parquet is no whole parquet file: ..."),
-    Bad("images that cannot be read", lambda folder: damaged(0, folder), "a.parquet", "skipped 'a_0000000': unreadable images: ..."),
+    Bad("captions that cannot be read", {"a.parquet": damaged("text")}, "a.parquet", "error: a.parquet is no whole parquet file: ..."),
+    Bad("images that cannot be read", {"a.parquet": damaged("image")}, "a.parquet", "skipped 'a_0000000': unreadable images: ..."),
     Bad("two columns of images", table(before=[noise(0)], after=[noise(1)], text=["a"]), "a.parquet",
         "error: a.parquet: which column is the image? Say it as 'a.parquet?image=COLUMN'; it has ['before', 'after', 'text']"),
     Bad("no captions", table(image=[noise(0)], note=["a"]), "a.parquet", "error: a.parquet: which column is the caption? ..."),

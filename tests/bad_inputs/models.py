@@ -72,12 +72,8 @@ def index(what: str, why: str, embeddings: torch.Tensor | None = None, **about: 
     def write(folder: Path) -> None:
         save_file({"embeddings": unit}, folder / "i.safetensors", metadata=usual | about)
 
-    return Bad(
-        what,
-        write,
-        "i.safetensors",
-        f"error: 'i.safetensors' is no {why}: build one with: python -m infer index ...",
-    )
+    line = f"error: 'i.safetensors' is no {why}: build one with: python -m infer index ..."
+    return Bad(what, write, "i.safetensors", line)
 
 
 INDICES = Group("Indices of the guard", "python -m infer predict --guard.index {}", DescriptorIndex.load, [

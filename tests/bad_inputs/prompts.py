@@ -1,8 +1,6 @@
 # ruff: noqa: E501  (a row a line)
 """Files of prompts."""
 
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -10,11 +8,11 @@ import pyarrow.parquet as pq
 
 from data.prompts import load_prompts
 from tests.bad_inputs import Bad, Group
+from tests.data.image_files import noise
 from tests.data.prompts.files import lines
 
 DEEP = "[" * 100_000  # for the parser of JSON
 NESTED = "[" * 2000  # for the parser of YAML
-NO_FILE = "cannot name a file"
 
 
 def bad(what: str, name: str, content: str | bytes, line: str) -> Bad:
@@ -26,17 +24,24 @@ def said(what: str, content: str, line: str) -> Bad:
     return bad(what, "a.jsonl", content, f"a.jsonl, line 1: {line}")
 
 
-def shown(folder: Path, **columns: list[Any]) -> None:
-    """The exposures of a training run."""
-    (folder / "run").mkdir()
-    pq.write_table(pa.table(columns), folder / "run/exposures.parquet")
+def parquet(**columns: list | pa.Array) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table(columns), sink, use_dictionary=False)
+    return sink.getvalue().to_pybytes()
 
 
-def damaged(folder: Path) -> None:
-    """A parquet file whose schema can be read, and whose rows cannot."""
-    pq.write_table(pa.table({"text": ["a", "b"] * 99}), folder / "a.parquet", compression="none")
-    content = (folder / "a.parquet").read_bytes()
-    (folder / "a.parquet").write_bytes(content[:4] + b"\xff" * 60 + content[64:])
+def damaged(column: str) -> bytes:
+    """A table of images and captions; that column cannot be read."""
+    content = parquet(image=[noise(n) for n in range(3)], text=["one", "two", "three"])
+    group = pq.read_metadata(pa.BufferReader(content)).row_group(0)
+    [start] = [c.data_page_offset for c in map(group.column, range(2)) if c.path_in_schema == column]
+    return content[:start] + b"\xff" * 60 + content[start + 60 :]
+
+
+def exposures(what: str, why: str, **columns: list[Any]) -> Bad:
+    """Of a training run."""
+    name = "run/exposures.parquet"
+    return Bad(what, {name: parquet(**columns)}, "run", f"error: {name}{why}")
 
 
 ID_NAMES = ["../x", "a/b", "a\\b", ".hidden", "", "a\0b", "half \ud800"]
@@ -100,12 +105,10 @@ PROMPTS = Group("Files of prompts", "python -m infer predict --prompts {}", load
     bad("an id that is a list", "a.json", '{"annotations": [{"image_id": [1], "caption": "x"}]}', "a.json: no captions of COCO: ..."),
     bad("a caption that is a number", "a.json", '{"annotations": [{"image_id": 1, "caption": 7}]}', "a.json, line 1: caption 7 is no text"),
     bad("no parquet", "a.parquet", "one", "a.parquet is no whole parquet file: ..."),
-    Bad("damaged rows", damaged, "a.parquet", "error: a.parquet is no whole parquet file: ..."),
+    bad("damaged rows", "a.parquet", damaged("text"), "a.parquet is no whole parquet file: ..."),
     Bad("a run's exposures, cut", {"run/exposures.parquet": b"PAR1"}, "run",
         "error: run/exposures.parquet cannot be read (...): the same fit writes it again, if you delete it"),
-    Bad("another's exposures", partial(shown, a=[1]), "run", "error: run/exposures.parquet has no column 'id', but ['a']: ..."),
-    Bad("an exposure without caption", partial(shown, id=["a"], caption=[None], times_shown=[1]), "run",
-        "error: run/exposures.parquet has a row whose caption is no text: ..."),
-    Bad("an exposure whose id leaves the folder", partial(shown, id=["../a"], caption=["x"], times_shown=[1]), "run",
-        "error: run/exposures.parquet: prompt id '../a' cannot name a file"),
+    exposures("another's exposures", " has no column 'id', but ['a']: ...", a=[1]),
+    exposures("an exposure without caption", " has a row whose caption is no text: ...", id=["a"], caption=[None], times_shown=[1]),
+    exposures("an exposure whose id leaves the folder", ": prompt id '../a' cannot name a file", id=["../a"], caption=["x"], times_shown=[1]),
 ])  # fmt: skip

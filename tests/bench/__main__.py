@@ -1,4 +1,4 @@
-"""How long this project takes against what people would take otherwise, and a mitigation against none.
+"""Compare the time that this project takes with what people use otherwise, and a mitigation with none.
 
   python -m tests.bench                        every row, on the bundled model
   python -m tests.bench plain stp_4 dtp        some

@@ -34,18 +34,16 @@ def unit(count: int, seed: int) -> torch.Tensor:
 def search(setting: Setting) -> tuple[Side, Side]:
     """Both return the numbers of the nearest ones."""
     training, images = unit(setting.vectors, 0), unit(QUERIES, 1)
-    if faiss:
-        faiss.omp_set_num_threads(torch.get_num_threads())
-        index = faiss.IndexFlatIP(WIDTH)
-        index.add(training.numpy())
-    return (
-        lambda: match(images, training, [[]] * QUERIES).top_index,
-        lambda: (
-            torch.from_numpy(index.search(images.numpy(), 1)[1][:, 0])
-            if faiss
-            else torch.matmul(images, training.T).topk(1).indices[:, 0]
-        ),
-    )
+
+    def ours() -> torch.Tensor:
+        return match(images, training, [[]] * QUERIES).top_index
+
+    if faiss is None:
+        return ours, lambda: torch.matmul(images, training.T).topk(1).indices[:, 0]
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    index = faiss.IndexFlatIP(WIDTH)
+    index.add(training.numpy())
+    return ours, lambda: torch.from_numpy(index.search(images.numpy(), 1)[1][:, 0])
 
 
 @row("shards to batches of pixels", "webdataset and PIL")

@@ -11,7 +11,7 @@ import torch
 
 
 class Seconds(float):
-    """What a side returns that knows better than the clock around it how long the work took."""
+    """Seconds that a side has measured itself: they count in place of the time of its call."""
 
 
 Side = Callable[[], Any]
@@ -65,7 +65,7 @@ def row(ours: str, theirs: str, name: str | None = None) -> Callable:
 
 
 def now(device: str) -> float:
-    """The clock, when the device has done what it was told to."""
+    """Read the clock, after the GPU has finished: a call returns before its work there is done."""
     if device.startswith("cuda"):
         torch.cuda.synchronize()
     return time.perf_counter()
@@ -98,7 +98,7 @@ class Timing:
 
 
 def timed(row: Row, setting: Setting, rounds: int) -> Timing:
-    """Both sides once to warm up, then in turn; who begins changes from round to round."""
+    """Both sides once to warm up, then in turn; which one begins alternates."""
     sides = row.make(setting)
     for side in sides:
         side()

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,8 +17,7 @@ from safetensors.torch import load_file
 
 from data.regimes.exposure import Exposure
 from tests.conftest import ROOT
-from tests.processes import Command
-from tests.slurm import until
+from tests.processes import Command, until
 from train.__main__ import main
 
 EXPOSURE = Exposure(copies=3, duplicated_fraction=0.5, ordinary_share=0.5)
@@ -92,16 +92,21 @@ def full(world: Path, out: Path, **settings) -> list[str]:
     return short(world, out, **(chosen | settings))
 
 
+def callback(name: str, **init_args: Any) -> dict:
+    """A callback of tests/train/spy.py, for `trainer.callbacks`."""
+    return {"class_path": f"tests.train.spy.{name}", "init_args": init_args}
+
+
 def spy(folder: Path) -> dict:
-    return {"class_path": "tests.train.spy.Spy", "init_args": {"folder": str(folder)}}
+    return callback("Spy", folder=str(folder))
 
 
 def poison(step: int, after: bool = False) -> dict:
-    return {"class_path": "tests.train.spy.Poison", "init_args": {"step": step, "after": after}}
+    return callback("Poison", step=step, after=after)
 
 
 def stop(step: int | None, flag: Path | None = None) -> dict:
-    return {"class_path": "tests.train.spy.Stop", "init_args": {"step": step, "flag": flag and str(flag)}}
+    return callback("Stop", step=step, flag=flag and str(flag))
 
 
 def start(args: list[str], ranks: int = 1) -> Command:
@@ -110,7 +115,7 @@ def start(args: list[str], ranks: int = 1) -> Command:
 
 
 def run_process(args: list[str], code: int = 0, ranks: int = 1) -> str:
-    """Run it so; what it writes to stderr."""
+    """Run the command to its end, as `start` does; what it writes to stderr."""
     command = start(args, ranks)
     assert command.exit_codes() == [code] * ranks, command.errors()
     return useful(command.errors())
@@ -127,7 +132,7 @@ def run_python(args: list[str]) -> str:
 
 
 def useful(errors: str) -> str:
-    """The text, in which nothing is that nobody can use."""
+    """The text; AssertionError if it has a line that no user needs."""
     assert not [line for line in errors.splitlines() if any(map(line.__contains__, USELESS))]
     return errors
 
@@ -181,6 +186,4 @@ def assert_same_run(one: Path, other: Path) -> None:
     pd.testing.assert_frame_equal(*(pd.read_parquet(out / "exposures.parquet") for out in (one, other)))
     pd.testing.assert_frame_equal(*(pd.read_csv(out / "metrics.csv") for out in (one, other)))
     assert sorted(path.name for path in one.rglob("*")) == sorted(path.name for path in other.rglob("*"))
-    weights, others = unet(one / "pipeline"), unet(other / "pipeline")
-    for key in weights:
-        torch.testing.assert_close(weights[key], others[key], atol=1e-5, rtol=0, msg=key)
+    torch.testing.assert_close(unet(one / "pipeline"), unet(other / "pipeline"), atol=1e-5, rtol=0)

@@ -13,7 +13,7 @@ from lightning.pytorch import LightningModule
 
 from data.regimes.exposure import Exposure
 from tests.train import fits
-from tests.train.fits import planned, poison, run_process, short, start, stop, unet
+from tests.train.fits import callback, planned, poison, run_process, short, start, stop, unet
 from train.finetune import Finetune
 from train.sharded import check
 
@@ -37,10 +37,6 @@ SETTINGS = {
 }
 
 
-def held(folder: Path) -> dict:
-    return {"class_path": "tests.train.spy.Held", "init_args": {"folder": str(folder)}}
-
-
 @pytest.fixture(scope="module")
 def ddp(world: Path) -> Path:
     run_process(short(world, world / "ddp", trainer__strategy="ddp", **SETTINGS), ranks=2)
@@ -52,12 +48,13 @@ def sharded(world: Path) -> Path:
     """Killed in step 3, both processes, a step after the checkpoint; then the same command again."""
     out, flag = world / "sharded", world / "flag"
     settings = SETTINGS | {"trainer__strategy": "sharded"}
+    held = callback("Held", folder=str(world / "held"))
     command = start(short(world, out, trainer__callbacks=[stop(3, flag)], **settings), ranks=2)
     fits.wait_for(flag, command)
     command.kill()
     assert command.exit_codes() == [-signal.SIGKILL] * 2
     assert torch.load(out / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 2
-    run_process(short(world, out, trainer__callbacks=[held(world / "held")], **settings), ranks=2)
+    run_process(short(world, out, trainer__callbacks=[held], **settings), ranks=2)
     return out
 
 

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 import yaml
 
 from tests.conftest import CAPTIONS
-from tests.slurm import Cluster, cluster, missing, until
+from tests.processes import until
+from tests.slurm import Cluster, cluster, missing
 from tests.train import fits
-from tests.train.fits import short, unet
+from tests.train.fits import callback, short, unet
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(missing()), reason=missing() or "")]
 world = fits.world  # a fixture
@@ -30,8 +32,8 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 def config(world: Path, out: Path, steps: int, seconds: float, **settings) -> Path:
     """The file of a fit, each batch of which takes that many seconds longer."""
-    slow = {"class_path": "tests.train.spy.Slow", "init_args": {"seconds": seconds}}
-    settings = {"trainer__max_steps": steps, "checkpoint_every": 2, "trainer__callbacks": [slow]} | settings
+    slow = [callback("Slow", seconds=seconds)]
+    settings = {"trainer__max_steps": steps, "checkpoint_every": 2, "trainer__callbacks": slow} | settings
     words = iter(short(world, out, trainer__enable_progress_bar=None, **settings)[1:])
     content: dict = {}
     for name, value in zip(words, words, strict=True):
@@ -84,8 +86,7 @@ def test_a_fit_that_is_interrupted_goes_on(how: str, slurm: Cluster, world: Path
     assert ids == {(run / "wandb_id.txt").read_text()}
     whole = tmp_path / "whole"
     fits.run_process(["fit", "--config", str(config(world, whole, steps=16, seconds=0))])
-    weights, others = unet(run / "pipeline"), unet(whole / "pipeline")
-    assert all((weights[key] - others[key]).abs().max() < 1e-5 for key in weights)
+    torch.testing.assert_close(unet(run / "pipeline"), unet(whole / "pipeline"), atol=1e-5, rtol=0)
 
 
 def test_a_cancelled_fit_goes_on_with_the_same_line(slurm: Cluster, world: Path, tmp_path: Path) -> None:
@@ -110,8 +111,7 @@ def test_two_nodes_are_one_run(strategy: str, slurm: Cluster, world: Path, tmp_p
     slurm.wait(job, "COMPLETED", 600)
     assert log.read_text().count("model after 4 steps") == 1
     fits.run_process(["fit", "--config", str(config(world, whole, steps=4, seconds=0, data__batch_size=4))])
-    weights, others = unet(run / "pipeline"), unet(whole / "pipeline")
-    assert all((weights[key] - others[key]).abs().max() < 1e-5 for key in weights)
+    torch.testing.assert_close(unet(run / "pipeline"), unet(whole / "pipeline"), atol=1e-5, rtol=0)
 
 
 def test_an_array_over_mitigations(slurm: Cluster, tiny_pipeline: Path, tmp_path: Path) -> None:

@@ -14,9 +14,9 @@ import torch
 
 from tests.conftest import CAPTIONS, ROOT
 from tests.infer.predict.runs import assert_same_run, command
-from tests.slurm import free_ports
+from tests.processes import free_ports
 from tests.train import fits
-from tests.train.fits import run_process, short, unet
+from tests.train.fits import callback, run_process, short, unet
 
 pytestmark = pytest.mark.slow
 world = fits.world  # a fixture
@@ -70,9 +70,9 @@ def test_a_prediction_is_that_of_one_process(tiny_pipeline: Path, predict, tmp_p
 
 def test_a_rank_that_dies_ends_all(world: Path, tmp_path: Path) -> None:
     """The launcher names it; the same lines go on."""
-    die = {"class_path": "tests.train.spy.Die", "init_args": {"step": 3, "rank": 3}}
     settings = {"trainer__max_steps": 4, "data__batch_size": 1, "checkpoint_every": 2}
-    ddp = ("train", *short(world, tmp_path / "run", **settings, trainer__callbacks=[die]), *TWO)
+    die = [callback("Die", step=3, rank=3)]
+    ddp = ("train", *short(world, tmp_path / "run", **settings, trainer__callbacks=die), *TWO)
     printed = two_nodes(*ddp, "--trainer.strategy", "ddp", code=1)
     assert "Signal 9 (SIGKILL)" in printed and "[rank" not in printed.replace("[rank: ", "")
     assert printed.count("error: another process of this run ended") <= 1  # none where it is stopped before

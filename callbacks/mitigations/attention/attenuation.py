@@ -1,6 +1,5 @@
 """Cross attention with fewer spikes: tokens whose attention logits stand out are weakened, per head."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,28 +25,21 @@ def attenuated(logits: Tensor, threshold: float, scale: float) -> Tensor:
     return torch.where(spikes(logits, threshold)[:, :, None], scale * logits, logits)
 
 
-class AttenuatedAttention:
-    """An attention processor of diffusers' cross attention: attenuated while `active`, else the former one.
+def attend_attenuated(
+    attn: Any, hidden_states: Tensor, embedding: Tensor, threshold: float, scale: float
+) -> Tensor:
+    """Cross attention softmax(attenuated(q k / sqrt(width))) v, of a diffusers Attention.
 
     Args:
-        former: the processor in its place before.
-        active: () -> bool.
+        attn: the attention, with any number of heads.
+        hidden_states: (rows, positions, channels).
+        embedding: (rows, tokens, width).
         threshold: of a spike.
         scale: of the spikes' logits.
     """
 
-    def __init__(self, former: Any, active: Callable[[], bool], threshold: float, scale: float):
-        self.former, self.active, self.threshold, self.scale = former, active, threshold, scale
+    def mix(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        logits = attn.scale * query.float() @ key.float().transpose(-1, -2)
+        return attenuated(logits, threshold, scale).softmax(-1).to(value.dtype) @ value
 
-    def __call__(
-        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
-        *args: Any, **options: Any,
-    ) -> Tensor:  # fmt: skip
-        if not self.active():
-            return self.former(attn, hidden_states, encoder_hidden_states, *args, **options)
-
-        def mix(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            logits = attn.scale * query.float() @ key.float().transpose(-1, -2)
-            return attenuated(logits, self.threshold, self.scale).softmax(-1).to(value.dtype) @ value
-
-        return mixed(attn, hidden_states, encoder_hidden_states, mix)
+    return mixed(attn, hidden_states, embedding, mix)

@@ -14,7 +14,7 @@ from callbacks.mitigations.base import Mitigation
 from data.cli import warn_no_effect
 from infer.denoising.guidance import onto
 from infer.denoising.hooks import Batch, Request
-from infer.detect.attention import cross_attentions, ends_of_text
+from infer.detect.attention import cross_attentions, ends_of_text, wrapped_processors
 
 Mask = Literal["none", "after_end", "from_end"]
 
@@ -62,9 +62,7 @@ class CrossAttentionMask(Mitigation):
         self._ends = onto(torch.tensor(ends_of_text(pipe, [r.prompt for r in requests])), device)
 
     def attention_processors(self, batch: Batch) -> dict[str, Any]:
-        former = batch.unet.attn_processors
-        names = [f"{name}.processor" for name in cross_attentions(batch.unet)]
-        return {name: partial(self.process, batch, former[name]) for name in names}
+        return wrapped_processors(batch.unet, partial(self.process, batch))
 
     def process(
         self, batch: Batch, former: Any, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor,

@@ -9,12 +9,12 @@ import torch
 from jsonargparse.typing import NonNegativeFloat
 from torch import Tensor
 
-from callbacks.mitigations.attention.attenuation import AttenuatedAttention
+from callbacks.mitigations.attention.attenuation import attend_attenuated
 from callbacks.mitigations.guidance.ordinary_guidance import OrdinaryGuidance, inner, per_sample, predict
 from data.ranges import FiniteFloat
 from infer.denoising.guidance import onto
 from infer.denoising.hooks import Batch, DenoisingStep, Request
-from infer.detect.attention import cross_attentions
+from infer.detect.attention import wrapped_processors
 
 EARLY = ("down_blocks", "mid_block")
 ALIKE = 0.9  # cosine above which the way to the positive loses its part along the prompt's
@@ -58,20 +58,25 @@ class GUARD(OrdinaryGuidance):
         self._active = False
         self.forget()
 
-    def names(self, unet: Any) -> list[str]:
-        """Processors of the cross attentions that are attenuated."""
-        starts = EARLY if self.blocks == "early" else ("",)
-        names = [f"{name}.processor" for name in cross_attentions(unet)]
-        return [name for name in names if name.startswith(starts)]
+    def processors(self, unet: Any) -> dict[str, Any]:
+        """Those of the cross attentions that are attenuated."""
+        return wrapped_processors(unet, self.process, EARLY if self.blocks == "early" else ("",))
 
     def check_requests(self, pipe: Any, requests: Sequence[Request]) -> None:
-        if not self.names(pipe.unet):
+        if not self.processors(pipe.unet):
             raise ValueError("GUARD needs cross attention in the UNet's early blocks: set blocks to all")
 
     def attention_processors(self, batch: Batch) -> dict[str, Any]:
-        self._batch, former = batch, batch.unet.attn_processors
-        options = (lambda: self._active), self.threshold, self.attenuation
-        return {name: AttenuatedAttention(former[name], *options) for name in self.names(batch.unet)}
+        self._batch = batch
+        return self.processors(batch.unet)
+
+    def process(
+        self, former: Any, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor, **options: Any
+    ) -> Tensor:
+        if not self._active:
+            return former(attn, hidden_states, encoder_hidden_states, **options)
+        given = attn, hidden_states, encoder_hidden_states
+        return attend_attenuated(*given, self.threshold, self.attenuation)
 
     def step_embedding(self, step: DenoisingStep, embedding: Tensor) -> Tensor:
         self._embedding = embedding

@@ -4,7 +4,7 @@ import torch
 from jsonargparse.typing import NonNegativeFloat
 from torch import Tensor
 
-from callbacks.mitigations.guidance.ordinary_guidance import OrdinaryGuidance
+from callbacks.mitigations.guidance.ordinary_guidance import OrdinaryGuidance, rows_at_own_scale
 from infer.denoising.hooks import DenoisingStep, rms
 
 
@@ -27,5 +27,4 @@ class MaMBoG(OrdinaryGuidance):
             return scale
         ratio = step.output_difference_rms / rms(step.unconditional).clamp(min=1e-12)
         reduced = 1 + (step.guidance_scale - 1) * torch.exp(-self.alpha * ratio)
-        scale = scale.to(ratio.device)
-        return torch.where(scale == step.guidance_scale, reduced, scale)
+        return rows_at_own_scale(step, scale.to(ratio.device), reduced)

@@ -32,7 +32,7 @@ def predict(unet: Any, latents: Tensor, step: DenoisingStep, embedding: Tensor) 
     return unet(latents, clock, encoder_hidden_states=embedding, return_dict=False)[0]
 
 
-def rows_at_own_scale(step: DenoisingStep, scale: Tensor, other: float) -> Tensor:
+def rows_at_own_scale(step: DenoisingStep, scale: Tensor, other: float | Tensor) -> Tensor:
     """`other` in place of the run's own scale; rows whose scale another mitigation has set keep theirs."""
     return torch.where(scale == step.guidance_scale, other, scale)
 

@@ -1,12 +1,13 @@
 """GUARD: spikes found by a plain loop, attenuation of none is plain guidance, and the formula."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from callbacks.mitigations.attention.attenuation import AttenuatedAttention, attenuated, spikes
+from callbacks.mitigations.attention.attenuation import attend_attenuated, attenuated, spikes
 from callbacks.mitigations.attention.guard import GUARD, without_alike
 from callbacks.mitigations.static_transition import StaticTransition
 from infer.denoising.loop import denoise
@@ -60,15 +61,15 @@ def test_the_formula(unet: torch.nn.Module, prediction: str, blocks: str) -> Non
     """With the attenuated prediction from a UNet whose processors attenuate always."""
     given, scheduler, former = inputs(3), scheduler_of(prediction=prediction), unet.attn_processors
     starts = ("down", "mid") if blocks == "early" else ("down", "mid", "up")
-    changed = former | {
-        name: AttenuatedAttention(processor, lambda: True, 0.1, 0.3)
-        for name, processor in former.items()
-        if "attn2" in name and name.startswith(starts)
-    }
+    names = [name for name in former if "attn2" in name and name.startswith(starts)]
+
+    def attend(attn: Any, x: Tensor, encoder_hidden_states: Tensor, **_: Any) -> Tensor:
+        return attend_attenuated(attn, x, encoder_hidden_states, threshold=0.1, scale=0.3)
+
     scheduler.set_timesteps(STEPS)
 
     def attenuated_prediction(x: Tensor, t: float) -> Tensor:
-        unet.set_attn_processor(dict(changed))
+        unet.set_attn_processor(former | dict.fromkeys(names, attend))
         a = unet(x, t, encoder_hidden_states=given[2], return_dict=False)[0]
         unet.set_attn_processor(dict(former))
         return a
