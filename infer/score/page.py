@@ -15,7 +15,7 @@ from infer.report.pairs import Pair, write_pairs
 SHOWN = 200  # the nearest
 
 
-def write_page(
+def write_images_page(
     options: MeasureOptions, images: Path, measured: Measured, notes: list[str], out: Path
 ) -> Path:
     """Write `images.html`, and the training images that it shows; its path."""
