@@ -74,7 +74,7 @@ class Sample:
         except Unreachable:
             raise
         except Exception as error:  # of PIL's half a dozen kinds, or of the disk
-            raise UnreadableImage(self.id, str(error).split(" <_io")[0] or type(error).__name__) from error
+            raise UnreadableImage(self.id, one_line(error)) from error
         if resolution and image.size != (resolution, resolution):
             image = ImageOps.fit(image, (resolution, resolution), Image.Resampling.LANCZOS)
         return image

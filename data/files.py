@@ -62,7 +62,8 @@ def remove_temporary_files(folder: Path, older_than: float = 0) -> None:
 
 def one_line(error: Exception) -> str:
     """The message of another library's error in one line of at most 200 characters, without secrets."""
-    text = redacted(" ".join(str(error).split())) or type(error).__name__
+    message, _, _ = str(error).partition(" <_io")  # Pillow's: where in memory the bytes were
+    text = redacted(" ".join(message.split())) or type(error).__name__
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 

@@ -7,6 +7,7 @@ import warnings
 import numpy as np
 from PIL import Image, ImageOps
 
+from data.files import one_line
 from data.sources.jpeg import is_cut
 
 # Others are left out: Pillow's reader of EPS starts a program, and such data has none of them.
@@ -38,7 +39,7 @@ def problem(encoded: bytes) -> tuple[str, str] | None:
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         return "too large images", str(error)
     except Exception as error:  # PIL raises half a dozen kinds, SyntaxError among them
-        return "unreadable images", str(error).split(" <_io")[0] or type(error).__name__
+        return "unreadable images", one_line(error)
     return None
 
 

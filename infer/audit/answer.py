@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-import torch
 from torch import Tensor
 
 from data.prompts import spread
@@ -41,12 +41,55 @@ def share_of(returned: int, audited: int) -> Share:
     return Share(returned, audited, p, low, high)
 
 
-def nearness(rows: pd.DataFrame, measure: str) -> pd.Series:
-    """Similarity of each image to its prompt's own training image; without one, to the nearest of all."""
-    return rows[f"{measure}_own"].astype(float).fillna(rows[f"{measure}_top"].astype(float))
+def share_returned(lines: pd.DataFrame, audited: int) -> Share:
+    """The share of the audited captions whose line (`by_caption`) says that they return a training image."""
+    return share_of(int((lines["returning"] > 0).sum()), audited)
 
 
-def by_caption(rows: pd.DataFrame, measure: str, keys: Sequence[str]) -> pd.DataFrame:
+class Answer(NamedTuple):
+    """Which captions, or images, return a training image.
+
+    Attributes:
+        folder: of the images' run.
+        rows: of all images, scored.
+        lines: of each caption, the nearest first (`by_caption`).
+        whole: the share of captions that return a training image.
+        owners: training image of each line.
+        controls: of each line that returns one, images of other captions as near, and of how many.
+    """
+
+    folder: Path
+    rows: pd.DataFrame
+    lines: pd.DataFrame
+    whole: Share
+    owners: list[int]
+    controls: list[tuple[int, int]]
+
+    @property
+    def images(self) -> list[Path]:
+        """The nearest image of each line."""
+        return [self.folder / name for name in self.lines["image"]]
+
+    @property
+    def returned(self) -> pd.DataFrame:
+        """The lines that return a training image, which are the first."""
+        return self.lines.head(self.whole.returned)
+
+
+def with_nearness(rows: pd.DataFrame, measure: str) -> pd.DataFrame:
+    """The rows with `similarity` to the prompt's own training image, or without one to the nearest of all.
+
+    `nearest_id` is the training image that is most similar of all.
+
+    Args:
+        rows: scored images.
+        measure: prefix of the columns that decide.
+    """
+    own, top = (rows[f"{measure}_{kind}"].astype(float) for kind in ("own", "top"))
+    return rows.assign(similarity=own.fillna(top), nearest_id=rows[TOP_IDS[measure]])
+
+
+def by_caption(rows: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
     """A line for each caption, those that return a training image and the nearest first.
 
     Columns: prompt_id, prompt; of its nearest image `sample`, `image` and `similarity`; `nearest_id`, the
@@ -54,12 +97,10 @@ def by_caption(rows: pd.DataFrame, measure: str, keys: Sequence[str]) -> pd.Data
     Captions without a similarity are left out.
 
     Args:
-        rows: scored images; `returns` says whether an image returns a training image.
-        measure: prefix of the columns that decide.
+        rows: of `with_nearness`; `returns` says whether an image returns a training image.
         keys: columns that distinguish captions; with `sample` each image counts by itself.
     """
     keys = list(keys)
-    rows = rows.assign(similarity=nearness(rows, measure), nearest_id=rows[TOP_IDS[measure]])
     rows = rows.dropna(subset="similarity")
     rows = rows.sort_values(["returns", "similarity"], ascending=False, kind="stable")
     groups = rows.groupby(keys)["returns"]
@@ -105,6 +146,5 @@ def others_as_near(
     counts = []
     for index in owners[:lines]:
         some = spread(np.flatnonzero(np.array(owners) != index).tolist(), CONTROLS)
-        near = match(images[some], training[[index]], [[]] * len(some)).top if some else torch.empty(0)
-        counts.append((int((near > threshold).sum()), len(some)))
+        counts.append((int((images[some] @ training[index] > threshold).sum()), len(some)))
     return counts

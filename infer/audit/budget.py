@@ -48,8 +48,8 @@ def plan_of(options: Audit, module: Generate, requests: Sequence[Request]) -> Pl
         return Plan(options.limit or USUAL_LIMIT, options.phrases, options.tried)
     names = ("minutes", "samples_per_prompt", "phrases", "tried", "mitigations")
     asked = {name: getattr(options, name) for name in names} | {"model": options.model.identity()}
-    path, known = Path(options.out) / "plan.json", read_object(Path(options.out) / "plan.json")
-    if known.get("asked") == asked:
+    path = Path(options.out) / "plan.json"
+    if (known := read_object(path)).get("asked") == asked:
         return Plan(**known["plan"])
     seconds = seconds_per_image(options, module, requests[: options.batch_size])
     plan = fitting(options, seconds)

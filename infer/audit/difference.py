@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageColor
 from torch import Tensor
 
 from infer.plotting import COPY_COLOR, PALETTE
@@ -47,7 +47,7 @@ def repeated_part(image: Image.Image, reference: Image.Image) -> tuple[Image.Ima
     same = local_difference(x, y, window) <= SAME
     grey = np.asarray(reference.convert("L").convert("RGB"), float) * 0.5 + 127
     for where, color in ((detailed & same, COPY_COLOR), (detailed & ~same, PALETTE[0])):
-        rgb = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)])
+        rgb = np.array(ImageColor.getrgb(color))
         grey[where.numpy()] = grey[where.numpy()] * 0.45 + rgb * 0.55
     share = (detailed & same).sum().item() / count if (count := detailed.sum().item()) else float("nan")
     return Image.fromarray(grey.round().clip(0, 255).astype(np.uint8)), share

@@ -84,6 +84,8 @@ class Audit(DenoiseOptions):
         self.device = str(device_of(self.device))
         if self.threshold is None:
             self.threshold = COPY_THRESHOLD if self.sscd else PIXEL_THRESHOLD
+        if not self.mitigations and (self.goal is not None or self.tried != Audit.tried):
+            warn_no_effect("--goal or --tried", "there are no --mitigations")
         self.goal = self.fail_above if self.goal is None else self.goal
         if self.limit and self.minutes:
             warn_no_effect("--minutes", "--limit is given")

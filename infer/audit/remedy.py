@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from infer.audit.answer import Share, by_caption, share_of
+from infer.audit.answer import Share, by_caption, share_returned
 from infer.audit.runs import Runs
 from infer.denoising.hooks import GuidanceRule
 from infer.denoising.requests import Request
@@ -62,8 +62,8 @@ def try_mitigation(
     """
     folder = runs.make(label, requests, label, rules)
     rows = runs.scored(folder)
-    lines = by_caption(rows, runs.options.measure, keys)
-    left = share_of(int((lines["returning"] > 0).sum()), plain.groupby(list(keys)).ngroups)
+    lines = by_caption(rows, keys)
+    left = share_returned(lines, plain.groupby(list(keys)).ngroups)
     clip, clip_without = rows["clip_score"].astype(float).mean(), plain["clip_score"].astype(float).mean()
     images = {(row.prompt_id, row.sample): folder / row.image for row in rows.itertuples()}
     share, nfe = whole.share * left.share, float(rows["nfe"].mean())

@@ -4,12 +4,11 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pandas as pd
-
 from infer.audit import words
-from infer.audit.answer import Share
+from infer.audit.answer import Answer
 from infer.audit.remedy import Remedy
 from infer.audit.runs import Runs
+from infer.audit.selection import Selection
 from infer.audit.trigger import Effect, trigger_of
 from infer.predict.run_folder import save_image
 
@@ -18,16 +17,11 @@ SHOWN, FEWEST = 50, 10  # images on the page: those returned, and where these ar
 
 
 class Findings(NamedTuple):
-    """What was measured.
+    """What was done and measured.
 
     Attributes:
-        whole: the share of captions, or images, that return a training image.
-        lines: of each caption, the nearest first (`answer.by_caption`).
-        owners: training image of each line.
-        controls: of each line that is returned, images of other captions as near, and of how many.
-        images: nearest image of each line.
-        of: how many captions there are.
-        asked: how many captions, or images, were to be measured.
+        selection: what was generated.
+        answer: which captions return their image.
         effects: of phrases.
         remedies: mitigations that were tried.
         best: the one to use.
@@ -35,13 +29,8 @@ class Findings(NamedTuple):
         python: that uses it; None where it works in this project's own loop only.
     """
 
-    whole: Share
-    lines: pd.DataFrame
-    owners: list[int]
-    controls: list[tuple[int, int]]
-    images: list[Path]
-    of: int
-    asked: int
+    selection: Selection
+    answer: Answer
     effects: list[Effect]
     remedies: list[Remedy]
     best: Remedy | None
@@ -55,19 +44,18 @@ def finite(value: float) -> float | None:
 
 def described(runs: Runs, found: Findings) -> list[dict[str, Any]]:
     """The lines of the page and of audit.json; their training images and maps are written."""
-    out, training = Path(runs.options.out), runs.training
+    out, training, answer = Path(runs.options.out), runs.training, found.answer
     tried = {effect.prompt_id for effect in found.effects}
-    returned = int((found.lines["returning"] > 0).sum())
+    shown = answer.lines.head(max(FEWEST, min(SHOWN, answer.whole.returned))).to_dict("records")
     lines = []
-    for number, line in enumerate(found.lines.head(max(FEWEST, min(SHOWN, returned))).to_dict("records")):
-        stem = found.images[number].stem
-        sample = training.images[found.owners[number]]
+    for number, (line, image, owner) in enumerate(zip(shown, answer.images, answer.owners, strict=False)):
+        stem, sample = image.stem, training.images[owner]
         reference = sample.rgb(training.resolution)
-        drawn, part = runs.repeated(found.images[number], found.owners[number])
+        drawn, part = runs.repeated(image, owner)
         save_image(reference, out / "training" / f"{stem}.png")
         save_image(drawn, out / "maps" / f"{stem}.png")
         trigger = trigger_of(found.effects, line["prompt_id"])
-        near, others = found.controls[number] if line["returning"] else (None, None)
+        near, others = answer.controls[number] if line["returning"] else (None, None)
         key = line["prompt_id"], line["sample"]
         mitigated = found.best.images.get(key) if found.best else None
         names = ("prompt_id", "prompt", "sample", "similarity", "samples", "returning")
@@ -76,7 +64,7 @@ def described(runs: Runs, found: Findings) -> list[dict[str, Any]]:
             "others_as_near": near,
             "others": others,
             "repeated_part": finite(part),
-            "image": found.images[number].relative_to(out).as_posix(),
+            "image": image.relative_to(out).as_posix(),
             "training_image": f"training/{stem}.png",
             "map": f"maps/{stem}.png",
             "mitigated_image": mitigated and mitigated.relative_to(out).as_posix(),
@@ -86,23 +74,23 @@ def described(runs: Runs, found: Findings) -> list[dict[str, Any]]:
     return lines
 
 
-def result_of(runs: Runs, found: Findings, by_image: bool) -> dict[str, Any]:
+def result_of(runs: Runs, found: Findings) -> dict[str, Any]:
     """The content of audit.json; images of the page are written."""
-    options, whole, best = runs.options, found.whole, found.best
+    options, selection, whole, best = runs.options, found.selection, found.answer.whole, found.best
     lines = described(runs, found)
     shares = {name: finite(value) if isinstance(value, float) else value
               for name, value in whole._asdict().items()}  # fmt: skip
-    doubtful = sum(near > 0 for near, _ in found.controls)
-    unmeasured, left_out = found.asked - len(found.lines), runs.training.left_out()
+    doubtful = sum(near > 0 for near, _ in found.answer.controls)
+    unmeasured, left_out = selection.asked - whole.audited, runs.training.left_out()
     return {
         "format": FORMAT,
-        "headline": words.headline(whole, by_image),
+        "headline": words.headline(whole, selection.unit),
         "verdict": words.verdict(whole, options),
         "advice": words.advice(best, whole, options),
         "passed": whole.share <= options.fail_above,
-        "unit": "image" if by_image else "caption",
+        "unit": selection.unit,
         **shares,
-        "of": found.of,
+        "of": selection.of,
         "unmeasured": unmeasured,
         "doubtful": doubtful,
         "samples_per_prompt": options.samples_per_prompt,
@@ -125,5 +113,5 @@ def result_of(runs: Runs, found: Findings, by_image: bool) -> dict[str, Any]:
         "chosen": best and {"mitigation": best.mitigation, "preset": best.preset,
                             "reaches_goal": best.share <= options.goal, "command": found.command,
                             "python": found.python},
-        "notes": words.notes(options, whole, found.asked, found.of, unmeasured, left_out, doubtful, by_image),
+        "notes": words.notes(options, whole, selection, unmeasured, left_out, doubtful),
     }  # fmt: skip

@@ -1,6 +1,6 @@
 """The predict runs of an audit: one loaded model, one run folder for each set of images, scored alike."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,12 @@ from PIL import Image
 from data.captioned import CaptionedImages
 from data.disk import full_disk_named
 from data.files import digest
-from data.sources.image import FORMATS
-from infer.audit.answer import nearness, training_index
+from data.sources.image import decoded
+from infer.audit.answer import training_index, with_nearness
 from infer.audit.difference import LEAST, repeated_part
 from infer.audit.options import Audit
 from infer.compare.measures import Measures
-from infer.compare.score_images import TOP_IDS, score_folder
+from infer.compare.score_images import score_folder
 from infer.denoising.hooks import GuidanceRule
 from infer.denoising.requests import ListedRequests, Request
 from infer.metrics.similarity import embed_all
@@ -71,40 +71,31 @@ class Runs:
         return folder
 
     def scored(self, folder: Path) -> pd.DataFrame:
-        """The rows of a run folder with their scores, and whether each `returns` a training image."""
-        measure = self.options.measure
-        rows = score_folder(folder, self.training, self.measures.clip)[0].assign(returns=False)
-        rows["nearest_id"], similarity = rows[TOP_IDS[measure]], nearness(rows, measure)
-        above = rows[similarity > self.options.threshold]
-        paths, (descriptor, _) = [folder / name for name in above["image"]], self.training.measures[measure]
-        owners = training_index(self.training, measure, above, embed_all(opened(paths), descriptor))
-        rows.loc[above.index, "returns"] = self.returned(paths, owners, similarity[above.index])
+        """The rows of a run folder with `similarity`, and whether each `returns` a training image."""
+        options = self.options
+        rows = with_nearness(score_folder(folder, self.training, self.measures.clip)[0], options.measure)
+        rows = rows.assign(returns=rows["similarity"] > options.threshold)
+        if options.sscd:
+            return rows
+        near, (descriptor, _) = rows[rows["returns"]], self.training.measures[options.measure]
+        paths = [folder / name for name in near["image"]]
+        images = embed_all(map(read_rgb, paths), descriptor)
+        owners = training_index(self.training, options.measure, near, images)
+        rows.loc[near.index, "returns"] = list(map(self.is_returned, paths, owners))
         return rows
 
-    def returned(
-        self, paths: Sequence[Path], owners: Sequence[int], similarity: Iterable[float]
-    ) -> list[bool]:
-        """Whether each image returns its training image.
+    def is_returned(self, path: Path, owner: int) -> bool:
+        """Whether an image above the threshold returns its training image.
 
-        By SSCD those above the threshold. Pixels are alike where layout and colours are: there half of the
-        places with detail must be repeated, too.
+        By SSCD it does. Pixels are alike where layout and colours are: there half of the places with detail
+        must be repeated, too.
         """
-        above = [value > self.options.threshold for value in similarity]
-        if self.options.sscd:
-            return above
-        return [
-            near and not self.repeated(path, owner)[1] < LEAST  # not >=: NaN is a picture without detail
-            for path, owner, near in zip(paths, owners, above, strict=True)
-        ]
+        return bool(self.options.sscd) or not self.repeated(path, owner)[1] < LEAST  # NaN: without detail
 
     def repeated(self, path: Path, owner: int) -> tuple[Image.Image, float]:
         """The part of a training image that an image repeats, as a map, and its share."""
-        [image] = opened([path])
-        return repeated_part(image, self.training.images[owner].rgb(self.training.resolution))
+        return repeated_part(read_rgb(path), self.training.images[owner].rgb(self.training.resolution))
 
 
-def opened(paths: Iterable[Path]) -> Iterator[Image.Image]:
-    """Images, one after the other."""
-    for path in paths:
-        with Image.open(path, formats=FORMATS) as image:
-            yield image.convert("RGB")
+def read_rgb(path: Path) -> Image.Image:
+    return decoded(path.read_bytes())

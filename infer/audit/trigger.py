@@ -3,12 +3,14 @@
 from pathlib import Path
 from typing import NamedTuple
 
-import pandas as pd
-
+from infer.audit.answer import Answer
 from infer.audit.phrases import shortened
-from infer.audit.runs import Runs, opened
+from infer.audit.runs import Runs, read_rgb
+from infer.audit.selection import Selection
+from infer.compare.score_images import read_samples, was_scored
 from infer.denoising.requests import Request
-from infer.metrics.similarity import embed_all, match
+from infer.metrics.similarity import embed_all
+from infer.predict.run_folder import KEY
 
 
 class Worst(NamedTuple):
@@ -32,6 +34,20 @@ class Effect(NamedTuple):
     returning_without: int
 
 
+def worst_captions(answer: Answer, selection: Selection) -> list[Worst]:
+    """The nearest of the captions that return an image, with those of their images that were scored."""
+    rows = answer.rows[was_scored(answer.rows)].set_index(KEY)
+    worst: dict[str, Worst] = {}
+    lines = answer.returned.head(selection.plan.phrases)
+    for owner, line in zip(answer.owners, lines.itertuples(), strict=False):
+        own = [r for r in selection.requests if r.prompt_id == line.prompt_id and r[:2] in rows.index]
+        if selection.unit == "image":
+            own = [r for r in own if r.sample == line.sample]
+        paths = [answer.folder / rows.loc[request[:2], "image"] for request in own]
+        worst.setdefault(line.prompt_id, Worst(own, paths, owner))
+    return list(worst.values())
+
+
 def effects(runs: Runs, worst: list[Worst]) -> list[Effect]:
     """Try each caption without each of its phrases; the phrase that matters most first, caption by caption.
 
@@ -42,28 +58,27 @@ def effects(runs: Runs, worst: list[Worst]) -> list[Effect]:
     if not requests:
         return []
     folder = runs.make("phrases", requests, "none", [])
-    rows = pd.read_parquet(folder / "samples.parquet").set_index("prompt_id")
+    rows = read_samples(folder).set_index("prompt_id")
+    descriptor, embeddings = runs.training.measures[options.measure]
 
     def near(index: int, paths: list[Path]) -> tuple[float, int]:
         """Mean similarity to a training image, and how many return it."""
-        descriptor, embeddings = runs.training.measures[options.measure]
-        images = embed_all(opened(paths), descriptor)
-        similarity = match(images, embeddings[[index]], [[]] * len(images)).top.nan_to_num(0)
-        returned = runs.returned(paths, [index] * len(paths), similarity.tolist())
-        return similarity.mean().item(), sum(returned)
+        similarity = (embed_all(map(read_rgb, paths), descriptor) @ embeddings[index]).nan_to_num(0)
+        pairs = zip(paths, similarity.tolist(), strict=True)
+        above = [path for path, value in pairs if value > options.threshold]
+        return similarity.mean().item(), sum(runs.is_returned(path, index) for path in above)
 
     found = []
     for caption, by_span in zip(worst, variants, strict=True):
-        whole = near(caption.training_index, caption.images)
-        text, of_caption = caption.requests[0].prompt, []
-        for span, group in by_span.items():
-            files = rows.loc[[group[0].prompt_id]].sort_values("sample")["image"]
-            left = near(caption.training_index, [folder / file for file in files])
-            key, phrase = caption.requests[0].prompt_id, text[slice(*span)]
-            pairs = zip(whole, left, strict=True)
-            of_caption.append(
-                Effect(key, text, phrase, len(files), *(value for pair in pairs for value in pair))
-            )
+        key, _, text, *_ = caption.requests[0]
+        similarity, returning = near(caption.training_index, caption.images)
+        of_caption = []
+        for (begin, end), group in by_span.items():
+            paths = [folder / file for file in rows.loc[[group[0].prompt_id], "image"]]
+            without, still = near(caption.training_index, paths)
+            phrase = text[begin:end]
+            effect = Effect(key, text, phrase, len(paths), similarity, without, returning, still)
+            of_caption.append(effect)
         found += sorted(of_caption, key=lambda effect: effect.similarity_without)
     return found
 

@@ -48,6 +48,6 @@ def loading(model: ModelOptions, rules: str) -> list[str]:
 def constructor(rule: GuidanceRule) -> str:
     """The call that makes the rule: arguments that are not its defaults."""
     usual = inspect.signature(type(rule)).parameters
-    settings = {name: value for name, value in rule.identity()["init_args"].items()}
+    settings = rule.identity()["init_args"]
     given = [f"{name}={value!r}" for name, value in settings.items() if value != usual[name].default]
     return f"{type(rule).__name__}({', '.join(given)})"

@@ -8,6 +8,7 @@ from infer.audit.answer import Share
 from infer.audit.difference import LEAST
 from infer.audit.options import Audit
 from infer.audit.remedy import Remedy
+from infer.audit.selection import Selection
 from infer.metrics.similarity import BLIND_SPOTS, CORRELATION
 
 
@@ -21,9 +22,9 @@ def measured_by(options: Audit) -> str:
     )
 
 
-def headline(whole: Share, by_image: bool) -> str:
+def headline(whole: Share, unit: str) -> str:
     """`12 of 100 captions return their training image (12%, 95% interval 7% to 20%).`"""
-    what = "images return a training image" if by_image else "captions return their training image"
+    what = "images return a training image" if unit == "image" else "captions return their training image"
     ends = f"{whole.share:.0%}, 95% interval {whole.low:.0%} to {whole.high:.0%}"
     return f"{whole.returned} of {whole.audited} {what} ({ends})."
 
@@ -39,15 +40,16 @@ def advice(best: Remedy | None, whole: Share, options: Audit) -> str:
         return ""
     if best is None:
         return f"None of {', '.join(options.mitigations)} helps."
-    name, text = best.mitigation, f"{best.mitigation} brings this to about {best.share:.0%}"
+    name, brings = best.mitigation, f"brings this to about {best.share:.0%}"
     if best.share > options.goal:
-        return f"No mitigation that was tried reaches {options.goal:.0%}; {text}."
+        return f"No mitigation that was tried reaches {options.goal:.0%}; {name} {brings}."
     if math.isnan(best.clip_score):
-        return f"Use {name}: it{text.removeprefix(name)}."
+        return f"Use {name}: it {brings}."
     clip = f"CLIP {best.clip_score:.2f}, without mitigation {best.clip_score_without:.2f}"
     if best.loses_the_prompt:
-        return f"{text}, BUT its images no longer fit their prompts ({clip}): look at them, and try others."
-    return f"Use {name}: it{text.removeprefix(name)}, and keeps the images' fit to the prompts best ({clip})."
+        lost = f"BUT its images no longer fit their prompts ({clip}): look at them, and try others"
+        return f"{name} {brings}, {lost}."
+    return f"Use {name}: it {brings}, and keeps the images' fit to the prompts best ({clip})."
 
 
 def facts_of(line: dict[str, Any], options: Audit) -> list[str]:
@@ -85,26 +87,26 @@ def facts_of(line: dict[str, Any], options: Audit) -> list[str]:
 
 
 def notes(
-    options: Audit, whole: Share, captions: int, of: int, unmeasured: int, left_out: Sequence[str],
-    doubtful: int, by_image: bool,
+    options: Audit, whole: Share, selection: Selection, unmeasured: int, left_out: Sequence[str],
+    doubtful: int,
 ) -> list[str]:  # fmt: skip
     """What the answer rests on."""
     said = [f"An image counts as returned by {measured_by(options)}."]
     if not options.sscd:
         said.append(f"{BLIND_SPOTS} Give it as --sscd disc_large, and it decides.")
-    if by_image:
+    if selection.unit == "image":
         prompts = ", ".join(map(repr, options.prompt or [""]))
         said.append(f"{whole.audited} images of {prompts}, each compared with all training images.")
     else:
         said.append(
-            f"{captions:,} of {of:,} captions, {options.samples_per_prompt} images of each; a caption "
-            "returns its image if one of them is returned."
+            f"{selection.asked:,} of {selection.of:,} captions, {options.samples_per_prompt} images of each; "
+            "a caption returns its image if one of them is returned."
         )
     if doubtful:
         said.append(f"{doubtful} of those that are returned are doubtful, as is said beside them.")
     if unmeasured:
         said.append(
-            f"{unmeasured} {'images' if by_image else 'captions'} are left out: their images failed, cannot "
+            f"{unmeasured} {selection.unit}s are left out: their images failed, cannot "
             "be read or have one colour."
         )
     if left_out:

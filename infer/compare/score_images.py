@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from data.batches import in_batches
 from data.files import one_line
-from data.sources.image import FORMATS
+from data.sources.image import decoded
 from infer.metrics.aggregate import refused
 from infer.metrics.clip_score import ClipScore
 from infer.metrics.distances import Extractor
@@ -46,8 +46,7 @@ def read_images(
     for index, path in tqdm(paths.items(), f"score {folder.name}", len(paths), unit="image"):
         try:
             where = folder / path if anywhere else inside(folder, path)
-            with Image.open(where, formats=FORMATS) as opened:
-                image = opened.convert("RGB")
+            image = decoded(where.read_bytes())  # as training images are: on white where transparent
         except Exception as error:  # image decoders raise many kinds
             log.warning("%s/%s cannot be scored: %s", folder, path, one_line(error))
             unreadable[index] = True

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from data.sources.image import FORMATS
+from data.sources.image import decoded
 from infer.metrics.columns import IMAGE_COLUMNS
 from infer.predict.run_folder import inside
 from infer.report.study import Study
@@ -169,8 +169,7 @@ def strip_of(paths: list[Path | None], size: int, exact: bool) -> tuple[str, lis
 def thumbnail(path: Path, size: int) -> tuple[Image.Image, bool] | None:
     """The image, no larger than `size`, and whether it was; None if it is missing or cannot be read."""
     try:
-        with Image.open(path, formats=FORMATS) as opened:
-            image = opened.convert("RGB")
+        image = decoded(path.read_bytes())
     except Exception:  # image decoders raise many kinds
         return None
     large = max(image.size) > size

@@ -5,17 +5,15 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from data.files import write_atomically
 from infer.metrics.aggregate import can_win
 from infer.metrics.similarity import BLIND_SPOTS, COPY_THRESHOLD
-from infer.plotting import COPY_COLOR
 from infer.report.export import export
 from infer.report.figures import plots_of
 from infer.report.gallery import Gallery, make_gallery
 from infer.report.plots import drawn, inline
+from infer.report.rendering import WEB, write_page
 from infer.report.study import Study, read_study
 from infer.report.table import best_of, cell, columns_of, headline
 
@@ -25,10 +23,9 @@ def write_report(folder: Path) -> Path:
     study = read_study(Path(folder))
     plots = [(plot, drawn(plot)) for plot in plots_of(study)]
     gallery = make_gallery(study)
-    loader = FileSystemLoader(Path(__file__).parent / "web")
-    spaces = {"trim_blocks": True, "lstrip_blocks": True}
-    templates = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, **spaces)
-    page = templates.get_template("page.html.j2").render(
+    target = write_page(
+        study.folder / "report.html",
+        WEB / "page.html.j2",
         about=study.about,
         headline=headline(study.tables["all"].query("mitigation in @study.single")),
         blind_spots=BLIND_SPOTS,
@@ -36,15 +33,12 @@ def write_report(folder: Path) -> Path:
         tables={name: layout(study, name) for name in study.tables},
         plots=[(plot, inline(plot, figure)) for plot, figure in plots],
         colors=study.colors,
-        copy_color=COPY_COLOR,
         legend=[*study.single, *(sweep.name for sweep in study.sweeps)],
         deltas=any(name.endswith("_delta") for name in study.tables["all"]),
         gallery=gallery,
         data=embedded(gallery),
         strips="\n".join(gallery.strips),
     )
-    target = study.folder / "report.html"
-    write_atomically(target, lambda part: part.write_text(page, encoding="utf-8"))
     export(study, plots)
     return target
 

@@ -1,17 +1,12 @@
 """A page of generated images beside the training images that they are near to."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-from data.files import write_atomically
-from infer.plotting import COPY_COLOR
 from infer.report.gallery import size_of, strip_of
-
-WEB = Path(__file__).parent / "web"
+from infer.report.rendering import WEB, write_page
 
 
 @dataclass(frozen=True)
@@ -20,15 +15,15 @@ class Pair:
 
     Attributes:
         title: the prompt.
-        images: path of each image by its caption; None where there is none.
+        images: path of each image by its caption.
         lines: facts, one a line.
         mark: whether it is a copy.
     """
 
     title: str
-    images: dict[str, Path | None]
-    lines: list[str] = field(default_factory=list)
-    mark: bool = False
+    images: dict[str, Path]
+    lines: list[str]
+    mark: bool
 
 
 @dataclass(frozen=True)
@@ -61,13 +56,7 @@ def write_pairs(
         pairs: in the order of the page.
         template: `pairs.html.j2`, or one that extends it, which takes `more`.
     """
-    loader = FileSystemLoader([template.parent, WEB])
-    spaces = {"trim_blocks": True, "lstrip_blocks": True}
-    templates = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, **spaces)
-    page = templates.get_template(template.name).render(
-        title=title, headline=headline, facts=facts, notes=notes, strips=strips_of(pairs),
-        copy_color=COPY_COLOR, **more,
+    return write_page(
+        path, template, title=title, headline=headline, facts=facts, notes=notes, strips=strips_of(pairs),
+        **more,
     )  # fmt: skip
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda part: part.write_text(page, encoding="utf-8"))
-    return path

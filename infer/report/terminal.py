@@ -24,7 +24,8 @@ def terminal_table(table: pd.DataFrame) -> Table:
     optional = [name for name in reversed(shown) if name not in LOST and not name.endswith("own_mean")]
     while sum(widths[name] for name in shown) > free and optional:
         shown.remove(optional.pop(0))
-    out = Table(title="same prompts, same seeds", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    title = "same prompts, same seeds" if len(table) > 1 else None
+    out = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     out.add_column("mitigation", overflow="fold", min_width=12)
     for name in shown:
         out.add_column(COLUMNS[name].short, justify="right", no_wrap=True)

@@ -13,7 +13,7 @@ from infer.predict.run_folder import write_table
 from infer.report.terminal import terminal_table
 from infer.score.images import write_rows
 from infer.score.options import Scoring
-from infer.score.page import write_page
+from infer.score.page import write_images_page
 
 
 def score(args: list[str]) -> None:
@@ -38,5 +38,5 @@ def score(args: list[str]) -> None:
         notes.append(f"{unnamed} images are not in {scoring.prompts}: their file names are their prompts.")
     print("\n".join(notes))
     if scoring.images:
-        print(f"page: {write_page(scoring, Path(scoring.images), measured, notes, out).resolve()}")
+        print(f"page: {write_images_page(scoring, Path(scoring.images), measured, notes, out).resolve()}")
     print(f"scores of each image: samples.parquet in {', '.join(scoring.runs)}")

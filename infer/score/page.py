@@ -15,14 +15,18 @@ from infer.report.pairs import Pair, write_pairs
 SHOWN = 200  # the nearest
 
 
-def write_page(
+def write_images_page(
     options: MeasureOptions, images: Path, measured: Measured, notes: list[str], out: Path
 ) -> Path:
     """Write `images.html`, and the training images that it shows; its path."""
-    [rows] = measured.rows.values()
+    [rows], training = measured.rows.values(), measured.training
     prefix = measure_of(rows).removesuffix("_own")
     ranked = rows.dropna(subset=f"{prefix}_top").sort_values(f"{prefix}_top", ascending=False, kind="stable")
-    pairs = [pair_of(line, prefix, measured, out) for line in ranked.head(SHOWN).to_dict("records")]
+    shown = ranked.head(SHOWN)
+    paths = {key: out / "training" / f"{key}.png" for key in shown[TOP_IDS[prefix]]}
+    for key, path in paths.items():
+        save_image(training.images[training.images.position[key]].rgb(training.resolution), path)
+    pairs = [pair_of(line, prefix, paths[line[TOP_IDS[prefix]]]) for line in shown.to_dict("records")]
     above = int((ranked[f"{prefix}_top"] > COPY_THRESHOLD).sum())
     about = options.measured_by()
     headline = (
@@ -36,17 +40,12 @@ def write_page(
     return write_pairs(out / "images.html", f"Images: {images.name}", headline, facts, notes, pairs)
 
 
-def pair_of(line: dict, prefix: str, measured: Measured, out: Path) -> Pair:
+def pair_of(line: dict, prefix: str, nearest: Path) -> Pair:
     """An image and its nearest training image, with the numbers of the image."""
-    training = measured.training
-    sample = training.images[training.images.position[line[TOP_IDS[prefix]]]]
-    path = out / "training" / f"{sample.id}.png"
-    if not path.exists():
-        save_image(sample.rgb(training.resolution), path)
     facts = [
         f"{label}: {shape.format(line[name])}"
         for name, (label, shape) in IMAGE_COLUMNS.items()
         if name in line and not pd.isna(line[name]) and line[name] is not False
     ]
-    images = {"image": Path(line["image"]), "nearest training image": path}
+    images = {"image": Path(line["image"]), "nearest training image": nearest}
     return Pair(line["prompt"], images, facts, line[f"{prefix}_top"] > COPY_THRESHOLD)

@@ -151,15 +151,19 @@ def test_it_goes_on_where_it_stopped(
 
 
 def test_without_captions_it_is_the_empty_prompt(
-    model: Path, own: dict[str, Image.Image], training: Path, tiny_clip: Path, tmp_path: Path
-) -> None:
-    """Images count one by one, each beside the nearest training image."""
+    model: Path, own: dict[str, Image.Image], training: Path, tiny_clip: Path, tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    """Images count one by one, each beside the nearest training image; it is said what has no effect."""
     images = tmp_path / "images"
     shutil.copytree(training, images, ignore=shutil.ignore_patterns("*.txt"))
     own["empty"].save(images / "e.png")
     out = tmp_path / "out"
     more = ["--limit", "3", "--mitigations", "[]", "--fail_above", "0.4"]
-    assert main(arguments(model, images, out, tiny_clip, *more)) == 0
+    idle = ["--samples_per_prompt", "2", "--goal", "0.1"]
+    assert main(arguments(model, images, out, tiny_clip, *more, *idle)) == 0
+    for option in ("--samples_per_prompt", "--goal or --tried"):
+        assert caplog.text.count(f"{option} has no effect") == 1
     result = result_of(out)
     assert (result["returned"], result["audited"], result["unit"]) == (1, 3, "image")
     assert result["images"][0]["training_id"] == "e" and result["images"][0]["prompt"] == ""

@@ -13,7 +13,7 @@ from PIL import Image
 from callbacks.mitigations.dynamic_transition import DynamicTransition
 from callbacks.mitigations.static_transition import StaticTransition
 from data.captioned import CaptionedImages
-from infer.audit.answer import by_caption, others_as_near, share_of
+from infer.audit.answer import by_caption, others_as_near, share_of, with_nearness
 from infer.audit.budget import Plan, fitting
 from infer.audit.difference import repeated_part
 from infer.audit.options import Audit
@@ -45,15 +45,16 @@ def test_a_caption_returns_its_own_image() -> None:
         "similarity_top": [0.3, 0.9, 0.99, 0.1, 0.95, None], "top_train_id": ["y", "a", "x", "x", "z", None],
         "returns": [False, True, False, False, True, False],
     })  # fmt: skip
-    lines = by_caption(rows, "similarity", ["prompt_id"])
+    near = with_nearness(rows, "similarity")
+    lines = by_caption(near, ["prompt_id"])
     assert lines["prompt_id"].tolist() == ["c", "a", "b"] and lines["returning"].tolist() == [1, 1, 0]
     assert lines["samples"].tolist() == [1, 2, 2] and lines["image"].tolist() == ["5", "2", "3"]
     assert lines["nearest_id"].tolist() == ["z", "a", "x"]
-    assert len(by_caption(rows, "similarity", ["prompt_id", "sample"])) == 5
+    assert len(by_caption(near, ["prompt_id", "sample"])) == 5
     by_sscd = rows.rename(columns={"top_train_id": "sscd_top_id"} | {
         f"similarity_{name}": f"sscd_{name}" for name in ("own", "top")
     })  # fmt: skip
-    pd.testing.assert_frame_equal(by_caption(by_sscd, "sscd", ["prompt_id"]), lines)
+    pd.testing.assert_frame_equal(by_caption(with_nearness(by_sscd, "sscd"), ["prompt_id"]), lines)
 
 
 def test_images_of_other_captions_show_what_is_doubtful() -> None:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
@@ -70,6 +71,21 @@ def test_images_are_scored_by_their_names_or_a_table(
     assert rows["prompt"]["s2"] == f"<b>{CAPTIONS[2]}</b>" and rows["clip_score"].notna().all()
     assert "&lt;b&gt;" in (out / "images.html").read_text()
     assert f"2 images are not in {table}" in capsys.readouterr().out
+
+
+def test_transparent_images_are_read_as_training_images_are(tiny_clip: Path, tmp_path: Path) -> None:
+    """The training images themselves, whose colours differ most where nothing of them is seen."""
+    images, random = tmp_path / "images", np.random.default_rng(0)
+    images.mkdir()
+    for number in range(2):
+        pixels = random.integers(0, 255, (32, 32, 4), np.uint8)
+        pixels[..., 3] = 255 * (pixels[..., 3] > 127)
+        Image.fromarray(pixels).save(images / f"{number}.png")
+    out = tmp_path / "out"
+    assert main(command(images, images, tiny_clip, out)) == 0
+    rows = pd.read_parquet(out / "samples.parquet")
+    assert rows["similarity_top"].tolist() == pytest.approx([1, 1], abs=1e-4)
+    assert rows["top_train_id"].tolist() == ["0", "1"]
 
 
 def test_what_is_refused(
