@@ -13,10 +13,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+from data.images.stored import WholeFile
 from data.remote import fetched, is_remote
 from data.sources.kohya import repeats_of
 from data.sources.rows import IMAGE_SUFFIXES, Row, Source, count_unused, file_id, images_below, path_ids
-from data.sources.stored import WholeFile
 
 log = logging.getLogger(__name__)
 Named = TypeVar("Named", str, Path)

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from data.images.stored import WholeFile
 from data.sources.rows import Row, Source, count_unused, file_id
-from data.sources.stored import WholeFile
 from data.sources.tables import whole_parquet
 
 TABLE = "samples.parquet"

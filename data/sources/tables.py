@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.files import one_line, read_object
+from data.images.stored import DatasetCell, ParquetCell, Stored
 from data.remote import present
 from data.sources.classes import CLASS_PROMPT, class_names, label_of, named
 from data.sources.columns import Columns, captions_of, choose, holds_images
 from data.sources.rows import SPLITS, Row, Source, file_id, files_below, matching_files, path_ids
-from data.sources.stored import DatasetCell, ParquetCell, Stored
 
 if TYPE_CHECKING:
     from datasets import Dataset

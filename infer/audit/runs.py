@@ -11,7 +11,7 @@ from PIL import Image
 from data.captioned import CaptionedImages
 from data.disk import full_disk_named
 from data.files import digest
-from data.sources.image import FORMATS
+from data.images.decoding import FORMATS
 from infer.audit.answer import nearness, training_index
 from infer.audit.difference import LEAST, repeated_part
 from infer.audit.options import Audit

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from data.batches import in_batches
 from data.files import one_line
-from data.sources.image import FORMATS
+from data.images.decoding import FORMATS
 from infer.metrics.aggregate import refused
 from infer.metrics.clip_score import ClipScore
 from infer.metrics.distances import Extractor

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from data.captioned import Sample, UnreadableImage, load_captioned
-from data.sources.image import MAX_PIXELS, problem
+from data.images.decoding import MAX_PIXELS, problem
 from tests.data.image_files import damaged, encoded, noise, write_folder
 
 RAMP = np.arange(256, dtype=np.uint16).reshape(16, 16) * 257  # 0 to 65535

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from data.captioned import load_captioned
-from data.sources.image import problem
+from data.images.decoding import problem
 from tests.data.image_files import write_folder
 
 END = b"\xff\xd9"

@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 from PIL import Image, ImageOps
 
-from data.sources.jpeg import is_cut
+from data.images.jpeg import is_cut
 
 # Others are left out: Pillow's reader of EPS starts a program, and such data has none of them.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF")
