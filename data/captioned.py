@@ -19,11 +19,11 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from data.files import one_line
+from data.images.decoding import decoded, problem
+from data.images.stored import Stored, read
 from data.remote import Unreachable
-from data.sources.image import decoded, problem
 from data.sources.layouts import open_source, with_options
 from data.sources.rows import NAMED, Row, clean
-from data.sources.stored import Stored, read
 
 log = logging.getLogger(__name__)
 CHUNK = 512  # rows examined at a time

@@ -141,6 +141,12 @@ def opened(path: str | Path, buffering: int = -1) -> BinaryIO:
     raise Unreachable(f"{path} is removed again and again: give ATTRACTION_BASIN_REMOTE_GB more room")
 
 
+def mark_of(path: str | Path) -> str | None:
+    """What changes with the content of the file of one of `places`, fetched or not; None for other paths."""
+    path = Path(path)
+    return read_object(beside(path)).get("mark") if path.is_relative_to(root()) else None
+
+
 def fetched(url: str) -> Path:
     """The one file of a URL, fetched; OSError where it cannot be had."""
     [place] = places(url)

@@ -9,8 +9,8 @@ from statistics import fmean, median
 import numpy as np
 
 from data.captioned import Sample, samples_of
+from data.images.decoding import opened as image_header
 from data.repeats.pictures import pictures_of
-from data.sources.image import opened as image_header
 from data.sources.layouts import open_source
 from data.sources.rows import Row
 

@@ -15,8 +15,9 @@ from jsonargparse.typing import ClosedUnitInterval
 
 from data.captioned import Sample
 from data.cli import warn_no_effect
+from data.ranges import Share
 from data.regimes.caption_edits import random_text, with_trigger, with_words_added, with_words_repeated
-from data.regimes.exposure import Exposure, Share
+from data.regimes.exposure import Exposure
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -11,7 +11,7 @@ from collections import defaultdict
 import numpy as np
 from PIL import Image
 
-from data.sources.image import decoded
+from data.images.decoding import decoded
 
 SIDE = 16
 NEAR = 3.0  # RMS in grey levels

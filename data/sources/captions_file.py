@@ -13,10 +13,19 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+from data.images.stored import WholeFile
 from data.remote import fetched, is_remote
 from data.sources.kohya import repeats_of
-from data.sources.rows import IMAGE_SUFFIXES, Row, Source, count_unused, file_id, images_below, path_ids
-from data.sources.stored import WholeFile
+from data.sources.rows import (
+    IMAGE_SUFFIXES,
+    Row,
+    Source,
+    count_unused,
+    file_id,
+    has_image_suffix,
+    images_below,
+    path_ids,
+)
 
 log = logging.getLogger(__name__)
 Named = TypeVar("Named", str, Path)
@@ -103,7 +112,7 @@ def find_captions(folder: Path) -> Path | None:
     """The one captions file in a folder; ValueError if there are two or more."""
     files = [path for path in sorted(folder.glob("*.json")) if not path.name.endswith("_stats.json")]
     # beside an image of the same name it is that image's own; do not read thousands of them
-    stems = {path.stem for path in folder.iterdir() if path.suffix[1:].lower() in IMAGE_SUFFIXES}
+    stems = {path.stem for path in folder.iterdir() if has_image_suffix(path)}
     files = [path for path in files if path.stem not in stems and is_captions(path)]
     if len(files) > 1:
         raise ValueError(
@@ -141,9 +150,10 @@ def open_captions(folder: Path, file: Path, skipped: Counter) -> Source:
 def with_captions(source: Source, file: Path, skipped: Counter) -> Source:
     """The source with captions of a file, {id: [captions]}; rows that the file lacks keep their own.
 
-    Ids are those of the rows: keys in shards, ids or row numbers in tables; where all keys are names of image
-    files, they are meant without suffix. The notes say how many match once
-    the rows are read. ValueError if none does, and at once for a file of another kind.
+    Ids are those of the rows: keys in shards, ids or row numbers in tables. Where all keys are names of image
+    files, their suffixes are left out. Once the rows are read, the notes say how many match.
+
+    Raises ValueError if none matches, and at once for a file of another kind.
     """
     captions = captions_by_key(file)
     by_id = {file_id(key): each for key, each in captions.items()}

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from data.images.stored import WholeFile
 from data.sources.beside import beside, count_lone, is_caption
 from data.sources.classes import CLASS_PROMPT, IMAGENETTE, readable
 from data.sources.kohya import named, repeats_of
 from data.sources.rows import Row, Source, count_unused, file_rows, files_below, images_below, path_ids
-from data.sources.stored import WholeFile
 
 log = logging.getLogger(__name__)
 METADATA = ("metadata.jsonl", "metadata.csv")

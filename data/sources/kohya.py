@@ -58,9 +58,9 @@ def open_kohya(folder: Path, root: Path, images: list[Path], skipped: Counter) -
     check(root, folders, {path.parent for path in images if path.parent.parent == root})
     paths = [path for path in images if path.parent in folders]
     others = [path for path in images if path.parent not in folders]
-    regular = [path for path in others if path.relative_to(folder).parts[0] == "reg"]
+    regular = [path for path in others if path.is_relative_to(folder / "reg")]
     count_unused(str(folder), REGULARIZATION, regular, skipped)
-    rest = [path for path in others if path not in regular]
+    rest = sorted({*others} - {*regular})
     count_unused(str(folder), "images in no folder with a number of repeats", rest, skipped)
     count_lone(folder, images, files_below(root, is_caption), skipped)
 

@@ -171,7 +171,7 @@ def count_aside(folder: Path, files: list[Path], skipped: Counter) -> None:
     aside = {
         NOT_READ: [path for path in files if path.suffix[1:].lower() in UNREAD_SUFFIXES],
         "archives that are not read": [path for path in files if path.name.lower().endswith(ARCHIVES)],
-        "masks of OneTrainer": [path for path in files if is_mask(path) and not path.name.startswith(".")],
+        "masks of OneTrainer": [path for path in files if is_mask(path)],
         "latents cached by a trainer (.npz)": [path for path in files if path.suffix == ".npz"],
     }
     for reason, paths in aside.items():

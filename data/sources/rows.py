@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from data.images.stored import Stored, WholeFile
 from data.remote import is_remote, places
-from data.sources.stored import Stored, WholeFile
 
 log = logging.getLogger(__name__)
 # In a tar the first of these counts, where a sample has several.

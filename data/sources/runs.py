@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from data.images.stored import WholeFile
 from data.sources.rows import Row, Source, count_unused, file_id
-from data.sources.stored import WholeFile
 from data.sources.tables import whole_parquet
 
 TABLE = "samples.parquet"
@@ -33,12 +33,10 @@ def is_run(folder: Path) -> bool:
 
 def open_run(folder: Path, skipped: Counter) -> Source:
     """Each image with its prompt; those that failed, or that a guard refused, are counted."""
-    import pyarrow.parquet as pq
-
     names = [*sorted(NEEDED), "failed_step", "refused"]
-    known = pq.read_schema(folder / TABLE).names
-    with whole_parquet(folder / TABLE):
-        rows = pq.read_table(folder / TABLE, columns=[name for name in names if name in known]).to_pylist()
+    with whole_parquet(folder / TABLE) as table:
+        known = table.schema_arrow.names
+        rows = table.read([name for name in names if name in known]).to_pylist()
     made = [row for row in rows if row.get("failed_step") is None and not row.get("refused")]
     kept = {row["image"] for row in made}
     count_unused(str(folder), FAILED, [row["image"] for row in rows if row["image"] not in kept], skipped)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from lzma import LZMAError
 from pathlib import Path
 
+from data.images.stored import MAX_BYTES, Span, Stored, read
 from data.remote import Unreachable, opened
 from data.sources.rows import (
     IMAGE_SUFFIXES,
@@ -23,7 +24,6 @@ from data.sources.rows import (
     count_unused,
     file_id,
 )
-from data.sources.stored import MAX_BYTES, Span, Stored, read
 
 log = logging.getLogger(__name__)
 SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz")

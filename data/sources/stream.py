@@ -18,14 +18,17 @@ import webdataset as wds
 from torch.utils.data import IterableDataset, get_worker_info
 
 from data.captioned import Sample, listed, samples_of
+from data.remote import is_remote
 from data.sources.rows import matching_files
-from data.sources.shards import SHARD_SUFFIXES, read_shards, shards_in
+from data.sources.shards import SHARD_SUFFIXES, is_shard, read_shards, shards_in
 
 
 def stream_paths(source: str) -> list[str]:
-    """Shards of a pattern or in a folder; ValueError where there are none."""
+    """Shards of a pattern or in a folder, also of an object store; ValueError where there are none."""
     if Path(source).is_dir():
         paths = shards_in(Path(source))
+    elif is_remote(source):
+        paths = [path for path in matching_files(source) if is_shard(Path(path))]
     else:
         paths = matching_files(source) if source.endswith(SHARD_SUFFIXES) else []
     if not paths:

@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.files import one_line, read_object
+from data.images.stored import DatasetCell, ParquetCell, Stored
 from data.remote import present
 from data.sources.classes import CLASS_PROMPT, class_names, label_of, named
 from data.sources.columns import Columns, captions_of, choose, holds_images
 from data.sources.rows import SPLITS, Row, Source, file_id, files_below, matching_files, path_ids
-from data.sources.stored import DatasetCell, ParquetCell, Stored
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from pyarrow.parquet import ParquetFile
 
 log = logging.getLogger(__name__)
 SAVED = ("state.json", "dataset_dict.json")
@@ -163,8 +164,6 @@ def of_split(source: str, files: list[Path], root: Path, split: str | None) -> l
 
 def open_parquet(source: str, files: list[Path], options: dict[str, str]) -> Source:
     """Files are opened one at a time; without a column of ids, rows are numbered after the file's name."""
-    import pyarrow.parquet as pq
-
     root = (
         Path(source) if Path(source).is_dir() else Path(os.path.commonpath([file.parent for file in files]))
     )
@@ -172,7 +171,7 @@ def open_parquet(source: str, files: list[Path], options: dict[str, str]) -> Sou
     files = of_split(source, files, root, options.get("split"))
     columns, total, classes = None, 0, {}
     for path in files:
-        with whole_parquet(path), pq.ParquetFile(present(path)) as table:
+        with whole_parquet(path) as table:
             schema, total = table.schema_arrow, total + table.metadata.num_rows
         columns, classes[path] = columns or choose(schema, options, source), class_names(schema)
         if missing := [name for name in columns.names() if name not in schema.names]:
@@ -187,21 +186,22 @@ def open_parquet(source: str, files: list[Path], options: dict[str, str]) -> Sou
 
 
 @contextmanager
-def whole_parquet(path: Path) -> Iterator[None]:
-    """Raise ValueError, which names the file, where pyarrow finds it cut or damaged."""
+def whole_parquet(path: Path) -> Iterator["ParquetFile"]:
+    """The file, opened; ValueError, which names it, where pyarrow finds it cut or damaged."""
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
+    place = present(path)
     try:
-        yield
+        with pq.ParquetFile(place) as table:
+            yield table
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path} is no whole parquet file: {one_line(error)}") from error
 
 
 def records(path: Path, columns: Columns) -> Iterator[tuple[ParquetCell, dict[str, Any]]]:
     """Where each row's image is, with its other columns."""
-    import pyarrow.parquet as pq
-
-    with whole_parquet(path), pq.ParquetFile(present(path)) as table:
+    with whole_parquet(path) as table:
         for group in range(table.num_row_groups):
             rows = table.read_row_group(group, columns=columns.texts()).to_pylist()
             for row in range(table.metadata.row_group(group).num_rows):
@@ -209,9 +209,7 @@ def records(path: Path, columns: Columns) -> Iterator[tuple[ParquetCell, dict[st
 
 
 def column(path: Path, name: str) -> Iterator[Any]:
-    import pyarrow.parquet as pq
-
-    with whole_parquet(path), pq.ParquetFile(present(path)) as table:
+    with whole_parquet(path) as table:
         for batch in table.iter_batches(columns=[name]):
             yield from batch.column(0).to_pylist()
 

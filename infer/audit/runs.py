@@ -11,7 +11,7 @@ from PIL import Image
 from data.captioned import CaptionedImages
 from data.disk import full_disk_named
 from data.files import digest
-from data.sources.image import decoded
+from data.images.decoding import decoded
 from infer.audit.answer import training_index, with_nearness
 from infer.audit.difference import LEAST, repeated_part
 from infer.audit.options import Audit

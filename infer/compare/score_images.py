@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from data.batches import in_batches
 from data.files import one_line
-from data.sources.image import decoded
+from data.images.decoding import decoded
 from infer.metrics.aggregate import refused
 from infer.metrics.clip_score import ClipScore
 from infer.metrics.distances import Extractor

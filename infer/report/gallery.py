@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from data.sources.image import decoded
+from data.images.decoding import decoded
 from infer.metrics.columns import IMAGE_COLUMNS
 from infer.predict.run_folder import inside
 from infer.report.study import Study

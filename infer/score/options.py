@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from data.cli import warn_no_effect
-from data.sources.image import FORMATS
+from data.images.decoding import FORMATS
 from infer.compare.measures import MeasureOptions
 from infer.compare.score_images import read_samples
 from infer.options import device_of

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from data.__main__ import inspect
-from data.sources.stored import MAX_BYTES
+from data.images.stored import MAX_BYTES
 from tests.bad_inputs import Bad, Group
 from tests.bad_inputs.prompts import DEEP
 from tests.data.image_files import encoded, noise, write_folder

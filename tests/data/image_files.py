@@ -13,10 +13,10 @@ from PIL import Image
 from data.captioned import load_captioned
 
 
-def encoded(image: Image.Image | None = None, form: str = "png") -> bytes:
-    """An image as a file holds it."""
+def encoded(image: Image.Image | None = None, form: str = "png", **options: object) -> bytes:
+    """An image as a file holds it, saved with these options of Pillow's."""
     file = io.BytesIO()
-    (image or Image.new("RGB", (8, 8), "red")).save(file, form)
+    (image or Image.new("RGB", (8, 8), "red")).save(file, form, **options)
     return file.getvalue()
 
 

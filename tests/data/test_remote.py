@@ -1,6 +1,5 @@
 """Data and prompts on object stores: fsspec's in memory, and a real S3 server where moto is installed."""
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -50,13 +49,11 @@ def check_data(bucket: str, put: Callable[[Path], Any], folder: Path, cache: Pat
     assert [prompt.id for prompt in load_prompts(f"{url}/*.tar")] == list("abcd")
     for path in cache.rglob("*.tar"):
         path.unlink()
-    os.environ["ATTRACTION_BASIN_REMOTE_GB"] = "0"
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ATTRACTION_BASIN_REMOTE_GB", "0")
         images = load_captioned(f"{url}/*.tar")
         assert [sample.image for sample in images.samples] == [noise(ord(letter)) for letter in "abcd"]
         assert [path.name for path in cache.rglob("*.tar")] == ["00001.tar"]
-    finally:
-        del os.environ["ATTRACTION_BASIN_REMOTE_GB"]
     before = source_fingerprint(f"{url}/*.tar")
     assert source_fingerprint(f"{url}/*.tar") == before
     write_shard(folder / "shards/00001.tar", "xyz")
@@ -109,10 +106,8 @@ def check_copies(url: str, folder: Path) -> None:
     assert copy_folder(str(folder / "run"), url) == (2, 0) and copy_folder(str(folder / "run"), url) == (0, 2)
     write_folder(folder / "run", {"config.yaml": "a: 2"})
     assert copy_folder(str(folder / "run"), url) == (1, 1)
-    assert copy_folder(url, str(folder / "back")) == (2, 0) and copy_folder(url, str(folder / "back")) == (
-        0,
-        2,
-    )
+    back = str(folder / "back")
+    assert copy_folder(url, back) == (2, 0) and copy_folder(url, back) == (0, 2)
     assert (folder / "back/config.yaml").read_text() == "a: 2"
     assert (folder / "back/images/a.png").read_bytes() == noise(0)
 
@@ -122,6 +117,28 @@ def test_a_run_is_copied_and_fetched(memory: Any, tmp_path: Path) -> None:
     check_copies("memory://bucket/run", tmp_path)
     with pytest.raises(ValueError, match="must be a URL"):
         copy_folder("a", "b")
+
+
+def test_a_copy_that_breaks_off_goes_on(memory: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was copied is not copied again; what was not, is, whatever was there before."""
+    folder = write_folder(tmp_path / "run", {"a.txt": "a", "b.txt": "b"})
+    memory.pipe("/bucket/run/b.txt", b"old")
+    put = memory.put_file
+    with monkeypatch.context() as patch:
+        patch.setattr(remote, "ATTEMPTS", 1)
+        patch.setattr(memory, "put_file", lambda here, there: put(here, there) if "a.txt" in here else 1 / 0)
+        with pytest.raises(remote.Unreachable, match=r"b\.txt"):
+            copy_folder(folder, "memory://bucket/run")
+    assert copy_folder(folder, "memory://bucket/run") == (1, 1)
+    assert memory.cat("/bucket/run/b.txt") == b"b"
+
+
+def test_a_store_that_is_gone_is_no_damaged_table(memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory.pipe("/bucket/a.parquet", b"whatever")
+    monkeypatch.setattr(remote, "ATTEMPTS", 1)
+    monkeypatch.setattr(memory, "get_file", lambda *_: 1 / 0)
+    with pytest.raises(remote.Unreachable, match="a.parquet"):
+        load_captioned("memory://bucket/a.parquet")
 
 
 @pytest.mark.parametrize("failures", [2, 4])

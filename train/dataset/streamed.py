@@ -11,6 +11,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 from torch.utils.data import DataLoader
 
 from data.captioned import Sample
+from data.remote import mark_of
 from data.sources.stream import ShardStream, stream_paths, usable
 from infer.denoising.sampling import resolution_of
 from train.dataset.cache import key_of
@@ -80,8 +81,12 @@ class StreamedData(pl.LightningDataModule):
 
     @property
     def files(self) -> list[str]:
-        """Name and size of each shard: a moved folder is the same, and to read all of it would take hours."""
-        return [f"{Path(path).name} of {Path(path).stat().st_size:,} bytes" for path in self.paths]
+        """Name and size of each shard: a moved folder is the same, and to read all of it would take hours.
+
+        Of one in an object store, which may not be fetched now, its mark there.
+        """
+        sizes = (mark_of(path) or f"{Path(path).stat().st_size:,} bytes" for path in self.paths)
+        return [f"{Path(path).name} of {size}" for path, size in zip(self.paths, sizes, strict=True)]
 
     def state_dict(self) -> dict[str, Any]:
         """What the images and their order depend on, besides the run's options."""

@@ -1,6 +1,5 @@
 """Pictures that come more than once: as other files, other sizes, and under other captions."""
 
-import io
 import logging
 from pathlib import Path
 
@@ -24,12 +23,6 @@ def photo(seed: int, size: int = 256) -> Image.Image:
     return Image.fromarray((layers + 128).clip(0, 255).astype(np.uint8))
 
 
-def saved(image: Image.Image, form: str, **options: object) -> bytes:
-    file = io.BytesIO()
-    image.save(file, form, **options)
-    return file.getvalue()
-
-
 def captioned(folder: Path, files: dict[str, bytes], captions: dict[str, str] | None = None) -> str:
     """A folder of images, each with a caption of its own unless `captions` has it."""
     texts = {Path(name).stem: f"caption of {name}" for name in files} | (captions or {})
@@ -51,11 +44,11 @@ def test_a_picture_is_found_as_another_file(tmp_path: Path) -> None:
     """The same pixels in another format; nearly the same after loss, scaling, or both. Not a crop."""
     image = photo(0)
     files = {
-        "a.png": encoded(image), "a_bmp.bmp": saved(image, "BMP"),
-        "a_webp.webp": saved(image, "WEBP", lossless=True),
-        "b_jpeg.jpg": saved(image, "JPEG", quality=50), "b_webp.webp": saved(image, "WEBP", quality=50),
+        "a.png": encoded(image), "a_bmp.bmp": encoded(image, "BMP"),
+        "a_webp.webp": encoded(image, "WEBP", lossless=True),
+        "b_jpeg.jpg": encoded(image, "JPEG", quality=50), "b_webp.webp": encoded(image, "WEBP", quality=50),
         "c_half.png": encoded(image.resize((128, 128), Image.Resampling.LANCZOS)),
-        "c_large.jpg": saved(image.resize((512, 512), Image.Resampling.BICUBIC), "JPEG", quality=75),
+        "c_large.jpg": encoded(image.resize((512, 512), Image.Resampling.BICUBIC), "JPEG", quality=75),
         "d_crop.png": encoded(image.crop((16, 16, 240, 240))),
         "d_mirror.png": encoded(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)),
         "e.png": encoded(photo(1)),
@@ -88,7 +81,7 @@ def test_pictures_of_one_colour(count: int) -> None:
 def test_a_placeholder_is_named(tmp_path: Path) -> None:
     """Many captions, one picture: the most shown, although encoded differently now and then."""
     missing = photo(9, 64)
-    files = {f"m{n}.png": encoded(missing) for n in range(5)} | {"n.bmp": saved(missing, "BMP")}
+    files = {f"m{n}.png": encoded(missing) for n in range(5)} | {"n.bmp": encoded(missing, "BMP")}
     source = captioned(tmp_path, files | {f"x{n}.png": encoded(photo(n, 64)) for n in range(4)})
     rows = dict(inspected(source).rows())
     assert rows["most shown picture in a pass"] == (
@@ -111,8 +104,8 @@ def test_repeats_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
     """Of each part those that repeat an earlier picture, also of an earlier part; counted and named."""
     caplog.set_level(logging.WARNING)
     one, two = photo(0, 128), photo(1, 128)
-    lossy = saved(two, "JPEG", quality=90)
-    files = {"a.png": encoded(one), "b.png": encoded(two), "c.bmp": saved(one, "BMP")}
+    lossy = encoded(two, "JPEG", quality=90)
+    files = {"a.png": encoded(one), "b.png": encoded(two), "c.bmp": encoded(one, "BMP")}
     images = load_captioned(captioned(tmp_path / "x", files))
     ordinary = load_captioned(captioned(tmp_path / "y", {"o.jpg": lossy, "p.png": encoded(photo(2, 128))}))
     kept = without_repeats(images, ordinary, CaptionedImages([]))

@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
+import fsspec
 import pandas as pd
 import pytest
 import torch
@@ -13,7 +14,7 @@ import torch
 from data.prompts import load_prompts
 from infer.basin.options import Basin
 from infer.compare.measures import MeasureOptions
-from tests.data.image_files import damaged, encoded, noise, write_tar
+from tests.data.image_files import damaged, encoded, noise, write_shard, write_tar
 from tests.train import fits
 from tests.train.fits import assert_same_run, error_line, interrupt, run_process, short, spied, spy, stop
 from train.__main__ import main
@@ -231,3 +232,26 @@ def test_a_stream_does_not_continue_on_other_shards(
     line = error_line(stream(shards, out, data__sources=[str(folder)]), capsys)
     assert "1 shards changed since the checkpoint was written" in line
     assert (f"{last.name} of" if change == "another size" else "is now x.tar of") in line
+
+
+def test_shards_of_a_store_are_known_without_being_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or removed again to make room; one that is another in the store is named."""
+    monkeypatch.setenv("ATTRACTION_BASIN_CACHE", str(tmp_path))
+    store = fsspec.filesystem("memory")
+    for name in "ab":
+        store.put(str(write_shard(tmp_path / "x.tar", name)), f"/streamed/{name}.tar")
+    data = StreamedData(["memory://streamed"], workers=0)
+    data.trainer = SimpleNamespace(world_size=1, accumulate_grad_batches=1)
+    data.paths = data.find(1)
+    assert data.find(1) == StreamedData(["memory://streamed/*.tar"], workers=0).find(1)
+    before = data.state_dict()
+    assert [sample.id for sample, _ in data.watched(2)] == ["a", "b"]
+    for path in data.paths:
+        Path(path).unlink()
+    data.load_state_dict(before)
+    store.put(str(write_shard(tmp_path / "x.tar", "c")), "/streamed/b.tar")
+    data.find(1)
+    with pytest.raises(ValueError, match=r"1 shards changed .*\(b\.tar of"):
+        data.load_state_dict(before)

@@ -11,16 +11,10 @@ import pytest
 from PIL import Image
 
 from data.captioned import Sample, UnreadableImage, load_captioned
-from data.sources.image import MAX_PIXELS, problem
+from data.images.decoding import MAX_PIXELS, problem
 from tests.data.image_files import damaged, encoded, noise, write_folder
 
 RAMP = np.arange(256, dtype=np.uint16).reshape(16, 16) * 257  # 0 to 65535
-
-
-def saved(image: Image.Image, form: str, **options) -> bytes:
-    file = io.BytesIO()
-    image.save(file, form, **options)
-    return file.getvalue()
 
 
 def png(width: int, height: int, depth: int, color: int, pixels: bytes = b"") -> bytes:
@@ -42,13 +36,13 @@ def rgb(image: bytes) -> np.ndarray:
 
 def test_16_bit_grey_is_scaled() -> None:
     """Clipping would leave 255 everywhere but in the first pixel."""
-    image = rgb(saved(Image.fromarray(RAMP), "png"))
+    image = rgb(encoded(Image.fromarray(RAMP), "png"))
     assert np.array_equal(image, np.repeat(np.arange(256).reshape(16, 16, 1), 3, 2))
 
 
 def test_16_bit_grey_with_a_transparent_value() -> None:
     """That value is white, the others are as they were."""
-    image = rgb(saved(Image.fromarray(RAMP), "png", transparency=257 * 100))
+    image = rgb(encoded(Image.fromarray(RAMP), "png", transparency=257 * 100))
     assert image[6, 4].tolist() == [255] * 3 and image[6, 5].tolist() == [101] * 3
 
 
@@ -60,7 +54,7 @@ def test_16_bit_colour_is_scaled() -> None:
 def test_cmyk_keeps_its_colours() -> None:
     """As print-ready JPEGs have it."""
     image = Image.new("RGB", (16, 16), (200, 30, 60)).convert("CMYK")
-    difference = rgb(saved(image, "jpeg", quality=100)).astype(int) - [200, 30, 60]
+    difference = rgb(encoded(image, "jpeg", quality=100)).astype(int) - [200, 30, 60]
     assert np.abs(difference).max() <= 4
 
 
@@ -69,21 +63,21 @@ def test_a_palette_with_a_transparent_colour() -> None:
     image = Image.new("P", (2, 1))
     image.putpalette([255, 0, 0, 0, 0, 255])
     image.putpixel((1, 0), 1)
-    assert rgb(saved(image, "png", transparency=0))[0].tolist() == [[255, 255, 255], [0, 0, 255]]
+    assert rgb(encoded(image, "png", transparency=0))[0].tolist() == [[255, 255, 255], [0, 0, 255]]
 
 
 @pytest.mark.parametrize("mode, seen", [("1", 255), ("L", 90), ("LA", 90)])
 def test_grey_of_other_depths(mode: str, seen: int) -> None:
     """Bits, bytes, and bytes that are opaque."""
     color = {"1": 1, "L": 90, "LA": (90, 255)}[mode]
-    assert rgb(saved(Image.new(mode, (2, 2), color), "png"))[0, 0].tolist() == [seen] * 3
+    assert rgb(encoded(Image.new(mode, (2, 2), color), "png"))[0, 0].tolist() == [seen] * 3
 
 
 @pytest.mark.parametrize("form", ["gif", "png", "webp"])
 def test_of_an_animation_the_first_frame_counts(form: str) -> None:
     """Red, then blue."""
     red, blue = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")
-    animation = saved(red, form, save_all=True, append_images=[blue], lossless=True)
+    animation = encoded(red, form, save_all=True, append_images=[blue], lossless=True)
     assert Image.open(io.BytesIO(animation)).n_frames == 2
     assert rgb(animation)[0, 0].tolist() == [255, 0, 0]
 
@@ -95,14 +89,14 @@ def test_an_image_is_turned_as_exif_says(form: str) -> None:
     image.paste("red", (0, 0, 32, 32))
     exif = Image.Exif()
     exif[0x0112] = 6
-    turned = rgb(saved(image, form, exif=exif)).astype(int)
+    turned = rgb(encoded(image, form, exif=exif)).astype(int)
     assert turned.shape == (64, 32, 3)
     assert np.abs(turned[4, 16] - [255, 0, 0]).max() < 20 and np.abs(turned[60, 16] - [0, 0, 255]).max() < 20
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 def test_a_broken_exif_block_does_not_cost_the_image() -> None:
-    image = saved(Image.new("RGB", (8, 8), "red"), "png", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\0")
+    image = encoded(Image.new("RGB", (8, 8), "red"), "png", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\0")
     assert rgb(image)[0, 0].tolist() == [255, 0, 0]
 
 
@@ -138,7 +132,7 @@ def damaged_ones() -> dict[str, bytes]:
     pixels[:, 0] = 0
     whole, data = png(64, 192, 8, 2, pixels.tobytes()), b"IDAT" + zlib.compress(pixels.tobytes())[:1000]
     short = whole[:33] + struct.pack(">I", 1000) + data + struct.pack(">I", zlib.crc32(data)) + whole[-12:]
-    jpeg = bytearray(saved(Image.fromarray(pixels), "jpeg", progressive=True))
+    jpeg = bytearray(encoded(Image.fromarray(pixels), "jpeg", progressive=True))
     scan = jpeg.index(b"\xff\xda")
     jpeg[scan + 100 : scan + 4000 : 37] = bytes(value ^ 0x5A for value in jpeg[scan + 100 : scan + 4000 : 37])
     return {"idat": short, "no scan": damaged(), "jpeg": bytes(jpeg)}
@@ -157,4 +151,4 @@ def test_damage_that_only_decoding_shows_is_counted(tmp_path: Path, kind: str) -
 
 def test_postscript_is_not_run() -> None:
     """Pillow would hand it to Ghostscript, whatever the file is called."""
-    assert problem(saved(Image.new("RGB", (8, 8)), "eps"))[0] == "unreadable images"
+    assert problem(encoded(Image.new("RGB", (8, 8)), "eps"))[0] == "unreadable images"

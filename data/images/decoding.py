@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from data.files import one_line
-from data.sources.jpeg import is_cut
+from data.images.jpeg import is_cut
 
 # Others are left out: Pillow's reader of EPS starts a program, and such data has none of them.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF")

@@ -1,14 +1,12 @@
 """JPEG files that were cut and closed again: Pillow decodes them without an error."""
 
-import io
-
 import numpy as np
 import pytest
 from PIL import Image
 
 from data.captioned import load_captioned
-from data.sources.image import problem
-from tests.data.image_files import write_folder
+from data.images.decoding import problem
+from tests.data.image_files import encoded, write_folder
 
 END = b"\xff\xd9"
 OPTIONS = {
@@ -27,12 +25,6 @@ def picture(kind: str, size: tuple[int, int]) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def jpeg(image: Image.Image, **options) -> bytes:
-    file = io.BytesIO()
-    image.save(file, "jpeg", **options)
-    return file.getvalue()
-
-
 def closed(whole: bytes, share: float) -> bytes:
     """Cut after a share of what follows the first scan's header, and closed."""
     start = whole.index(b"\xff\xda") + 14
@@ -43,7 +35,7 @@ def closed(whole: bytes, share: float) -> bytes:
 @pytest.mark.parametrize("kind", ["rough", "white below"])
 @pytest.mark.parametrize("share", [0.3, 0.7, 0.95])
 def test_a_cut_image_is_unreadable(options: dict, kind: str, share: float) -> None:
-    whole = jpeg(picture(kind, (96, 160)), **options)
+    whole = encoded(picture(kind, (96, 160)), "jpeg", **options)
     assert problem(whole) is None
     assert problem(closed(whole, share))[0] == "unreadable images"
 
@@ -56,19 +48,19 @@ def test_a_cut_image_is_unreadable(options: dict, kind: str, share: float) -> No
 def test_whole_images_are_usable(options: dict, size: tuple[int, int], mode: str) -> None:
     """Of one colour, too, and whatever follows the end, such as a phone's second picture."""
     for image in (picture("white below", size), Image.new("RGB", size, "white")):
-        whole = jpeg(image.convert(mode), **options)
+        whole = encoded(image.convert(mode), "jpeg", **options)
         assert problem(whole) is None and problem(whole + b"more" + whole) is None
 
 
 def test_a_thumbnail_in_the_header_is_not_the_image() -> None:
     """Its end mark is not that of the file."""
-    exif = b"Exif\0\0" + jpeg(Image.new("RGB", (8, 8), "red"))
-    whole = jpeg(picture("rough", (64, 64)), exif=exif)
+    exif = b"Exif\0\0" + encoded(Image.new("RGB", (8, 8), "red"), "jpeg")
+    whole = encoded(picture("rough", (64, 64)), "jpeg", exif=exif)
     assert problem(whole) is None and problem(closed(whole, 0.5))
 
 
 def test_a_cut_image_is_counted_and_named(tmp_path, caplog: pytest.LogCaptureFixture) -> None:
-    whole = jpeg(picture("rough", (64, 64)), progressive=True)
+    whole = encoded(picture("rough", (64, 64)), "jpeg", progressive=True)
     files = {"a.jpg": whole, "a.txt": "a", "b.jpg": closed(whole, 0.5), "b.txt": "b"}
     images = load_captioned(write_folder(tmp_path, files))
     assert [sample.id for sample in images.samples] == ["a"] and images.skipped == {"unreadable images": 1}
