@@ -12,7 +12,7 @@ MAY_IMPORT = {  # of packages, and of rooms within a package: what else they may
     "infer": {"data"},
     "callbacks": {"data", "infer"},
     "train": {"data", "infer", "callbacks"},
-    "data.images": {"remote"},
+    "data.images": {"files", "remote"},
     "data.sources": {"files", "captioned", "images", "remote"},
     "data.regimes": {"captioned", "cli", "ranges"},
     "data.prompts": {"batches", "captioned", "files", "remote", "sources", "table_files"},
