@@ -5,11 +5,11 @@ Each part has a seed of its own. A part that is made larger begins with the same
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from itertools import count, islice
+from itertools import combinations, count, islice
 
 import numpy as np
 
-from data.scenes import HELD_OUT_NAMES, HELD_OUT_STYLES, NAMES, STYLES
+from data.scenes import HELD_OUT_NAMES, HELD_OUT_STYLES, NAMES, STYLES, is_held_out
 from data.scenes.compose import RESOLUTION, Scene, exchanged, free_names, scene_of
 
 VIEW = 32  # px of the squares in which objects are looked for
@@ -24,8 +24,9 @@ def ordinary(rng: np.random.Generator) -> Iterator[Scene]:
 
 def held_out_pairs(rng: np.random.Generator) -> Iterator[Scene]:
     """Two names that no ordinary scene shows together, each pair once."""
+    pairs = sum(is_held_out(*pair) for pair in combinations(NAMES, 2))
     seen: set[frozenset[str]] = set()
-    while True:
+    while len(seen) < pairs:
         names = free_names(rng, held_out_pair=True)
         if frozenset(names) not in seen:
             seen.add(frozenset(names))
@@ -95,10 +96,14 @@ PARTS: dict[str, tuple[Callable[[np.random.Generator], Iterator[Scene]], int, in
 
 
 def part(name: str, number: int | None = None) -> list[Scene]:
-    """The scenes of a part, or the first so many of them."""
+    """The scenes of a part, or the first so many of them; ValueError where there are not so many."""
     scenes, usual, taken = PARTS[name]
+    number = usual if number is None else number
     rng = np.random.default_rng(SEEDS[scenes])
-    return list(islice(scenes(rng), taken, taken + (usual if number is None else number)))
+    chosen = list(islice(scenes(rng), taken, taken + number))
+    if len(chosen) < number:
+        raise ValueError(f"{name}: {number:,} scenes are asked for, but it has only {len(chosen):,}")
+    return chosen
 
 
 SEEDS = dict(

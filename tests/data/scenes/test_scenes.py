@@ -71,6 +71,11 @@ def test_a_smaller_part_is_the_beginning_of_a_larger_one():
     assert part("pairs", 5) == part("memorized", 105)[100:]
 
 
+def test_more_scenes_than_there_are_is_an_error():
+    with pytest.raises(ValueError, match="1,000 scenes are asked for, but it has only 890"):
+        part("pairs", 1000)
+
+
 @pytest.mark.parametrize("name", PARTS)
 def test_objects_lie_inside_and_apart(name):
     for scene in part(name, 200):
