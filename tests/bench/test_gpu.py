@@ -1,0 +1,82 @@
+"""The page of a GPU: the same code on the CPU, with a tiny model."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.bench.gpu import __main__ as gpu
+from tests.bench.gpu.flops import flops_of_step
+from tests.bench.gpu.page import FAILED, Page
+from tests.train.plan.test_plan import SD21
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def lines(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> list[list[str]]:
+    """Cells of the table of a tiny run of all parts."""
+    out = tmp_path_factory.mktemp("gpu")
+    assert gpu.main(["--tiny", "--out", str(out)]) == 0, (out / "gpu.md").read_text()
+    assert [path.name for path in out.iterdir()] == ["gpu.md"]  # the model and the fits are gone
+    table = (out / "gpu.md").read_text().splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table if line.startswith("|")]
+
+
+def test_every_part_has_its_figures(lines: list[list[str]]) -> None:
+    parts = [cells[0] for cells in lines[2:]]
+    assert list(dict.fromkeys(parts)) == list(gpu.PARTS)
+    figures = {cells[1]: cells[2] for cells in lines[2:]}
+    for speed in (
+        "one device",
+        "ddp",
+        "sharded",
+        "diffusers",
+        "none",
+        "stp (500)",
+        "dtp",
+        "og_stp (650, -2)",
+    ):
+        assert float(figures[speed].removesuffix(" images/s")) > 0
+    checks = [figure for figure, value in figures.items() if value == "ok"]
+    assert checks == [
+        "ddp trains alike", "sharded trains alike", "none gives diffusers' images", "bf16 is close to fp32",
+        "pin_memory", "bf16-mixed loss", "compiled is as eager", "compiled in our loop, stp",
+    ]  # fmt: skip
+
+
+def test_mitigations_evaluate_what_they_need(lines: list[list[str]]) -> None:
+    """Of three steps the first is above t = 500: without guidance there, one row is evaluated."""
+    rows = {cells[1]: cells[3].split(", ")[-1] for cells in lines if "UNet rows" in cells[3]}
+    assert list(rows.values()) == [f"{n} UNet rows an image" for n in (6, 5, 6, 6)]
+
+
+def test_a_part_that_fails_costs_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One by an error of two lines, one by its time; a check that differs is no success either."""
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("first | line\nsecond")
+
+    def slow(*_: object) -> None:
+        while True:
+            pass
+
+    def differs(setting: object, seconds: float, page: Page) -> None:
+        page.check("equal", float("nan"), 1, "a note")
+
+    parts = {"model": (broken, 0.4), "slow": (slow, 0.1), "differs": (differs, 0.5)}
+    monkeypatch.setattr(gpu, "PARTS", parts)
+    assert gpu.main(["--tiny", "--minutes", "0.01", "--out", str(tmp_path)]) == 1
+    text = (tmp_path / "gpu.md").read_text()
+    assert f"| model |  | {FAILED} | first / line second |" in text.replace("RuntimeError: ", "")
+    assert f"| slow |  | {FAILED} |" in text and "raise --minutes" in text
+    assert "| differs | equal | DIFFERS | nan, tolerance 1: a note |" in text
+
+
+def test_operations_are_those_of_the_layers() -> None:
+    """2 x 339 G operations for 64x64 latents (Kim et al., "BK-SDM", 2023, table 1: SD 1.4, whose layers are
+    the same but for the width of the texts); the backward pass takes twice as many."""
+    config = SD21["unet"] | {"sample_size": 64, "in_channels": 4}
+    forward = flops_of_step(config, 1, 77, backward=False)
+    assert forward == pytest.approx(2 * 339e9, rel=0.05)
+    assert flops_of_step(config, 1, 77) == pytest.approx(3 * forward, rel=0.01)
+    assert flops_of_step(config, 4, 77) == pytest.approx(12 * forward, rel=0.01)
