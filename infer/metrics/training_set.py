@@ -111,9 +111,13 @@ class TrainingSet:
         own = []
         for key, prompt in zip(rows["prompt_id"], rows["prompt"], strict=True):
             index, with_caption = self.images.position.get(key), self.captions.get(same(prompt), [])
-            by_id = index is not None and (index in with_caption or not with_caption)
+            by_id = index is not None and (not with_caption or self.has_caption(index, prompt))
             own.append([index] if by_id else with_caption)
         return own
+
+    def has_caption(self, index: int, prompt: str) -> bool:
+        """Without a look at the other images, all of which may have that caption."""
+        return same(prompt) in map(same, self.images[index].captions)
 
     @cached_property
     def captions(self) -> dict[str, list[int]]:
@@ -128,4 +132,4 @@ class TrainingSet:
         """How many prompts are measured against an image of their id that has another caption."""
         each = rows.drop_duplicates("prompt_id")
         pairs = zip(each["prompt"], self.own(each), strict=True)
-        return sum(bool(own) and own[0] not in self.captions.get(same(prompt), []) for prompt, own in pairs)
+        return sum(bool(own) and not self.has_caption(own[0], prompt) for prompt, own in pairs)

@@ -47,7 +47,7 @@ def main(args: list[str]) -> int:
     parser.add_argument("--tiny", action="store_true", help="a model of 16 px, on the CPU")
     parser.add_argument("--minutes", type=float, default=8, help="of all parts")
     parser.add_argument("--batch_size", type=int, default=16, help="of a training step, and of sampling")
-    parser.add_argument("--out", type=Path, default=Path("outputs/gpu"), help="folder; needs 15 GB in a run")
+    parser.add_argument("--out", type=Path, default=Path("outputs/gpu"), help="folder; needs 5 GB in a run")
     given = parser.parse_args(args)
     if unknown := [name for name in given.parts if name not in PARTS]:
         parser.error(f"no part {unknown[0]!r}; there are {', '.join(PARTS)}")

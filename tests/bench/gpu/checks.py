@@ -52,7 +52,7 @@ def relative(one: Tensor, other: Tensor) -> float:
 @torch.no_grad()
 def predict(unet: Callable, dtype: torch.dtype, latents: Tensor, _: Tensor, text: Tensor) -> Tensor:
     timestep = torch.tensor(TIMESTEP, device=latents.device)
-    return unet(latents.to(dtype), timestep, text.to(dtype), return_dict=False)[0]
+    return unet(latents.to(dtype), timestep, encoder_hidden_states=text.to(dtype), return_dict=False)[0]
 
 
 def sampled(unet: Any, scheduler: Any, dtype: torch.dtype, *given: Tensor) -> Tensor:

@@ -2,11 +2,11 @@
 
 import torch
 
-from infer.models.pipeline import load_pipeline
 from tests.bench.gpu.fits import Fit, fit
 from tests.bench.gpu.flops import flops_of_step, peak_flops
 from tests.bench.gpu.page import Page
 from tests.bench.gpu.setting import Setting, write_model
+from train.plan.sizes import read_configs
 
 LEAST = 1e-3  # of the loss: rounding, where two identical fits do not differ at all
 TIMES = 4  # an error within this many times the noise that was seen once is noise
@@ -67,8 +67,8 @@ def difference(one: Fit, other: Fit) -> float:
 
 def shapes(setting: Setting) -> tuple[dict, int]:
     """The UNet's config and the tokens of a text."""
-    pipe = load_pipeline(setting.model)
-    return dict(pipe.unet.config), pipe.tokenizer.model_max_length
+    configs = read_configs(setting.model)
+    return configs["unet"], configs["tokenizer"]["model_max_length"]
 
 
 def tera(flops: float) -> str:

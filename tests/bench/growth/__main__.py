@@ -11,8 +11,10 @@ two sizes on logarithmic axes, of processor seconds and of memory: 1 is linear, 
 import argparse
 import json
 import multiprocessing
+import os
 import sys
-from math import isnan
+from collections.abc import Iterator
+from math import isnan, nan
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -46,16 +48,14 @@ def main(args: list[str]) -> list[tuple[str, ...]]:
     return lines
 
 
-def measure(row: str, work: Work, counts: list[int]):
+def measure(row: str, work: Work, counts: list[int]) -> Iterator[tuple[str, ...]]:
     """A line of the table for each number of records."""
     before: tuple[int, Usage] | None = None
     for count in counts:
         with TemporaryDirectory() as folder:
             usage = usage_of(work, count, Path(folder))
             notes = [page_cells(Path(folder, "large/report.html"))] if row == "report" else []
-        of_time, of_memory = (
-            exponents((before[0], count), before[1], usage) if before else (float("nan"),) * 2
-        )
+        of_time, of_memory = exponents((before[0], count), before[1], usage) if before else (nan, nan)
         if of_time > LIMIT or of_memory > LIMIT:
             notes.insert(0, "ABOVE LINEAR")
         before = count, usage
@@ -70,6 +70,7 @@ def power(exponent: float) -> str:
 def usage_of(work: Work, count: int, folder: Path) -> Usage:
     """Run the work in as many processes as it has ranks; the largest numbers of them."""
     commands = []
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # others would only wait for each other, and count
     for name, size in (("small", SMALL), ("again", SMALL), ("large", count)):
         (folder / name).mkdir()
         commands.append(work.make(folder / name, size))
