@@ -66,7 +66,7 @@ def main(args: list[str]) -> int:
                     with within(seconds):
                         run(setting, seconds, page)
                 except Exception as error:  # of any kind: the other parts still have their figures
-                    page.say("", FAILED, one_line(error))
+                    page.say("", FAILED, f"{type(error).__name__}: {one_line(error)}")
                 free()
     print(f"\n{page.table()}\n{page.path.resolve()}")
     return int(bool(page.bad))
