@@ -9,6 +9,7 @@ share of --minutes, says so in a line, and the next one begins. Exit code 1: a p
 """
 
 import argparse
+import logging
 import signal
 import sys
 from collections.abc import Iterator
@@ -25,15 +26,14 @@ from tests.bench.gpu.fits import free
 from tests.bench.gpu.page import FAILED, Page, machine
 from tests.bench.gpu.sampling import sampling
 from tests.bench.gpu.setting import setting_of
-from tests.bench.gpu.training import loading, model, training
+from tests.bench.gpu.training import model, training
 
 PARTS = {  # and their shares of the time; what takes longest, or may hang, comes last
     "model": (model, 0.15),
-    "training": (training, 0.35),
+    "training": (training, 0.4),
     "sampling": (sampling, 0.15),
     "precision": (precision, 0.05),
-    "loading": (loading, 0.1),
-    "compiled": (compiled, 0.2),
+    "compiled": (compiled, 0.25),
 }
 
 
@@ -54,6 +54,7 @@ def main(args: list[str]) -> int:
     if not given.tiny and not torch.cuda.is_available():
         parser.error("no GPU here: --tiny runs the same code on the CPU")
     quiet_lightning()
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its notes on devices, for each fit
     given.out.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=given.out, prefix="gpu-") as folder:
         setting = setting_of(Path(folder).resolve(), given.tiny, given.batch_size)

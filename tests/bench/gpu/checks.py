@@ -15,7 +15,7 @@ from tests.bench.gpu.page import Page
 from tests.bench.gpu.setting import Setting
 from tests.bench.rows import now
 
-TIMES = 4  # activations are rounded in each layer, weights once: so much more than weights alone
+TIMES = 6  # activations are rounded some times in each layer, weights once
 FUSED = 1.5  # compiled code rounds less often, or elsewhere
 STEPS, CALLS = 4, 10
 TIMESTEP = 500

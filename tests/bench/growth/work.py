@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from infer.models.weights import no_warnings, quiet_bars
 from tests.bench.growth import folders
 from tests.conftest import ROOT, random_pipeline
 
@@ -39,7 +40,8 @@ def indexed(folder: Path, count: int) -> Commands:
 
 def predicted(folder: Path, count: int, out: Path, ranks: int = 1) -> Commands:
     """One batch of `count` prompts, or none where the run folder has all."""
-    random_pipeline().save_pretrained(folder / "model")
+    with no_warnings(), quiet_bars():
+        random_pipeline().save_pretrained(folder / "model")
     prompts = folders.prompts(folder / "prompts.jsonl", count)
     return [[
         "predict", "--model.pipeline", str(folder / "model"), "--model.num_inference_steps", "2", "--out",
