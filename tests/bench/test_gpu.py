@@ -12,43 +12,45 @@ from tests.train.plan.test_plan import SD21
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture(scope="module")
-def lines(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> list[list[str]]:
-    """Cells of the table of a tiny run of all parts."""
-    out = tmp_path_factory.mktemp("gpu")
-    assert gpu.main(["--tiny", "--out", str(out)]) == 0, (out / "gpu.md").read_text()
+def table_of(out: Path, *parts: str) -> list[list[str]]:
+    """Cells of a tiny run's table, without its head; all checks are right."""
+    assert gpu.main(["--tiny", "--out", str(out), *parts]) == 0, (out / "gpu.md").read_text()
     assert [path.name for path in out.iterdir()] == ["gpu.md"]  # the model and the fits are gone
-    table = (out / "gpu.md").read_text().splitlines()
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table if line.startswith("|")]
+    lines = (out / "gpu.md").read_text().splitlines()
+    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    return table[2:]
 
 
-def test_every_part_has_its_figures(lines: list[list[str]]) -> None:
-    parts = [cells[0] for cells in lines[2:]]
-    assert list(dict.fromkeys(parts)) == list(gpu.PARTS)
-    figures = {cells[1]: cells[2] for cells in lines[2:]}
-    for speed in (
-        "one device",
-        "ddp",
-        "sharded",
-        "diffusers",
-        "none",
-        "stp (500)",
-        "dtp",
-        "og_stp (650, -2)",
-    ):
+def checks(table: list[list[str]]) -> list[str]:
+    return [figure for _, figure, value, _ in table if value == "ok"]
+
+
+@pytest.fixture(scope="module")
+def table(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> list[list[str]]:
+    """Of all parts that take seconds."""
+    return table_of(tmp_path_factory.mktemp("gpu"), "training", "sampling", "precision")
+
+
+@pytest.mark.slow
+def test_compiled_code_gives_the_same(tmp_path: Path) -> None:
+    assert checks(table_of(tmp_path, "compiled")) == ["compiled is as eager", "compiled in our loop, stp"]
+
+
+def test_every_part_has_its_figures(table: list[list[str]]) -> None:
+    assert list(dict.fromkeys(part for part, *_ in table)) == [*gpu.PARTS][:-1]
+    figures = {figure: value for _, figure, value, _ in table}
+    for speed in ["one device", "ddp", "sharded", "fp32", "diffusers", "none", "stp (500)", "dtp"]:
         assert float(figures[speed].removesuffix(" images/s")) > 0
-    checks = [figure for figure, value in figures.items() if value == "ok"]
-    assert checks == [
+    assert checks(table) == [
         "pin_memory", "ddp trains alike", "sharded trains alike", "bf16-mixed loss",
-        "none gives diffusers' images", "bf16 is close to fp32", "compiled is as eager",
-        "compiled in our loop, stp",
+        "none gives diffusers' images", "bf16 is close to fp32",
     ]  # fmt: skip
 
 
-def test_mitigations_evaluate_what_they_need(lines: list[list[str]]) -> None:
+def test_mitigations_evaluate_what_they_need(table: list[list[str]]) -> None:
     """Of three steps the first is above t = 500: without guidance there, one row is evaluated."""
-    rows = {cells[1]: cells[3].split(", ")[-1] for cells in lines if "UNet rows" in cells[3]}
-    assert list(rows.values()) == [f"{n} UNet rows an image" for n in (6, 5, 6, 6)]
+    rows = [note.split(", ")[-1] for *_, note in table if "UNet rows" in note]
+    assert rows == [f"{n} UNet rows an image" for n in (6, 5, 6, 6)]
 
 
 def test_a_part_that_fails_costs_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,4 +82,3 @@ def test_operations_are_those_of_the_layers() -> None:
     forward = flops_of_step(config, 1, 77, backward=False)
     assert forward == pytest.approx(2 * 339e9, rel=0.05)
     assert flops_of_step(config, 1, 77) == pytest.approx(3 * forward, rel=0.01)
-    assert flops_of_step(config, 4, 77) == pytest.approx(12 * forward, rel=0.01)

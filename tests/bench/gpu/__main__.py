@@ -12,6 +12,7 @@ import argparse
 import logging
 import signal
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ from tempfile import TemporaryDirectory
 import torch
 
 from data.files import one_line
+from infer.models.weights import no_warnings
 from infer.predict.trainer import quiet_lightning
 from tests.bench.gpu.checks import compiled, precision
 from tests.bench.gpu.fits import free
@@ -28,6 +30,7 @@ from tests.bench.gpu.sampling import sampling
 from tests.bench.gpu.setting import setting_of
 from tests.bench.gpu.training import model, training
 
+WARNINGS = "Dynamo detected a call|'pin_memory' argument is set"  # of what is meant to be
 PARTS = {  # and their shares of the time; what takes longest, or may hang, comes last
     "model": (model, 0.15),
     "training": (training, 0.4),
@@ -64,7 +67,8 @@ def main(args: list[str]) -> int:
                 page.part = name
                 seconds = 60 * given.minutes * share
                 try:
-                    with within(seconds):
+                    with within(seconds), no_warnings(), warnings.catch_warnings():
+                        warnings.filterwarnings("ignore", WARNINGS)
                         run(setting, seconds, page)
                 except Exception as error:  # of any kind: the other parts still have their figures
                     page.say("", FAILED, f"{type(error).__name__}: {one_line(error)}")

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from infer.models.weights import no_warnings, quiet_bars
+from infer.models.weights import quiet_bars
 from tests.bench.rows import Setting as RowSetting
 from tests.conftest import CAPTIONS, random_pipeline
 from tests.train.plan.test_plan import SD21
@@ -89,6 +89,6 @@ def sd21(device: str) -> Any:
 
 def write_model(setting: Setting) -> None:
     """The model as a diffusers folder, which every part loads as a user's model is loaded."""
-    with no_warnings(), quiet_bars():
+    with quiet_bars():
         pipe = random_pipeline() if setting.tiny else sd21(setting.device)
         pipe.save_pretrained(setting.model)
