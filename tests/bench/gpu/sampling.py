@@ -43,7 +43,7 @@ def sampling(setting: Setting, seconds: float, page: Page) -> None:
         round_seconds = time.perf_counter() - started
     reference = median(taken["diffusers"])
     for name, each in taken.items():
-        note = f"{reference / median(each):.2f} times diffusers, {len(each)} rounds of {batch}"
+        note = f"{reference / median(each):.2f} times diffusers' speed, {len(each)} rounds of {batch}"
         if name in RULES:
             _, denoised = images[name]
             note += f", {denoised.nfe.float().mean():g} UNet rows an image"
