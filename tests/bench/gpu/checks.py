@@ -94,11 +94,8 @@ def compiled(setting: Setting, seconds: float, page: Page) -> None:
     note = f"relative RMS of the prediction to fp32's; of eager bf16 {error:.2g}"
     page.check("compiled is as eager", own, FUSED * error, note)
     calls = [seconds_of_calls(each, setting, given) for each in (unet, fast)]
-    page.say(
-        "a call, compiled",
-        f"{calls[1] * 1e3:.4g} ms",
-        f"eager takes {calls[0] / calls[1]:.2f} times as long, 2 rows",
-    )
+    note = f"2 rows; eager takes {calls[0] / calls[1]:.2f} times as long"
+    page.say("a call, compiled", f"{calls[1] * 1e3:.4g} ms", note)
     own = relative(sampled(fast, scheduler, setting.dtype, *given), full_latents)
     note = f"relative RMS of latents after {STEPS} steps to fp32's; of eager bf16 {loop_error:.2g}"
     page.check("compiled in our loop, stp", own, FUSED * loop_error, note)
