@@ -76,9 +76,12 @@ def test_a_part_that_fails_costs_a_line(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_operations_are_those_of_the_layers() -> None:
-    """2 x 339 G operations for 64x64 latents (Kim et al., "BK-SDM", 2023, table 1: SD 1.4, whose layers are
-    the same but for the width of the texts); the backward pass takes twice as many."""
+    """339 G multiplications for 64x64 latents (Kim et al., "BK-SDM", 2023, table 1: SD 1.4, whose layers have
+    nearly the same sizes), and those of attention, two products of n tokens with n and with 77, which they do
+    not count; two operations each. The backward pass takes twice as many."""
     config = SD21["unet"] | {"sample_size": 64, "in_channels": 4}
     forward = flops_of_step(config, 1, 77, backward=False)
-    assert forward == pytest.approx(2 * 339e9, rel=0.05)
+    levels = [(4096, 320, 5), (1024, 640, 5), (256, 1280, 5), (64, 1280, 1)]  # tokens, width, blocks
+    attention = sum(2 * blocks * tokens * (tokens + 77) * width for tokens, width, blocks in levels)
+    assert forward == pytest.approx(2 * (339e9 + attention), rel=0.01)
     assert flops_of_step(config, 1, 77) == pytest.approx(3 * forward, rel=0.01)
