@@ -1,11 +1,12 @@
 """Statistics of images with bootstrap intervals: samples of a prompt are alike, so prompts are resampled."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 
 import numpy as np
 import pandas as pd
 
+from data.batches import in_batches
 from infer.metrics.similarity import COPY_THRESHOLD
 
 Statistic = Callable[[np.ndarray], np.ndarray]  # (R, N), NaN where there is no number -> (R,)
@@ -40,18 +41,19 @@ def by_prompt(rows: pd.DataFrame, column: str) -> np.ndarray:
     return rows.pivot(index="prompt_id", columns="sample", values=column).astype(float).to_numpy()
 
 
-def resamples(prompts: int, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
-    """Prompts drawn with replacement, (draws, prompts): the same for everything that is compared."""
-    return np.random.default_rng(seed).integers(0, prompts, (draws, prompts))
+def resamples(prompts: int, draws: int = DRAWS, seed: int = 0) -> Iterator[np.ndarray]:
+    """Prompts drawn with replacement, (prompts,) each time: the same for everything that is compared."""
+    random = np.random.default_rng(seed)
+    return (random.integers(0, prompts, prompts) for _ in range(draws))
 
 
 def resampled(
-    values: np.ndarray, statistics: Mapping[str, Statistic], draws: np.ndarray
+    values: np.ndarray, statistics: Mapping[str, Statistic], draws: Iterable[np.ndarray]
 ) -> dict[str, np.ndarray]:
     """Each statistic of each resample of the prompts (P, S) with all of their samples, (draws,)."""
     parts: dict[str, list[np.ndarray]] = {name: [] for name in statistics}
-    for chunk in np.array_split(draws, min(len(draws), 1 + len(draws) * values.size // CHUNK)):
-        drawn = values[chunk].reshape(len(chunk), -1)
+    for chunk in in_batches(draws, max(1, CHUNK // values.size)):
+        drawn = values[np.stack(chunk)].reshape(len(chunk), -1)
         for name, statistic in statistics.items():
             parts[name].append(statistic(drawn))
     return {name: np.concatenate(results) for name, results in parts.items()}
@@ -70,14 +72,15 @@ def with_interval(
     if not count:
         return dict.fromkeys(statistics, (np.nan, np.nan, np.nan))
 
-    def over(draws: np.ndarray) -> dict[str, np.ndarray]:
-        results = resampled(values[known], statistics, draws)
+    def over(draws: Callable[[], Iterable[np.ndarray]]) -> dict[str, np.ndarray]:
+        results = resampled(values[known], statistics, draws())
         if reference is None:
             return results
-        of_reference = resampled(reference[known], statistics, draws)
+        of_reference = resampled(reference[known], statistics, draws())
         return {name: results[name] - of_reference[name] for name in statistics}
 
-    estimates, drawn = over(np.arange(count)[None]), over(resamples(count)) if count > 1 else {}
+    estimates = over(lambda: [np.arange(count)])
+    drawn = over(partial(resamples, count)) if count > 1 else {}
     return {
         name: (value.item(), *map(float, np.quantile(drawn.get(name, [np.nan]), TAILS)))
         for name, value in estimates.items()

@@ -1,5 +1,6 @@
 """Distances between sets of generated and reference images (FID, KID, CMMD), and diversity of a set."""
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ INCEPTION = (  # where torch-fidelity downloads it
     "weights-inception-2015-12-05-6726825d.pth"
 )
 SIGMA, SCALE = 10.0, 1000.0  # of CMMD
-KERNEL_ROWS = 256  # at a time
+KERNEL_ROWS, PAIRS = 256, 20_000**2  # at a time; above so many pairs their number would decide the time
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
 
 
@@ -157,8 +158,16 @@ def kernel_distance(features: Tensor, reference: Tensor) -> float:
 
 
 def kernel_mean(left: Tensor, right: Tensor) -> float:
-    """Mean over all pairs of exp(-|x - y|^2 / (2 sigma^2)), of unit vectors."""
-    # without 1 in each: the differences that count are some 1e-3 of it
+    """Mean over all pairs of exp(-|x - y|^2 / (2 sigma^2)) - 1, of unit vectors.
+
+    The differences that count are some 1e-3 of the 1. Of very many pairs it is the second order of
+    exp(z), z = (x.y - 1) / sigma^2, around z = -1 / sigma^2, as E[x.y] = E[x].E[y] and
+    E[(x.y)^2] = <E[x x^T], E[y y^T]>. What is left out of a mean is at most 1.7e-7, of CMMD 0.0007.
+    """
+    if len(left) * len(right) > PAIRS:
+        first = left.mean(0) @ right.mean(0) / SIGMA**2
+        second = ((left.T @ left) * (right.T @ right)).sum() / (len(left) * len(right) * SIGMA**4)
+        return math.expm1(-(SIGMA**-2)) + math.exp(-(SIGMA**-2)) * (first + second / 2).item()
     total = sum(torch.expm1((rows @ right.T - 1) / SIGMA**2).sum().item() for rows in left.split(KERNEL_ROWS))
     return total / (len(left) * len(right))
 
@@ -179,12 +188,11 @@ def diversity(features: Tensor, prompt_ids: Sequence[str]) -> float:
 
     Prompts with one image do not count; NaN where all have one.
     """
-    unit, ids = F.normalize(features.double()), np.asarray(prompt_ids)
-    means = []
-    for key in dict.fromkeys(prompt_ids):
-        group = unit[torch.from_numpy(ids == key)]
-        if (n := len(group)) > 1:
-            # all cosines but those of images with themselves
-            cosines = group.sum(0).square().sum() - group.square().sum()
-            means.append(1 - cosines.item() / (n * (n - 1)))
-    return float(np.mean(means)) if means else float("nan")
+    unit = F.normalize(features.double())
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(prompt_ids))}
+    prompt = torch.tensor([numbers[key] for key in prompt_ids], dtype=torch.long)
+    images = torch.bincount(prompt, minlength=len(numbers))
+    sums = unit.new_zeros(len(numbers), unit.shape[1]).index_add_(0, prompt, unit)
+    with_themselves = unit.new_zeros(len(numbers)).index_add_(0, prompt, unit.square().sum(1))
+    cosines = (sums.square().sum(1) - with_themselves) / (images * (images - 1))
+    return (1 - cosines[images > 1]).mean().item()

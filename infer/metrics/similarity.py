@@ -115,8 +115,11 @@ def match(images: Tensor, training: Tensor, own: Sequence[Sequence[int]], column
         top = torch.where(better, best.values, top)
         index = torch.where(better, best.indices + first, index)
     to_own = torch.full_like(top, -torch.inf)
+    sharing: dict[int, list[int]] = {}  # rows by their list, which may be of all images, as without captions
     for row, indices in enumerate(own):
-        if indices:
-            to_own[row] = cosines(images[row], training[list(indices)]).max()
+        sharing.setdefault(id(indices), []).append(row)
+    for rows in sharing.values():
+        for part in in_batches(own[rows[0]], columns):
+            to_own[rows] = to_own[rows].maximum(cosines(images[rows], training[part]).amax(1))
     defined = (values.where(values.isfinite(), torch.nan) for values in (to_own, top))
     return Matches(*defined, index)

@@ -13,13 +13,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from data.batches import in_batches
 from data.captioned import CaptionedImages
 from data.files import DAY, digest, one_line, remove_temporary_files, write_atomically
 from data.prompts import same
-from infer.metrics.similarity import Descriptor, embed_all
+from infer.metrics.similarity import Descriptor
 
 log = logging.getLogger(__name__)
 DECODING = 2  # how images are decoded: raise it when that changes
+BATCH, ROWS = 64, 4096  # images embedded, and embeddings looked at, together
 
 
 class TrainingSet:
@@ -72,29 +74,33 @@ class TrainingSet:
         return embeddings
 
     def embed(self, descriptor: Descriptor) -> Tensor:
-        readable: list[int] = []
-        embeddings = embed_all(self.decoded(readable), descriptor)
-        if not embeddings.isfinite().all(1).any():
+        out, any_finite = torch.empty(0, 0), False  # filled in place: there may be gigabytes of it
+        for batch in in_batches(self.decoded(), BATCH):
+            numbers, images = map(list, zip(*batch, strict=True))
+            embeddings = descriptor(images)
+            if not len(out):
+                out = torch.full((len(self.images), embeddings.shape[1]), torch.nan)
+            out[numbers] = embeddings
+            any_finite |= bool(embeddings.isfinite().all(1).any())
+        if not any_finite:
             raise ValueError(f"{descriptor.identity} gives no finite numbers for any training image")
-        out = torch.full((len(self.images), embeddings.shape[1]), torch.nan)
-        out[readable] = embeddings
         return out
 
-    def decoded(self, readable: list[int]) -> Iterator[Image.Image]:
-        """Images that can be decoded; their indices are added to `readable`, the others are named."""
+    def decoded(self) -> Iterator[tuple[int, Image.Image]]:
+        """(index, image) of each that can be decoded; the others are named."""
         for index, sample in enumerate(tqdm(self.images.samples, "embed training images", unit="image")):
             try:
                 image = sample.rgb(self.resolution)
             except Exception as error:  # image decoders raise many kinds
                 log.warning("training image %r is left out of the search: %s", sample.id, one_line(error))
                 continue
-            readable.append(index)
-            yield image
+            yield index, image
 
     def left_out(self) -> list[str]:
         """Ids of the images that cannot be read, or have one colour."""
         _, embeddings = next(iter(self.measures.values()))
-        return [self.images[index].id for index in embeddings.isnan().any(1).nonzero().flatten().tolist()]
+        lost = torch.cat([part.isnan().any(1) for part in embeddings.split(ROWS)])
+        return [self.images[index].id for index in lost.nonzero().flatten().tolist()]
 
     def own(self, rows: pd.DataFrame) -> list[list[int]]:
         """Indices of each row's own training images.
@@ -105,9 +111,13 @@ class TrainingSet:
         own = []
         for key, prompt in zip(rows["prompt_id"], rows["prompt"], strict=True):
             index, with_caption = self.images.position.get(key), self.captions.get(same(prompt), [])
-            by_id = index is not None and (index in with_caption or not with_caption)
+            by_id = index is not None and (not with_caption or self.has_caption(index, prompt))
             own.append([index] if by_id else with_caption)
         return own
+
+    def has_caption(self, index: int, prompt: str) -> bool:
+        """Without a look at the other images, all of which may have that caption."""
+        return same(prompt) in map(same, self.images[index].captions)
 
     @cached_property
     def captions(self) -> dict[str, list[int]]:
@@ -122,4 +132,4 @@ class TrainingSet:
         """How many prompts are measured against an image of their id that has another caption."""
         each = rows.drop_duplicates("prompt_id")
         pairs = zip(each["prompt"], self.own(each), strict=True)
-        return sum(bool(own) and own[0] not in self.captions.get(same(prompt), []) for prompt, own in pairs)
+        return sum(bool(own) and not self.has_caption(own[0], prompt) for prompt, own in pairs)

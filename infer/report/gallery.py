@@ -19,7 +19,7 @@ from PIL import Image
 
 from data.images.decoding import decoded
 from infer.metrics.columns import IMAGE_COLUMNS
-from infer.predict.run_folder import inside
+from infer.predict.run_folder import KEY, inside
 from infer.report.study import Study
 from infer.report.table import number
 
@@ -58,8 +58,7 @@ def make_gallery(study: Study) -> Gallery:
     """A row per prompt and sample, those most similar under the first mitigation first."""
     columns = side_by_side(study)
     names = names_in(columns)
-    records, keys = ranked(study, names)
-    shown = keys[:MAX_ROWS]
+    records, shown, count = ranked(study, names, MAX_ROWS)
     filled = {name for rows in study.samples.values() for name in rows.columns[rows.notna().any()]}
     facts = [name for name in IMAGE_COLUMNS if name in filled]
     paths = [paths_of(study, key, {name: records[name].get(key) for name in names}) for key in shown]
@@ -77,10 +76,8 @@ def make_gallery(study: Study) -> Gallery:
         row = {"id": key[0], "sample": int(key[1]), "prompt": prompt, "training": exist[0], "scaled": scaled}
         gallery.rows.append(row | {"file": quote(f"training/{study.stems[key[0]]}.png"), "cells": cells})
         gallery.strips.append(strip)
-    if len(keys) > len(shown):
-        gallery.notes.append(
-            f"{len(shown)} of {len(keys)} rows are shown; the other images are in the folder."
-        )
+    if count > len(shown):
+        gallery.notes.append(f"{len(shown)} of {count} rows are shown; the other images are in the folder.")
     gallery.notes += [
         *gap("training", [*{row["id"]: row["training"] for row in gallery.rows}.values()]),
         *gap("generated", [exists for _, exist, _ in strips for exists in exist[1:]]),
@@ -110,13 +107,22 @@ def names_in(columns: list[dict[str, Any]]) -> list[str]:
     return [*dict.fromkeys(name for column in columns for name in column["names"])]
 
 
-def ranked(study: Study, names: list[str]) -> tuple[dict[str, Records], list[tuple[str, int]]]:
-    """Each mitigation's rows by prompt and sample, and these keys, the most similar ones first."""
-    records = {}
+def ranked(
+    study: Study, names: list[str], most: int
+) -> tuple[dict[str, Records], list[tuple[str, int]], int]:
+    """The first `most` prompts and samples, the most similar ones first, and how many there are in all.
+
+    Before these keys each mitigation's rows by them; the other rows stay in their tables, which need less.
+    """
+    similar = (study.samples[name][[*KEY, "similarity_own"]] for name in names)
+    ordered = [rows.sort_values("similarity_own", ascending=False)[KEY] for rows in similar]
+    keys = pd.concat(ordered).drop_duplicates()
+    shown, records = pd.MultiIndex.from_frame(keys.head(most)), {}
     for name in names:
-        ordered = study.samples[name].sort_values("similarity_own", ascending=False)
-        records[name] = ordered.set_index(["prompt_id", "sample"]).to_dict("index")
-    return records, list(dict.fromkeys(key for images in records.values() for key in images))
+        rows = study.samples[name]
+        rows = rows[rows["prompt_id"].isin(shown.levels[0])].set_index(KEY)
+        records[name] = rows[rows.index.isin(shown)].to_dict("index")
+    return records, shown.tolist(), len(keys)
 
 
 def paths_of(study: Study, key: tuple[str, int], row: dict[str, dict | None]) -> list[Path | None]:
@@ -181,7 +187,7 @@ def thumbnail(path: Path, size: int) -> tuple[Image.Image, bool] | None:
 def traces_of(traces: pd.DataFrame, keys: list, timesteps: list[list[float | None]]) -> Records:
     """Per image: its timesteps, differences as bytes of their maximum (255: none), changes of the scale."""
     out, shown = {}, set(keys)
-    ordered = traces.sort_values("step")
+    ordered = traces[traces["prompt_id"].isin({key[0] for key in shown})].sort_values("step")
     for key, positions in ordered.groupby(["prompt_id", "sample"]).indices.items():
         if key not in shown:
             continue

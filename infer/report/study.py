@@ -100,7 +100,10 @@ def read_study(folder: Path) -> Study:
     paths = {name: inside(folder, f"{name}/samples.parquet") for name in names}
     samples = {name: finite(read_parquet(path, SHOWN)) for name, path in paths.items()}
     paths = {name: inside(folder, f"{name}/traces.parquet") for name in names}
-    traces = {name: finite(read_parquet(path, TRACED)) for name, path in paths.items() if path.is_file()}
+    columns = [*TRACED]  # a run's traces are the largest of all tables: what is not shown stays on the disk
+    traces = {
+        name: finite(read_parquet(path, TRACED, columns)) for name, path in paths.items() if path.is_file()
+    }
     return Study(folder, described, tables, samples, traces, sweeps_of(described["sweeps"], names))
 
 

@@ -51,9 +51,9 @@ def gallery_table(study: Study, rows: int) -> tuple[str, Any]:
     import wandb
 
     names = names_in(side_by_side(study))
-    records, keys = ranked(study, names)
+    records, keys, count = ranked(study, names, rows)
     table = wandb.Table(columns=["prompt", "sample", "training image", *names])
-    for key in keys[:rows]:
+    for key in keys:
         row = {name: records[name].get(key) for name in names}
         thumbnails = [path and thumbnail(path, LARGE) for path in paths_of(study, key, row)]
         captions = [
@@ -65,4 +65,4 @@ def gallery_table(study: Study, rows: int) -> tuple[str, Any]:
             for pair, caption in zip(thumbnails, captions, strict=True)
         ]
         table.add_data(next(data["prompt"] for data in row.values() if data), int(key[1]), *images)
-    return "gallery" if len(keys) <= rows else f"gallery_{rows}_of_{len(keys)}", table
+    return "gallery" if count <= rows else f"gallery_{rows}_of_{count}", table

@@ -60,9 +60,10 @@ def by_hand(images: torch.Tensor, training: torch.Tensor, own: list[list[int]]) 
 
 @pytest.mark.parametrize("columns", [1, 2, 5, 100])
 def test_matches_are_those_of_brute_force(columns: int) -> None:
-    """One, several or none of the training images are an image's own."""
+    """One, several or none of the training images are an image's own; images may share a list of them."""
     images, training = unit(7, 6, 0), unit(11, 6, 1)
-    own = [[3], [], [0, 10, 5], [3], [], [0, 10, 5], list(range(11))]
+    shared = [0, 10, 5]
+    own = [[3], [], shared, [3], [], shared, list(range(11))]
     matches, expected = match(images, training, own, columns), by_hand(images, training, own)
     assert torch.allclose(matches.own, expected.own, atol=1e-6, equal_nan=True)
     assert torch.allclose(matches.top, expected.top, atol=1e-6)

@@ -1,0 +1,1 @@
+"""One run on a GPU that measures speed and checks results, run by hand."""
