@@ -8,7 +8,7 @@ import torch
 
 from infer.compare.options import Job
 from infer.denoising.requests import Request
-from infer.models.memory import peak_gib, reset_peak
+from infer.models.memory import peak_gib
 from infer.plan.clock import now
 from infer.predict.module import Generate
 from infer.predict.run_folder import save_image
@@ -33,11 +33,11 @@ class Measured:
     Attributes:
         device: what was measured.
         images: of each mitigation that were timed, in a batch.
-        start: seconds of loading the models, and of each mitigation's first image.
+        start: seconds of loading the models, and of what first images take longer than the second one.
         image: seconds of one, in a batch of the job's size, by mitigation.
         nfe: UNet evaluations of an image, by mitigation.
         resolution: width and height of the images in pixels.
-        peak_gib: the most memory that was held.
+        peak_gib: the most memory that was held; 0 where that is not known.
     """
 
     device: torch.device
@@ -46,7 +46,7 @@ class Measured:
     image: dict[str, float] = field(default_factory=dict)
     nfe: dict[str, float] = field(default_factory=dict)
     resolution: int = 0
-    peak_gib: float = float("nan")
+    peak_gib: float = 0.0
 
 
 def measure(
@@ -62,7 +62,6 @@ def measure(
         images: of each job; None: as many as take about a minute in all.
     """
     of, module = Measured(device), None
-    reset_peak(device)
     for number, (job, _, _, on_one) in enumerate(jobs):
         begun = now(device)
         if module is None or module.model != job.model:
@@ -72,20 +71,21 @@ def measure(
             factor, of.resolution = None, job.model.resolution_of(module.pipe)
         module.check(job.mitigations, requests)
         batch = Batch(module, job, folder / str(number))
-        batch.seconds(requests[:1])  # loads what a rule needs
         of.start += now(device) - begun
+        first = batch.seconds(requests[:1])  # loads what a rule needs
         if not of.images:
             one = batch.seconds(requests[:1])
             of.images = images or int(SECONDS / (one * len(jobs)))
             of.images = max(1, min(of.images, len(requests)))
+        of.start += max(0.0, first - one)
         of.image[job.label] = batch.seconds(requests[: of.images]) / of.images
         of.nfe[job.label] = batch.nfe
         if factor is None:
             factor = batch_effect(module, of.images, min(len(requests), on_one))
         of.image[job.label] *= factor
+        of.peak_gib = max(of.peak_gib, batch.peak_gib, peak_gib(device))
         for rule in job.mitigations:
             rule.forget()
-    of.peak_gib = peak_gib(device)
     return of
 
 
@@ -94,6 +94,7 @@ class Batch:
 
     Attributes:
         nfe: UNet evaluations of an image in the last batch.
+        peak_gib: the most memory that was held in that batch.
     """
 
     def __init__(self, module: Generate, job: Job, folder: Path):
@@ -104,6 +105,7 @@ class Batch:
         made = self.module.generate(requests, self.rules)
         for number, image in enumerate(made.images):
             save_image(image, self.folder / f"{number}.png")
+        self.peak_gib = made.peak_memory_gib
         self.nfe = made.denoised.nfe.double().mean().item()
         return now(self.module.device) - begun
 

@@ -85,16 +85,14 @@ def runs_table(
 
 def measured_table(measured: Measured, batch: int, devices: int, price_per_hour: float | None) -> Table:
     """What was measured, and what is taken for granted."""
-    price = f"of {price_per_hour:g} per hour and device, {devices} of them" if price_per_hour else None
     larger = f", scaled to batches of {batch} by calls of the UNet" if batch > measured.images else ""
-    known = measured.peak_gib == measured.peak_gib
     return table_of(
         "measured",
         {
             "images": f"{measured.images} of each on one {device_name(measured.device)}{larger}",
             "assumed": assumption(devices) if devices > 1 else None,
-            "peak memory": f"{rounded(measured.peak_gib)} GiB" if known else None,
+            "peak memory": f"{rounded(measured.peak_gib)} GiB" if measured.peak_gib else None,
             "scoring": "of all images; less where embeddings of the training images are cached",
-            "cost": price,
+            "cost": f"at {price_per_hour:g} per hour of each device" if price_per_hour else None,
         },
     )

@@ -45,7 +45,7 @@ def seconds_of(job: Job, measured: Measured) -> dict[str, float]:
     """
     return {
         "start": measured.start,
-        "cache": sum(each.seconds for each in measured.encoding.values()) / job.devices,
+        "encoding": sum(each.seconds for each in measured.encoding.values()) / job.devices,
         "steps": job.steps * measured.step,
         "monitor": job.measurements * measured.images,
         "checkpoints": job.checkpoints * measured.checkpoint,
@@ -70,7 +70,7 @@ def time_table(job: Job, measured: Measured, price_per_hour: float | None, own_c
         "peak memory": f"{rounded(measured.peak_gib)} GiB" if known else None,
         "images per second": rounded(speed * job.devices) + (f", {rounded(speed)} on one" if several else ""),
         "start": duration(seconds["start"]),
-        "cache": f"{lacking}: {duration(seconds['cache'])}" if lacking else None,
+        "encoding": f"{lacking}: {duration(seconds['encoding'])}" if lacking else None,
         "steps": times(job.steps, measured.step),
         "monitor": times(job.measurements, measured.images),
         "checkpoints": times(job.checkpoints, measured.checkpoint),

@@ -52,7 +52,7 @@ def test_a_job_costs_what_its_parts_take(
     assert table["steps"] == "1,000 x 2 s: 33 min"
     assert table["monitor"] == "3 x 6 s: 18 s" and table["checkpoints"] == "2 x 5 s: 10 s"
     assert table["start"] == "10 s" and table["export"] == "7 s"  # what the first step took longer
-    assert table["cache"] == "8 images, 8 captions: 8 s"
+    assert table["encoding"] == "8 images, 8 captions: 8 s"
     assert table["whole job"] == "about 34 min"  # 2053 s
     assert table["cost"] == "about 21 (0.57 device hours at 36)"
     assert list(tmp_path.iterdir()) == []
@@ -65,7 +65,7 @@ def test_a_measured_plan_reads_a_whole_cache_and_changes_nothing(
     settings = {"model__pipeline": tiny_pipeline, "data__resolution": 16}
     run, cache = tmp_path / "run", tmp_path / "cache"
     assert measured(run, tiny_shards, tiny_pipeline, trainer__max_steps=8) == 0
-    assert rows(capsys.readouterr().out)["cache"].startswith("8 images, 8 captions") and not cache.exists()
+    assert rows(capsys.readouterr().out)["encoding"].startswith("8 images, 8 captions") and not cache.exists()
     assert main(arguments("fit", run, tiny_shards, **settings)) == 0
 
     def files() -> dict[Path, int]:
@@ -75,7 +75,7 @@ def test_a_measured_plan_reads_a_whole_cache_and_changes_nothing(
     capsys.readouterr()
     assert measured(run, tiny_shards, tiny_pipeline, trainer__max_steps=8) == 0
     table = rows(capsys.readouterr().out)
-    assert "8 images" not in table["cache"] and table["measured"].startswith("5 steps")  # 3 to warm up
+    assert "encoding" not in table and table["measured"].startswith("5 steps")  # 3 to warm up
     assert files() == before and before
 
 
@@ -100,8 +100,8 @@ def test_more_devices_share_what_they_can() -> None:
         encoding={"images": Encoding(800, 400.0)},
     )  # fmt: skip
     one, eight = (seconds_of(Job(1000, 4, devices, 300, 500), parts) for devices in (1, 8))
-    assert one == {"start": 10, "cache": 400, "steps": 2000, "monitor": 24, "checkpoints": 10, "export": 7}
-    assert eight == one | {"cache": 50}
+    assert one == {"start": 10, "encoding": 400, "steps": 2000, "monitor": 24, "checkpoints": 10, "export": 7}
+    assert eight == one | {"encoding": 50}
     longer = seconds_of(Job(3000, 4, 1, 300, None), parts)
     assert (longer["steps"], longer["monitor"], longer["checkpoints"]) == (6000, 60, 0)
 
