@@ -273,8 +273,8 @@ def one_device(options: Any) -> dict[str, Any]:
     return {"devices": devices, "num_nodes": 1, "strategy": "auto"}
 
 
-def measured(kind: str, args: list[str], planned: Any) -> Any:
-    """The table of a planned job's time and cost, from a few steps in a folder that is removed."""
+def measured(kind: str, args: list[str], job: Any) -> Any:
+    """The table of a built job's time and cost, from a few steps in a folder that is removed."""
     from callbacks.checkpoints import Checkpoints
     from callbacks.monitor import Monitor
     from infer.plan.scratch import scratch
@@ -282,19 +282,19 @@ def measured(kind: str, args: list[str], planned: Any) -> Any:
     from train.plan.measure import measure
     from train.plan.time_table import Job, time_table
 
-    options, by_type = planned.config, {type(callback): callback for callback in planned.trainer.callbacks}
-    with scratch(planned.folder) as folder:
+    options, by_type = job.config, {type(callback): callback for callback in job.trainer.callbacks}
+    with scratch(job.folder) as folder:
         cli = build(kind, args, Plan(one_device, folder, FewCached if kind == "fit" else None))
         print(f"measuring up to {options.measure_steps} steps ...", file=sys.stderr, flush=True)
         parts = measure(cli.model, cli.datamodule, cli.trainer, options.measure_steps, cli.own_callbacks)
-    job = Job(
-        steps=planned.trainer.max_steps,
-        batch=planned.datamodule.batch_size * planned.trainer.accumulate_grad_batches,
-        devices=planned.trainer.world_size,
+    numbers = Job(
+        steps=job.trainer.max_steps,
+        batch=job.datamodule.batch_size * job.trainer.accumulate_grad_batches,
+        devices=job.trainer.world_size,
         monitor_every=by_type[Monitor].every_n_steps,
         checkpoint_every=options.checkpoint_every if Checkpoints in by_type else None,
     )
-    return time_table(job, parts, options.price_per_hour, bool(cli.own_callbacks))
+    return time_table(numbers, parts, options.price_per_hour, bool(cli.own_callbacks))
 
 
 def main(args: list[str]) -> int:
