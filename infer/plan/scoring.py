@@ -36,6 +36,7 @@ def time_scoring(options: MeasureOptions, resolution: int, device: torch.device,
     """Score images of noise in `folder` against the first training images, of which nothing is cached."""
     begun = now(device)
     measures, images = Measures(options, str(device)), options.training_images()
+    loaded = now(device)
     few = CaptionedImages(images.samples[:IMAGES])
     ids = [sample.id for sample in few.samples]
     noise = np.random.default_rng(0)
@@ -62,5 +63,5 @@ def time_scoring(options: MeasureOptions, resolution: int, device: torch.device,
     score(training)
     ended = now(device)
     return Scoring(
-        started - begun, (ended - embedded) / len(few), (embedded - started) / len(few), len(images)
+        loaded - begun, (ended - embedded) / len(few), (embedded - started) / len(few), len(images)
     )

@@ -52,7 +52,8 @@ def runs_table(
 ) -> Table:
     """A line per run, and if it was measured what its images need, what loading and scoring need, and all."""
     table, total = Table(title="runs"), 0.0
-    table.add_column("mitigation", overflow="fold")
+    longest = max(len(job.label) for job, *_ in jobs)
+    table.add_column("mitigation", overflow="fold", min_width=min(longest, 24))
     names = ["there", "to make", *(["UNet evaluations", "an image", "time"] if measured else [])]
     for name in [*names, *(["cost"] if measured and price_per_hour else [])]:
         table.add_column(name, justify="right")
