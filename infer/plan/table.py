@@ -93,7 +93,7 @@ def measured_table(measured: Measured, batch: int, devices: int, price_per_hour:
             "images": f"{measured.images} of each on one {device_name(measured.device)}{larger}",
             "assumed": assumption(devices) if devices > 1 else None,
             "peak memory": f"{rounded(measured.peak_gib)} GiB" if measured.peak_gib else None,
-            "scoring": "of all images; less where embeddings of the training images are cached",
+            "scoring": "of all images, without table and page; less where embeddings are cached",
             "cost": f"at {price_per_hour:g} per hour of each device" if price_per_hour else None,
         },
     )
