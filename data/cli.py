@@ -87,8 +87,9 @@ def run(program: str, text: str, commands: dict[str, Callable[[list[str]], None]
     if rest in (["--help"], ["-h"]) and (page := help_page(program, command)).exists():
         print(page.read_text(), end="")
         return 0
-    page = help_page(program, rest[0] if rest and rest[0] in commands else command)
-    if page.exists() and (wrong := unknown_option(page.read_text(), rest, f"{program} {command}")):
+    pages = [help_page(program, name) for name in (command, *rest[:1]) if name in commands]  # plan stream
+    known = "".join(page.read_text() for page in pages if page.exists())
+    if known and (wrong := unknown_option(known, rest, f"{program} {command}")):
         report(ValueError(wrong))
         return 2
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it asks for kernels that nothing here uses

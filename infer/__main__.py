@@ -7,6 +7,7 @@
     --prompt "a red car" --prompt "a blue dog" --samples_per_prompt 4
   python -m infer compare --config configs/infer/demo.yaml
   python -m infer compare --config configs/infer/demo.yaml --mitigations none,stp --out outputs/x
+  python -m infer plan    --config configs/infer/demo.yaml --measure --price_per_hour 2.5
   python -m infer audit   --model.pipeline my_finetune --training images --out outputs/audit
   python -m infer score   --runs outputs/stp,outputs/none --run outputs/demo/finetune --clip data/emoji/clip
   python -m infer report  outputs/demo/compare
@@ -97,17 +98,42 @@ def predict(args: list[str]) -> None:
         check_images(Path(options.out))
 
 
-def compare(args: list[str]) -> None:
-    """Run or reuse one predict job per mitigation, score them, write table and report."""
+def check_mitigations(args: list[str]) -> None:
+    """ValueError for a preset of `--mitigations` that does not exist, before what takes seconds to import."""
     from callbacks.mitigations.preset_files import check_presets
-    from data.arguments import options_of, values_of, with_prompts, with_sweep
+    from data.arguments import values_of
 
     lists = [names.split(",") for names in values_of(args, "--mitigations") if not names.startswith("[")]
     check_presets([name.strip() for names in lists for name in names])
+
+
+def labelled(preset: str, options: dict | None = None) -> tuple[str, list]:
+    """A preset's label and its mitigations."""
+    from callbacks.mitigations.presets import label, load_mitigations
+
+    mitigations = load_mitigations(preset, options)
+    return label(mitigations, preset), mitigations
+
+
+def plan(args: list[str]) -> None:
+    """Say what a comparison would make: images, and if measured UNet evaluations, time and cost."""
+    check_mitigations(args)
+    from callbacks.wandb_run import WandbOptions
+    from infer.plan.command import plan
+    from infer.predict.trainer import quiet_lightning
+
+    quiet_lightning()
+    plan(args, [WandbOptions], labelled)
+
+
+def compare(args: list[str]) -> None:
+    """Run or reuse one predict job per mitigation, score them, write table and report."""
+    from data.arguments import options_of, with_prompts, with_sweep
+
+    check_mitigations(args)
     from lightning.pytorch.utilities import rank_zero_only
     from rich.console import Console
 
-    from callbacks.mitigations.presets import label, load_mitigations
     from callbacks.predict.progress import PredictProgress
     from callbacks.predict.writer import SampleWriter
     from callbacks.wandb_run import WandbOptions
@@ -124,14 +150,10 @@ def compare(args: list[str]) -> None:
     from infer.report.terminal import terminal_table
     from infer.report.wandb_log import log_to_wandb
 
-    def load(preset: str, options: dict):
-        mitigations = load_mitigations(preset, options)
-        return label(mitigations, preset), mitigations
-
     quiet_lightning()
     kinds = [Comparison, WandbOptions]
     comparison, wandb = options_of(kinds, compare, with_sweep(with_prompts(args)))
-    jobs, out, first = comparison.plan(load), Path(comparison.out), rank_zero_only.rank == 0
+    jobs, out, first = comparison.plan(labelled), Path(comparison.out), rank_zero_only.rank == 0
     module, data = Generate(comparison.model), PromptData(comparison)
     if first:  # what can be missing or cannot work: before the first run
         module.load()
@@ -166,21 +188,16 @@ def compare(args: list[str]) -> None:
 
 def audit(args: list[str]) -> None:
     from callbacks.adapters.stock import LOOP_HOOKS
-    from callbacks.mitigations.presets import label, load_mitigations
     from callbacks.predict.writer import SampleWriter
     from infer.audit.command import audit
     from infer.denoising.hooks import overrides
     from infer.predict.trainer import quiet_lightning, trainer_for
 
-    def load(preset: str):
-        mitigations = load_mitigations(preset)
-        return label(mitigations, preset), mitigations
-
     def trainer(folder: Path, name: str, mitigations: list, options: dict):
         return trainer_for(str(folder), [*mitigations, SampleWriter(name)], options)
 
     quiet_lightning()
-    audit(args, load, trainer, lambda rules: not any(overrides(rule, *LOOP_HOOKS) for rule in rules))
+    audit(args, labelled, trainer, lambda rules: not any(overrides(rule, *LOOP_HOOKS) for rule in rules))
 
 
 def calibrate(args: list[str]) -> None:
@@ -207,7 +224,7 @@ def alone(name: str, args: list[str]) -> None:
 def main(args: list[str]) -> int:
     from data.cli import run
 
-    named = {command.__name__: command for command in (predict, compare, audit, calibrate, basin)}
+    named = {command.__name__: command for command in (predict, plan, compare, audit, calibrate, basin)}
     others = {name: partial(alone, name) for name in ("score", "detect", "index", "report", "doctor")}
     return run("python -m infer", __doc__, named | others, args)
 

@@ -18,7 +18,7 @@ from data.cli import help_page
 PROGRAMS = {
     "python -m infer": (
         infer.__main__.main,
-        ("predict", "compare", "audit", "score", "basin", "calibrate", "detect", "index", "doctor"),
+        ("predict", "plan", "compare", "audit", "score", "basin", "calibrate", "detect", "index", "doctor"),
     ),
     "python -m train": (train.__main__.main, (*train.__main__.MODULES, "plan")),
 }

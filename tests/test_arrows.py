@@ -25,6 +25,7 @@ MAY_IMPORT = {  # of packages, and of rooms within a package: what else they may
     "infer.predict": {"options", "models", "denoising", "index"},
     "infer.report": {"metrics", "plotting", "predict"},
     "infer.compare": {"options", "models", "denoising", "metrics", "predict", "report"},
+    "infer.plan": {"options", "models", "denoising", "metrics", "predict", "compare"},
     "infer.score": {"options", "models", "metrics", "predict", "compare", "report"},
     "infer.audit": {"options", "models", "denoising", "metrics", "plotting", "predict", "compare", "report"},
     "infer.basin": {"options", "models", "denoising", "metrics", "plotting"},

@@ -2,6 +2,7 @@
 
   python -m train fit  --config configs/train/demo.yaml            finetune, about 5 minutes on 2 cores
   python -m train plan --config configs/train/laion10k.yaml        what a fit would do; plan stream: a stream
+  python -m train plan --config configs/train/laion10k.yaml --measure --price_per_hour 2.5   hours and cost
   python -m train fit  --config configs/train/laion10k.yaml --trainer.devices 8 --wandb online
   python -m train stream --config configs/train/laion_stream.yaml --trainer.devices 8   shards beyond memory
   python -m train fit  --config configs/train/laion10k.yaml --trainer.devices 8 --trainer.strategy sharded
@@ -16,11 +17,12 @@ interrupted run. --debug shows the traceback behind an error.
 """
 
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 MODULES = {  # the model and data of each command
     "fit": ("train.finetune.Finetune", "train.dataset.planned.LatentData"),
@@ -34,7 +36,21 @@ DENOISERS = ("fit", "stream", "base")  # which count exposures and are monitored
 FINETUNES = ("fit", "stream")  # whose model gets a card, and may be uploaded to the Hub
 
 
-def build(kind: str, args: list[str]):
+class Plan(NamedTuple):
+    """How a job is built to be planned, and not run.
+
+    Attributes:
+        trainer_options: options of the trainer -> those in their place.
+        folder: in place of the run folder.
+        data: in place of the job's class of data.
+    """
+
+    trainer_options: Callable[[Any], dict[str, Any]]
+    folder: Path | None = None
+    data: type | None = None
+
+
+def build(kind: str, args: list[str], plan: Plan | None = None):
     """The LightningCLI of one command: everything is instantiated, nothing runs."""
     from pydoc import locate
     from tempfile import TemporaryDirectory
@@ -58,6 +74,7 @@ def build(kind: str, args: list[str]):
     from data.arguments import as_list, changed, parse
     from infer.predict.trainer import check_slurm, quiet_lightning
     from train.checkpoint_file import WholeFile
+    from train.plan.options import FitPlan
     from train.sharded import Sharded, check
     from train.trainer_options import check_options
 
@@ -70,6 +87,8 @@ def build(kind: str, args: list[str]):
             every = "optimizer steps between checkpoints"
             parser.add_argument("--checkpoint_every", type=PositiveInt, default=500, help=every)
             parser.add_class_arguments(WandbOptions, None)
+            if plan:
+                parser.add_class_arguments(FitPlan, None)
             parser.add_lightning_class_args(EMA, "ema")
             parser.set_defaults({"trainer.enable_model_summary": False})  # the plan has the model's size
             if kind in DENOISERS:  # where each epoch continues the run's draws
@@ -89,6 +108,10 @@ def build(kind: str, args: list[str]):
             options, keep = self.config_init.trainer, not self.config.trainer.fast_dev_run
             self.trial = None if keep else TemporaryDirectory()  # a trial leaves nothing behind
             self.folder = Path(self.config.out if keep else self.trial.name)
+            self.own_callbacks = items(options.callbacks)
+            if plan:
+                self.folder = plan.folder or self.folder
+                kwargs |= plan.trainer_options(self.config.trainer)
             callbacks = [*items(options.callbacks), Finite()]  # Finite before all that uses the weights
             if kind in DENOISERS:
                 callbacks += [Exposures(), Provenance()]
@@ -110,6 +133,9 @@ def build(kind: str, args: list[str]):
             return trainer
 
     classes = [locate(path) for path in MODULES[kind]]
+    if plan and plan.data:
+        classes[1] = plan.data
+    command = "plan" if plan else kind
     try:
         cli = TrainCLI(
             *classes,
@@ -120,8 +146,8 @@ def build(kind: str, args: list[str]):
             auto_configure_optimizers=False,
             parser_kwargs={
                 "exit_on_error": False,
-                "prog": f"python -m train {kind}",
-                "usage": f"python -m train {kind} --config FILE [--option value ...]",
+                "prog": f"python -m train {command}",
+                "usage": f"python -m train {command} --config FILE [--option value ...]",
                 "description": " ".join(cls.__doc__.partition("\n")[0] for cls in classes),
             },
         )
@@ -216,14 +242,59 @@ def plan(args: list[str]) -> None:
     """Print what the fit, or stream, of this config would do; ValueError when something for it is missing."""
     from rich.console import Console
 
+    from infer.plan.options import with_measure
+    from train.plan.options import FitPlan
     from train.plan.table import plan_table
 
     kind = "stream" if args[:1] == ["stream"] else "fit"
-    cli = build(kind, args[kind == "stream" :])
+    args = with_measure(args[kind == "stream" :])
+    cli = build(kind, args, Plan(planned))
+    options = FitPlan(**{each.name: cli.config[each.name] for each in fields(FitPlan)})
     table, missing = plan_table(cli.model, cli.datamodule, cli.trainer)
     Console().print(table)
     if missing:
         raise ValueError(f"not all is here: {'; '.join(missing)}")
+    if options.measure:
+        Console().print(measured(kind, args, cli))
+
+
+def planned(options: Any) -> dict[str, Any]:
+    """In place of a trainer's options where its devices are not here: so many processes on the CPU."""
+    from infer.plan.words import are_here, device_count
+
+    devices = device_count(options.devices, options.accelerator)
+    here = are_here(devices, options.accelerator)
+    return {} if here else {"accelerator": "cpu", "devices": devices, "precision": "32"}
+
+
+def one_device(options: Any) -> dict[str, Any]:
+    """In place of a trainer's options: the first of its devices alone."""
+    devices = options.devices[:1] if isinstance(options.devices, list) else 1
+    return {"devices": devices, "num_nodes": 1, "strategy": "auto"}
+
+
+def measured(kind: str, args: list[str], job: Any) -> Any:
+    """The table of a built job's time and cost, from a few steps in a folder that is removed."""
+    from callbacks.checkpoints import Checkpoints
+    from callbacks.monitor import Monitor
+    from infer.plan.scratch import scratch
+    from train.plan.few_cached import FewCached
+    from train.plan.measure import measure
+    from train.plan.time_table import Job, time_table
+
+    options, by_type = job.config, {type(callback): callback for callback in job.trainer.callbacks}
+    with scratch(job.folder) as folder:
+        cli = build(kind, args, Plan(one_device, folder, FewCached if kind == "fit" else None))
+        print(f"measuring up to {options.measure_steps} steps ...", file=sys.stderr, flush=True)
+        parts = measure(cli.model, cli.datamodule, cli.trainer, options.measure_steps, cli.own_callbacks)
+    numbers = Job(
+        steps=job.trainer.max_steps,
+        batch=job.datamodule.batch_size * job.trainer.accumulate_grad_batches,
+        devices=job.trainer.world_size,
+        monitor_every=by_type[Monitor].every_n_steps,
+        checkpoint_every=options.checkpoint_every if Checkpoints in by_type else None,
+    )
+    return time_table(numbers, parts, options.price_per_hour, bool(cli.own_callbacks))
 
 
 def main(args: list[str]) -> int:
