@@ -26,7 +26,7 @@ from data.sources.layouts import open_source, with_options
 from data.sources.rows import NAMED, Row, clean
 
 log = logging.getLogger(__name__)
-CHUNK = 512  # rows examined at a time
+CHUNK = 512  # rows read ahead where all are loaded
 THREADS = min(16, os.cpu_count() or 1)
 
 
@@ -161,19 +161,23 @@ def examined(row: Row, uncaptioned: bool = False) -> tuple[Sample | None, str, s
 
 
 def samples_of(
-    rows: Iterable[Row], skipped: Counter, threads: int = THREADS, uncaptioned: bool = False
+    rows: Iterable[Row],
+    skipped: Counter,
+    threads: int = THREADS,
+    chunk: int = CHUNK,
+    uncaptioned: bool = False,
 ) -> Iterator[Sample]:
     """Samples of the rows whose image can be decoded and which have a caption; all others are counted.
 
-    The first of each reason are named in the log. One thread reads no row ahead. `uncaptioned`: those without
-    a caption are samples, too.
+    The first of each reason are named in the log. `chunk`: rows read ahead, to be examined at once.
+    `uncaptioned`: those without a caption are samples, too.
     """
     examine = partial(examined, uncaptioned=uncaptioned)
     rows = iter(rows)
     with ThreadPoolExecutor(threads) as pool:
-        while chunk := list(islice(rows, CHUNK if threads > 1 else 1)):
-            results = pool.map(examine, chunk) if threads > 1 else map(examine, chunk)
-            for row, (sample, reason, detail) in zip(chunk, results, strict=True):
+        while some := list(islice(rows, chunk)):
+            results = pool.map(examine, some) if threads > 1 else map(examine, some)
+            for row, (sample, reason, detail) in zip(some, results, strict=True):
                 if sample:
                     yield sample
                     continue

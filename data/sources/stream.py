@@ -8,7 +8,9 @@ Resuming needs no state but the number of batches done.
 import itertools
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ import torch
 import webdataset as wds
 from torch.utils.data import IterableDataset, get_worker_info
 
-from data.captioned import Sample, listed, samples_of
+from data.captioned import THREADS, Sample, listed, samples_of
 from data.remote import is_remote
 from data.sources.rows import matching_files
 from data.sources.shards import SHARD_SUFFIXES, is_shard, read_shards, shards_in
@@ -51,9 +53,9 @@ def resumed(worker: int, workers: int, done: int) -> tuple[int, int]:
     return before, len(range(before, done, workers))
 
 
-def usable(paths: list[str], skipped: Counter) -> Iterator[Sample]:
+def usable(paths: list[str], skipped: Counter, threads: int = 1) -> Iterator[Sample]:
     """Samples in the order of the shards, encoded; all others are counted."""
-    return samples_of(read_shards(paths, skipped), skipped, threads=1)
+    return samples_of(read_shards(paths, skipped), skipped, threads, chunk=2 * threads - 1)
 
 
 class ShardStream(IterableDataset):
@@ -64,7 +66,8 @@ class ShardStream(IterableDataset):
     batch may hold the end of an epoch and the beginning of the next. One id in several shards means several
     samples. The same arguments and workers give the same batches.
 
-    The DataLoader takes `batch_size=None`, any `num_workers`, and `collate_fn=dict`.
+    The DataLoader takes `batch_size=None`, any `num_workers`, and `collate_fn=dict`. A worker decodes in one
+    thread; without workers `THREADS` decode at once.
 
     Args:
         paths: local files, in any order, at least one for each worker of each process.
@@ -101,23 +104,25 @@ class ShardStream(IterableDataset):
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         info = get_worker_info()
-        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        worker, workers, threads = (info.id, info.num_workers, 1) if info else (0, 1, THREADS)
         slots = self.world_size * workers
         before, done = resumed(worker, workers, self.done_batches)
-        drawn = self.drawn(self.rank * workers + before, slots)
+        drawn = self.drawn(self.rank * workers + before, slots, threads)
         for _ in itertools.islice(drawn, done * self.batch_size):
             pass
-        while True:
-            batch, skips = zip(*itertools.islice(drawn, self.batch_size), strict=True)
-            pixels = torch.from_numpy(np.stack([sample.pixels(self.resolution) for sample in batch]))
-            yield {
-                "id": [sample.id for sample in batch],
-                "caption": [sample.caption for sample in batch],
-                "pixels": torch.stack([pixels, pixels.flip(-1)] if self.flip else [pixels], 1),
-                "skipped": dict(sum(skips, Counter())),
-            }
+        pixels_of = methodcaller("pixels", self.resolution)
+        with ThreadPoolExecutor(threads) as pool:
+            while True:
+                batch, skips = zip(*itertools.islice(drawn, self.batch_size), strict=True)
+                pixels = torch.from_numpy(np.stack([*pool.map(pixels_of, batch)]))
+                yield {
+                    "id": [sample.id for sample in batch],
+                    "caption": [sample.caption for sample in batch],
+                    "pixels": torch.stack([pixels, pixels.flip(-1)] if self.flip else [pixels], 1),
+                    "skipped": dict(sum(skips, Counter())),
+                }
 
-    def drawn(self, slot: int, slots: int) -> Iterator[tuple[Sample, Counter]]:
+    def drawn(self, slot: int, slots: int, threads: int) -> Iterator[tuple[Sample, Counter]]:
         """A reader's samples of epoch after epoch, each with what was skipped since the one before."""
         skipped: Counter = Counter()  # never reset: only the first of each reason are named in the log
         reported: Counter = Counter()
@@ -126,7 +131,7 @@ class ShardStream(IterableDataset):
             # a seed that is text: Random takes all of it, whereas sums of numbers would meet
             order = wds.shuffle(self.shuffle, initial=self.shuffle, seed=f"{self.seed} {epoch} {slot}")
             sample = None
-            for sample in wds.DataPipeline(partial(usable, paths, skipped), order):
+            for sample in wds.DataPipeline(partial(usable, paths, skipped, threads), order):
                 yield sample, skipped - reported
                 reported = skipped.copy()
             # a share may be without a usable sample where others, or the next epoch's, are not

@@ -61,7 +61,7 @@ def source(name: str) -> Iterator[Finding]:
     skipped: Counter = Counter()
     try:
         opened = open_source(name, skipped)
-        first = next(samples_of(opened.rows, skipped, threads=1), None)
+        first = next(samples_of(opened.rows, skipped, threads=1, chunk=1), None)
         if first is None:
             raise ValueError(f"{name}: no captioned image that can be read: {listed(skipped)}")
         width, height = first.rgb().size
