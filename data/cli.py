@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from data.disk import is_full_disk
 from data.files import printable, redacted
 from data.option_names import unknown_option
 
@@ -32,6 +33,7 @@ def is_users(error: Exception) -> bool:
     """ValueError, of a parser, a file or a disk, or Lightning's own, such as for a GPU that is not there."""
     return (
         isinstance(error, (ValueError, ArgumentError, OSError))
+        or is_full_disk(error)
         or type(error).__name__ == "MisconfigurationException"
     )
 

@@ -27,7 +27,7 @@ def safetensors() -> None:
 @pytest.mark.parametrize("write", [torch_writer, pyarrow_or_pillow, safetensors])
 def test_the_folder_is_named(write) -> None:
     with (
-        pytest.raises(ValueError, match="no space left for outputs/x, or a cache: free some"),
+        pytest.raises(OSError, match="no space left for outputs/x, or a cache: free some"),
         full_disk_named(Path("outputs/x")),
     ):
         write()

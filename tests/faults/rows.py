@@ -1,0 +1,212 @@
+"""The faults: what happens to which command, and what must come of it."""
+
+import os
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from random import Random
+from typing import NamedTuple
+
+import torch
+
+from tests.faults import inside
+from tests.faults.cases import Run
+from tests.processes import Command, until
+
+DISK = "size=48m"
+
+
+class Seen(NamedTuple):
+    """What came of a try: the last line of the command, and what is not as it should be."""
+
+    line: str = ""
+    wrong: str = ""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """`what` happens to the command `case`: `inject` does it to a run and says what came of it."""
+
+    name: str
+    what: str
+    case: str
+    inject: Callable[[Run, Random], Seen]
+    tries: int | None = 1  # None: --repeats
+
+
+class Skipped(Exception):
+    """A fault that cannot be injected on this machine, and why."""
+
+
+def error_lines(errors: str) -> list[str]:
+    return [line for line in errors.replace("\r", "\n").splitlines() if line.startswith("error")]
+
+
+def ends_equal(run: Run) -> str:
+    """The same command again, without a fault: what is not as it should be."""
+    codes, errors = run.ended(run.start())
+    if any(codes):
+        return f"again: exit codes {codes}: {last_line(errors)}"
+    return "; ".join(run.different())
+
+
+def last_line(errors: str) -> str:
+    return (error_lines(errors) or [line for line in errors.splitlines() if line.strip()] or [""])[-1]
+
+
+def one_line(codes: list[int | None], errors: str) -> str:
+    """What is wrong with the end of a command that failed: it is one line of a rank that says why."""
+    lines = error_lines(errors)
+    if "Traceback" in errors:
+        return f"a traceback: {errors.strip().splitlines()[-1]}"
+    if not 1 <= len(lines) <= len(codes) or len(lines) > len(set(lines)):
+        return f"{len(lines)} lines of errors: {' / '.join(lines)}"
+    return "" if all(code in (1, 2) for code in codes) else f"exit codes {codes}"
+
+
+def killed(run: Run, random: Random) -> Seen:
+    """A rank, at any moment; then the same command."""
+    run.world.whole(run.name)
+    rank, moment = random.randrange(run.case.ranks), random.uniform(0, run.world.seconds[run.name])
+    command = run.start()
+    command.processes[rank].join(moment)
+    command.kill(rank)
+    _, errors = run.ended(command)
+    wrong = "a traceback" if "Traceback" in errors else ""
+    wrong = wrong or ends_equal(run)
+    return Seen((error_lines(errors) or [""])[-1], wrong and f"rank {rank} after {moment:.1f} s: {wrong}")
+
+
+def failed(run: Run, command: Command, repair: Callable[[], object]) -> Seen:
+    """A command that must end with one line; after the repair, the same one ends as if nothing had been."""
+    codes, errors = run.ended(command)
+    wrong = one_line(codes, errors)
+    repair()
+    return Seen(last_line(errors), wrong or ends_equal(run))
+
+
+def survived(run: Run, command: Command) -> Seen:
+    """A command that must end as if nothing had been."""
+    codes, errors = run.ended(command)
+    wrong = f"exit codes {codes}" if any(codes) else "; ".join(run.different())
+    return Seen(last_line(errors) if wrong else "", wrong)
+
+
+def full_disk(where: str, pattern: str, run: Run, random: Random) -> Seen:
+    """The folder `where` of the run is a small disk, which is full when a file is to be written."""
+    run.world.whole(run.name)
+    disk, left = run.folder / where, random.choice([0, 16384])
+    with mounted(disk, "-t", "tmpfs", "-o", DISK, "tmpfs"):
+        command = run.start(partial(inside.fill_at, str(disk), f"*{pattern}", left))
+        seen = failed(run, command, lambda: (disk / "ballast").unlink(missing_ok=True))
+    return seen
+
+
+class mounted:
+    """A disk on a folder, which keeps the files that the folder has."""
+
+    def __init__(self, folder: Path, *options: str):
+        self.folder, self.options = folder, options
+
+    def __enter__(self) -> None:
+        kept = self.folder.with_name("kept")
+        self.folder.mkdir(exist_ok=True)
+        self.folder.rename(kept)
+        self.folder.mkdir()
+        mount(*self.options, self.folder)
+        subprocess.run(["cp", "-a", f"{kept}/.", self.folder], check=True)
+
+    def __exit__(self, *_: object) -> None:
+        subprocess.run(["umount", "-l", self.folder], check=True)
+
+
+def mount(*arguments: str | Path) -> None:
+    done = subprocess.run(["mount", *arguments], capture_output=True, text=True)
+    if done.returncode:
+        raise Skipped("cannot mount a disk: run this as root, or under `unshare -Urm`")
+
+
+def read_only(where: str, run: Run, random: Random) -> Seen:
+    """A folder of the run on a disk that may only be read."""
+    run.world.whole(run.name)
+    disk = run.folder / where
+    with mounted(disk, "-t", "tmpfs", "-o", DISK, "tmpfs"):
+        mount("-o", "remount,ro", disk)
+        return failed(run, run.start(), lambda: mount("-o", "remount,rw", disk))
+
+
+def lost_shard(name: str, times: int, run: Run, random: Random) -> Seen:
+    shard = run.folder / name
+    run.world.whole(run.name)
+    command = run.start(partial(inside.hide_at, str(shard), times))
+    until(lambda: Path(f"{shard}.moved").exists() or command.ended(), 100, command.errors)
+    return failed(run, command, lambda: os.rename(f"{shard}.moved", shard))
+
+
+def slow_disk(run: Run, random: Random) -> Seen:
+    run.world.whole(run.name)
+    return survived(run, run.start(partial(inside.slow_disk, str(run.folder), random.randrange(1000))))
+
+
+def clock_back(run: Run, random: Random) -> Seen:
+    run.world.whole(run.name)
+    return survived(run, run.start(partial(inside.clock_back, run.world.seconds[run.name] / 2)))
+
+
+def broken(run: Run, random: Random) -> Seen:
+    """A weight is NaN from step 4 on, of a run that has a checkpoint of step 2."""
+    run.world.whole(run.name)
+    poison = '[{"class_path": "tests.train.spy.Poison", "init_args": {"step": 4, "after": false}}]'
+    codes, errors = run.ended(run.start(None, "--trainer.callbacks", poison))
+    kept = torch.load(run.out / "checkpoints/last.ckpt", weights_only=True)["global_step"]
+    wrong = one_line(codes, errors) or ("" if kept == 2 else f"the checkpoint is of step {kept}")
+    return Seen(last_line(errors), wrong or ends_equal(run))
+
+
+def kill(case: str) -> Fault:
+    return Fault(f"kill {case}", "a rank is killed", case, killed, None)
+
+
+def disk(case: str, what: str, pattern: str, where: str = "out") -> Fault:
+    return Fault(f"disk {what}", f"full disk: {what}", case, partial(full_disk, where, pattern), 2)
+
+
+FAULTS = [
+    *map(kill, ("fit", "fit, 2 ranks", "predict", "predict, 2 ranks", "score", "compare")),
+    disk("fit", "checkpoint", "/last.ckpt"),
+    disk("fit", "exposures", "/exposures.parquet"),
+    disk("fit", "metrics", "/metrics.csv"),
+    disk("fit", "sheet of samples", "/samples/step-*.png"),
+    disk("fit", "similarities", "/similarity.parquet"),
+    disk("fit", "provenance", "/provenance.json"),
+    disk("fit", "exported model", "/out/pipeline"),
+    disk("fit", "latent cache", ".safetensors", "cache"),
+    disk("fit, file://", "remote cache", "/remote/*.tar", "user_cache"),
+    disk("stream", "skipped images", "/skipped.json"),
+    disk("predict", "config", "/config.yaml"),
+    disk("predict", "images", "/images/*.png"),
+    disk("predict", "rows of a batch", "/parts/*.samples.parquet"),
+    disk("predict", "merged traces", "/out/traces.parquet"),
+    disk("predict", "merged rows", "/out/samples.parquet"),
+    disk("predict", "summary", "/summary.json"),
+    disk("predict, 2 ranks", "images of 2 ranks", "/images/*.png"),
+    disk("score", "scores", "/out/samples.parquet"),
+    disk("score", "table", "/out/table.parquet"),
+    disk("score", "cache of embeddings", "/cache/*", "cache"),
+    disk("compare", "table of a comparison", "/comparison.parquet"),
+    disk("compare", "training images", "/training/*.png"),
+    disk("compare", "page", "/report.html"),
+    *(Fault(f"read-only {case}", "a read-only folder of results", case, partial(read_only, "out"))
+      for case in ("fit", "fit, 2 ranks", "stream", "predict", "predict, 2 ranks", "score", "compare")),
+    *(Fault(f"read-only cache {case}", "a read-only cache", case, partial(read_only, "cache"))
+      for case in ("fit", "fit, 2 ranks", "score", "compare")),
+    Fault("shard fit", "a shard is gone", "fit", partial(lost_shard, "images.tar", 4)),
+    Fault("shard fit no cache", "a shard is gone", "fit, no cache", partial(lost_shard, "images.tar", 25)),
+    Fault("shard stream", "a shard is gone", "stream", partial(lost_shard, "shards/1.tar", 9)),
+    Fault("slow fit", "slow renames", "fit, 2 ranks", slow_disk),
+    Fault("slow predict", "slow renames", "predict, 2 ranks", slow_disk),
+    *(Fault(f"clock {case}", "the clock goes back an hour", case, clock_back) for case in ("fit", "predict")),
+    *(Fault(f"nan {case}", "NaN in step 4 of 6", case, broken) for case in ("fit", "fit, 2 ranks")),
+]  # fmt: skip
