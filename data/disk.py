@@ -1,7 +1,8 @@
-"""Disks that are full: one error with the folder, of whatever library's that it is. And those that are lost."""
+"""Disks that are full, with one error for whatever library met it; that are lost; that are late."""
 
 import errno
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -9,9 +10,19 @@ LOST = {  # a file, or the network disk that it lies on
     errno.ENOENT, errno.ESTALE, errno.EIO, errno.ENODEV, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN,
 }  # fmt: skip
 
+LATE = 90.0  # seconds after which a network disk shows what other machines wrote: NFS needs up to a minute
+
+
+def shows(ready: Callable[[], bool]) -> bool:
+    """Whether `ready()` becomes true within LATE seconds: other processes have written what it looks for."""
+    deadline = time.monotonic() + LATE
+    while not (there := ready()) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    return there
+
 
 def is_lost(error: BaseException) -> bool:
-    """Whether a file that was listed is no longer there, or its disk does not answer: no damage of the file."""
+    """Whether a file is no longer there, or its disk does not answer: no damage of the file."""
     return isinstance(error, OSError) and error.errno in LOST
 
 
@@ -39,7 +50,7 @@ def chain_of(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def is_full_disk(error: BaseException) -> bool:
-    """Whether the error, or one that it followed, is a full disk's or quota's, in the words of any library."""
+    """Whether the error, or one before it, is a full disk's or quota's, in the words of any library."""
     parts = ("No space left", "Disk quota", "PytorchStreamWriter failed", "os error 28")
     return any(
         getattr(each, "errno", None) in (errno.ENOSPC, errno.EDQUOT)

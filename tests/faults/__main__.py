@@ -18,7 +18,8 @@ HEADER = "| fault | command | tries | outcome | the line that a user saw |\n|---
 def try_out(fault: Fault, world: World, seed: int, repeats: int) -> tuple[str, bool]:
     """The fault's row of the table, and whether it is as it should be."""
     seen: list[Seen] = []
-    for number in range(fault.tries or repeats):
+    world.whole(fault.case)
+    for number in range(min(fault.tries or repeats, repeats)):
         random = Random(f"{seed} {fault.name} {number}")
         try:
             seen.append(fault.inject(Run(world, fault.case), random))

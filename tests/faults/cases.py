@@ -61,7 +61,7 @@ def remote(folder: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class Case:
-    """A command: its program, arguments by the folder, and ranks; `begun`: the case whose run it continues."""
+    """A command: its program, arguments by the folder, ranks, and the case whose run it goes on with."""
 
     program: str
     args: Callable[[Path], list[str]]

@@ -33,7 +33,7 @@ class Fault:
     what: str
     case: str
     inject: Callable[[Run, Random], Seen]
-    tries: int | None = 1  # None: --repeats
+    tries: int | None = 1  # at most; None: --repeats
 
 
 class Skipped(Exception):
@@ -68,7 +68,6 @@ def one_line(codes: list[int | None], errors: str) -> str:
 
 def killed(run: Run, random: Random) -> Seen:
     """A rank, at any moment; then the same command."""
-    run.world.whole(run.name)
     rank, moment = random.randrange(run.case.ranks), random.uniform(0, run.world.seconds[run.name])
     command = run.start()
     command.processes[rank].join(moment)
@@ -96,7 +95,6 @@ def survived(run: Run, command: Command) -> Seen:
 
 def full_disk(where: str, pattern: str, run: Run, random: Random) -> Seen:
     """The folder `where` of the run is a small disk, which is full when a file is to be written."""
-    run.world.whole(run.name)
     disk, left = run.folder / where, random.choice([0, 16384])
     with mounted(disk, "-t", "tmpfs", "-o", DISK, "tmpfs"):
         command = run.start(partial(inside.fill_at, str(disk), f"*{pattern}", left))
@@ -130,7 +128,6 @@ def mount(*arguments: str | Path) -> None:
 
 def read_only(where: str, run: Run, random: Random) -> Seen:
     """A folder of the run on a disk that may only be read."""
-    run.world.whole(run.name)
     disk = run.folder / where
     with mounted(disk, "-t", "tmpfs", "-o", DISK, "tmpfs"):
         mount("-o", "remount,ro", disk)
@@ -139,25 +136,21 @@ def read_only(where: str, run: Run, random: Random) -> Seen:
 
 def lost_shard(name: str, times: int, run: Run, random: Random) -> Seen:
     shard = run.folder / name
-    run.world.whole(run.name)
     command = run.start(partial(inside.hide_at, str(shard), times))
     until(lambda: Path(f"{shard}.moved").exists() or command.ended(), 100, command.errors)
     return failed(run, command, lambda: os.rename(f"{shard}.moved", shard))
 
 
 def slow_disk(run: Run, random: Random) -> Seen:
-    run.world.whole(run.name)
     return survived(run, run.start(partial(inside.slow_disk, str(run.folder), random.randrange(1000))))
 
 
 def clock_back(run: Run, random: Random) -> Seen:
-    run.world.whole(run.name)
     return survived(run, run.start(partial(inside.clock_back, run.world.seconds[run.name] / 2)))
 
 
 def broken(run: Run, random: Random) -> Seen:
     """A weight is NaN from step 4 on, of a run that has a checkpoint of step 2."""
-    run.world.whole(run.name)
     poison = '[{"class_path": "tests.train.spy.Poison", "init_args": {"step": 4, "after": false}}]'
     codes, errors = run.ended(run.start(None, "--trainer.callbacks", poison))
     kept = torch.load(run.out / "checkpoints/last.ckpt", weights_only=True)["global_step"]
