@@ -85,8 +85,8 @@ def wait_for(folder: Path, images: int) -> None:
     """Return once the parts have so many images, of all ranks; OSError where they do not come."""
     if not shows(lambda: written(folder) >= images):
         raise OSError(
-            f"{folder / 'parts'} shows {written(folder):,} of {images:,} images that all processes wrote: is it "
-            "a folder that all machines share? The same command continues"
+            f"{folder / 'parts'} shows {written(folder):,} of the {images:,} images that all processes "
+            "wrote: is it a folder that all machines share? The same command continues"
         )
 
 
