@@ -8,12 +8,12 @@ from typing import Any
 
 import pandas as pd
 import yaml
-from filelock import FileLock, Timeout
 
 from callbacks.monitor import memorized_share
 from callbacks.wandb_run import flat
 from data.files import read_object, redacted, remove_temporary_files, write_atomically
 from infer.models.pipeline import check_pipeline
+from infer.predict.lock import FolderLock
 
 # Settings that may change between two starts of the same run; `out` and the cache because they may be moved.
 FREE = re.compile(
@@ -27,24 +27,16 @@ def claim(folder: Path, config: str) -> Iterator[None]:
 
     Raises ValueError if another process trains there or another run started there.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
+    lock = FolderLock(folder)
     try:
-        held = lock.acquire(timeout=0)
-    except Timeout as error:
-        raise ValueError(
-            f"another process trains in {folder}: wait until it ends, or choose another --out"
-        ) from error
-    with held:
-        try:
-            remove_temporary_files(folder)
-            path, config = folder / "config.yaml", redacted(config)
-            if path.exists() and (last_checkpoint(folder) or (folder / "pipeline").exists()):
-                check_same_run(folder, read_settings(path), settings(config))
-            write_atomically(path, lambda part: part.write_text(config))
-            yield
-        finally:
-            Path(lock.lock_file).unlink(missing_ok=True)
+        remove_temporary_files(folder)
+        path, config = folder / "config.yaml", redacted(config)
+        if path.exists() and (last_checkpoint(folder) or (folder / "pipeline").exists()):
+            check_same_run(folder, read_settings(path), settings(config))
+        write_atomically(path, lambda part: part.write_text(config))
+        yield
+    finally:
+        lock.release()
 
 
 def check_same_run(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:

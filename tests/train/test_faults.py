@@ -180,7 +180,7 @@ def test_two_fits_in_one_folder(world: Path, tmp_path: Path, capsys: pytest.Capt
     args = short(world, out, trainer__max_steps=2, checkpoint_every=1)
     process = start([*args, "--trainer.callbacks", json.dumps([stop(2, flag)])])
     fits.wait_for(flag, process)
-    assert f"another process trains in {out}" in error_line(args, capsys)
+    assert f"{out} is being filled by process" in error_line(args, capsys)
     process.kill()
     process.exit_codes()
     assert main(args) == 0 and not (out / ".lock").exists()
