@@ -1,4 +1,4 @@
-"""A training run's folder: which run it belongs to, whether that is finished, and its metrics."""
+"""A training run's folder: which run it belongs to, and whether that is finished."""
 
 import re
 from collections.abc import Iterator
@@ -103,28 +103,3 @@ def memorized(folder: Path, monitor: Any, step: int) -> bool:
 def last_checkpoint(folder: Path) -> Path | None:
     path = folder / "checkpoints" / "last.ckpt"
     return path if path.exists() else None
-
-
-def keep_metrics(folder: Path) -> None:
-    """Move the interrupted start's rows to `metrics-before.csv`: Lightning's CSV logger would delete them."""
-    path, before = folder / "metrics.csv", folder / "metrics-before.csv"
-    if tables := read_metrics(before, path):
-        write_atomically(before, lambda part: pd.concat(tables).to_csv(part, index=False))
-    path.unlink(missing_ok=True)
-
-
-def join_metrics(folder: Path) -> None:
-    """Write `metrics.csv` with one row per step of all starts; of two values the later one counts."""
-    path, before = folder / "metrics.csv", folder / "metrics-before.csv"
-    tables = read_metrics(before, path)
-    if len(tables) > 1 or tables and (before.exists() or not tables[0]["step"].is_unique):
-        rows = pd.concat(tables).groupby("step", as_index=False).last()
-        write_atomically(path, lambda part: rows[sorted(rows.columns)].to_csv(part, index=False))
-    before.unlink(missing_ok=True)
-
-
-def read_metrics(*paths: Path) -> list[pd.DataFrame]:
-    """The tables that exist and have rows."""
-    return [
-        pd.read_csv(path, on_bad_lines="skip") for path in paths if path.exists() and path.read_text().strip()
-    ]

@@ -59,12 +59,15 @@ class SampleWriter(BasePredictionWriter):
         trainer.strategy.barrier()
 
     def take_lock(self, trainer: pl.Trainer) -> None:
-        """Lock the folder for all processes of the run; ValueError in all where another run has it."""
+        """Lock the folder for all processes of the run.
+
+        ValueError in all where another run has it, or where it cannot be written.
+        """
         error = None
         if trainer.is_global_zero:
             try:
                 self.lock = FolderLock(Path(trainer.default_root_dir))
-            except ValueError as refused:
+            except (ValueError, OSError) as refused:
                 error = str(refused)
         if error := trainer.strategy.broadcast(error):
             raise ValueError(error)
