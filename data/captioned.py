@@ -21,7 +21,7 @@ from PIL import Image, ImageOps
 from data.disk import is_lost
 from data.files import one_line
 from data.images.decoding import decoded, problem
-from data.images.stored import Stored, read
+from data.images.stored import Stored, WholeFile, read
 from data.remote import Unreachable, lost
 from data.sources.layouts import open_source, with_options
 from data.sources.rows import NAMED, Row, clean
@@ -158,6 +158,8 @@ def examined(row: Row, uncaptioned: bool = False) -> tuple[Sample | None, str, s
     except Unreachable:
         raise
     except (OSError, ValueError) as error:  # of a disk, or pyarrow's
+        if is_lost(error) and not isinstance(row.image, WholeFile):  # which may be a dead link
+            raise Unreachable(lost(error)) from error
         return None, "unreadable images", one_line(error)
     if image is None:
         return None, row.missing, row.detail

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from data import disk, remote
-from data.captioned import load_captioned
+from data.captioned import examined, load_captioned
 from data.cli import is_users
 from data.disk import full_disk_named
 from data.sources.shards import read_shards
@@ -65,9 +65,13 @@ def test_data_that_is_lost_is_an_error_and_a_damaged_image_is_skipped(tmp_path: 
     """Also where a decoder reads it for a batch: else the image would be black in a cache for ever."""
     shard = write_shard(tmp_path / "0.tar", "ab")
     [sample, _] = load_captioned(str(shard)).samples
+    rows = list(read_shards([str(shard)], Counter()))
     moved = shard.rename(tmp_path / "moved")
-    rows = partial(list, read_shards([str(shard)], Counter()))
-    for read in (sample.rgb, partial(stacked, [sample], 8, False), rows):
+    reads = [
+        sample.rgb, partial(stacked, [sample], 8, False), partial(examined, rows[0]),
+        partial(list, read_shards([str(shard)], Counter())),
+    ]  # fmt: skip
+    for read in reads:
         with pytest.raises(remote.Unreachable, match="data is gone, or its disk does not answer.*0.tar"):
             read()
     shard.write_bytes(bytes(moved.stat().st_size))  # there, but damaged
