@@ -9,7 +9,7 @@ from tests.faults.cases import World
 from tests.faults.equal import differences
 from tests.faults.rows import FAULTS
 
-SHORT = ("kill predict, 2 ranks", "disk rows of a batch", "shard stream")
+SHORT = ("kill predict", "disk rows of a batch")  # which share an uninterrupted run
 
 
 @pytest.fixture(scope="module")
