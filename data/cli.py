@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from data.disk import is_full_disk
-from data.files import printable, redacted
+from data.files import one_line, printable, redacted
 from data.option_names import unknown_option
 
 # lines of a jsonargparse error that say nothing new
@@ -47,6 +47,8 @@ def is_lost_process(error: Exception) -> bool:
 def without_traceback(error: Exception) -> str:
     """What an error says; of one in a DataLoader's worker torch's message is the traceback, which ends so."""
     text = str(error)
+    if is_full_disk(error) and not text.startswith("no space left"):  # the words of a library
+        return f"no space left: free some, and give the same command again ({one_line(error)})"
     if text.startswith("Does not validate"):
         return reasons(text)
     return text.strip().splitlines()[-1].partition(": ")[2] if "\nOriginal Traceback " in text else text

@@ -64,7 +64,7 @@ def filesystem(url: str) -> tuple[Any, str]:
 def retried(what: str, action: Callable[[], Result]) -> Result:
     """What the action returns, within four attempts; Unreachable, which names `what`, and the last reason.
 
-    A missing file (FileNotFoundError) and a refused key are not tried again; a full disk's error stays.
+    A missing file (FileNotFoundError), a refused key and a full disk are not tried again.
     """
     for attempt in range(1, ATTEMPTS + 1):
         try:
@@ -74,7 +74,7 @@ def retried(what: str, action: Callable[[], Result]) -> Result:
             raise kind(f"cannot reach {what}: {one_line(error)}") from error
         except Exception as error:  # of a network: a dozen kinds from as many libraries
             if is_full_disk(error):
-                raise
+                raise Unreachable(f"no space left to keep {what} in {root()}: free some") from error
             if attempt == ATTEMPTS:
                 raise Unreachable(f"cannot reach {what} in {ATTEMPTS} attempts: {one_line(error)}") from error
             log.warning(

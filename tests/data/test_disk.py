@@ -9,7 +9,7 @@ import pytest
 
 from data import disk, remote
 from data.captioned import examined, load_captioned
-from data.cli import is_users
+from data.cli import is_users, without_traceback
 from data.disk import full_disk_named
 from data.sources.shards import read_shards
 from tests.data.image_files import write_shard
@@ -45,6 +45,7 @@ def test_a_full_disk_is_the_users_in_every_command() -> None:
     with pytest.raises(RuntimeError) as raised:
         torch_writer()
     assert is_users(raised.value)
+    assert without_traceback(raised.value).startswith("no space left: free some, and give the same command")
     assert not is_users(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
 
 
@@ -56,7 +57,7 @@ def test_a_full_disk_is_no_network_that_is_tried_again(monkeypatch: pytest.Monke
         attempts.append(1)
         pyarrow_or_pillow()
 
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(remote.Unreachable, match="no space left to keep s3://bucket/a.tar"):
         remote.retried("s3://bucket/a.tar", fetch)
     assert len(attempts) == 1
 

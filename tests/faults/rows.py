@@ -53,7 +53,9 @@ def ends_equal(run: Run) -> str:
 
 
 def last_line(errors: str) -> str:
-    return (error_lines(errors) or [line for line in errors.splitlines() if line.strip()] or [""])[-1]
+    """The lines of errors, or the last one of whatever there is."""
+    last = [line for line in errors.splitlines() if line.strip()][-1:]
+    return " / ".join(error_lines(errors) or last)
 
 
 def one_line(codes: list[int | None], errors: str) -> str:
@@ -95,11 +97,14 @@ def survived(run: Run, command: Command) -> Seen:
 
 def full_disk(where: str, pattern: str, run: Run, random: Random) -> Seen:
     """The folder `where` of the run is a small disk, which is full when a file is to be written."""
-    disk, left = run.folder / where, random.choice([0, 16384])
+    disk, left = run.folder / where, random.choice([0, 0, 16384])
     with mounted(disk, "-t", "tmpfs", "-o", DISK, "tmpfs"):
         command = run.start(partial(inside.fill_at, str(disk), f"*{pattern}", left))
-        seen = failed(run, command, lambda: (disk / "ballast").unlink(missing_ok=True))
-    return seen
+        codes, errors = run.ended(command)
+        (disk / "ballast").unlink()
+        if not any(codes):  # what was left sufficed
+            return Seen(wrong="; ".join(run.different()))
+        return Seen(last_line(errors), one_line(codes, errors) or ends_equal(run))
 
 
 class mounted:
