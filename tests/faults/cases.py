@@ -1,7 +1,6 @@
 """Commands on tiny random models, each with a folder of its own for what it reads and writes."""
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from tests.conftest import CAPTIONS, random_pipeline, save_clip, save_shard
 from tests.data.image_files import write_shard
+from tests.faults import inside
 from tests.faults.equal import differences
 from tests.processes import Command, until
 from tests.train.fits import full, short, write_folder
@@ -130,9 +130,9 @@ class Run:
             shutil.copytree(begun, self.out)
 
     def start(self, prepare: Callable[[], None] | None = None, *more: str) -> Command:
-        """The command, with caches of its own; `prepare` in each process before it."""
-        os.environ["ATTRACTION_BASIN_CACHE"] = str(self.folder / "user_cache")
-        return Command(self.case.program, [*self.case.args(self.folder), *more], self.case.ranks, prepare)
+        """The command; `prepare` in each process before it."""
+        begun = partial(inside.begin, str(self.folder / "user_cache"), prepare)
+        return Command(self.case.program, [*self.case.args(self.folder), *more], self.case.ranks, begun)
 
     def ended(self, command: Command, patience: float = 10.0) -> tuple[list[int | None], str]:
         """Exit codes and errors. Ranks that outlive one that failed by so many seconds are killed, as

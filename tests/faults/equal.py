@@ -3,7 +3,8 @@
 The same files, each with the same content. Left out is, here and nowhere else:
 
 - times and memory: columns and keys with `seconds` or `memory` in their names;
-- the numbers of pages (.html, .md, .tex), which are those of the tables beside them.
+- the numbers of pages (.html, .md, .tex), which are those of the tables beside them;
+- the commit of the code: no run of `tests.faults.cases` knows it.
 
 Images are compared by their bytes, tables by their rows in order and their types, checkpoints and weights
 by every number.

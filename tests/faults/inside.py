@@ -17,6 +17,13 @@ from data import files
 HOUR = 3600.0
 
 
+def begin(cache: str, prepare: Callable[[], None] | None) -> None:
+    """A cache of its own, and no commit of the code, which may change meanwhile; then `prepare`."""
+    os.environ |= {"ATTRACTION_BASIN_CACHE": cache, "GIT_DIR": os.devnull}
+    if prepare:
+        prepare()
+
+
 def on_write(pattern: str, act: Callable[[], None]) -> None:
     """Call `act` once, right before a file or folder is written whose path matches."""
     count, original = itertools.count(), files.write_atomically

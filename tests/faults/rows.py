@@ -65,7 +65,8 @@ def one_line(codes: list[int | None], errors: str) -> str:
         return f"a traceback: {errors.strip().splitlines()[-1]}"
     if not 1 <= len(lines) <= len(codes) or len(lines) > len(set(lines)):
         return f"{len(lines)} lines of errors: {' / '.join(lines)}"
-    return "" if all(code in (1, 2) for code in codes) else f"exit codes {codes}"
+    # the first rank says it; those that wait for it are killed (`Run.ended`)
+    return "" if codes[0] in (1, 2) and all(code in (1, 2, -9) for code in codes) else f"exit codes {codes}"
 
 
 def killed(run: Run, random: Random) -> Seen:
@@ -81,11 +82,14 @@ def killed(run: Run, random: Random) -> Seen:
 
 
 def failed(run: Run, command: Command, repair: Callable[[], object]) -> Seen:
-    """A command that must end with one line; after the repair, the same one ends as if nothing had been."""
+    """A command that must end with one line; after the repair, the same one ends as if nothing had been.
+
+    Where it can do without what failed, it ends so at once.
+    """
     codes, errors = run.ended(command)
-    wrong = one_line(codes, errors)
     repair()
-    return Seen(last_line(errors), wrong or ends_equal(run))
+    wrong = one_line(codes, errors) or ends_equal(run) if any(codes) else "; ".join(run.different())
+    return Seen(last_line(errors), wrong)
 
 
 def survived(run: Run, command: Command) -> Seen:
@@ -100,11 +104,10 @@ def full_disk(where: str, pattern: str, run: Run, random: Random) -> Seen:
     disk, left = run.folder / where, random.choice([0, 0, 16384])
     with mounted(disk, "-t", "tmpfs", "-o", DISK, "tmpfs"):
         command = run.start(partial(inside.fill_at, str(disk), f"*{pattern}", left))
-        codes, errors = run.ended(command)
-        (disk / "ballast").unlink()
-        if not any(codes):  # what was left sufficed
-            return Seen(wrong="; ".join(run.different()))
-        return Seen(last_line(errors), one_line(codes, errors) or ends_equal(run))
+        until(lambda: (disk / "ballast").exists() or command.ended(), 300, command.errors)
+        if not (disk / "ballast").exists():
+            return Seen(wrong=f"nothing like {pattern} was written")
+        return failed(run, command, (disk / "ballast").unlink)
 
 
 class mounted:
