@@ -134,7 +134,7 @@ class Run:
         begun = partial(inside.begin, str(self.folder / "user_cache"), prepare)
         return Command(self.case.program, [*self.case.args(self.folder), *more], self.case.ranks, begun)
 
-    def ended(self, command: Command, patience: float = 10.0) -> tuple[list[int | None], str]:
+    def ended(self, command: Command, patience: float = 20.0) -> tuple[list[int | None], str]:
         """Exit codes and errors. Ranks that outlive one that failed by so many seconds are killed, as
         torchrun and srun do."""
         until(lambda: any(command.codes()) or None not in command.codes(), 300, command.errors)

@@ -143,9 +143,12 @@ def read_only(where: str, run: Run, random: Random) -> Seen:
 
 
 def lost_shard(name: str, times: int, run: Run, random: Random) -> Seen:
+    """A shard that is moved away at its opening of this number, and comes back later."""
     shard = run.folder / name
     command = run.start(partial(inside.hide_at, str(shard), times))
     until(lambda: Path(f"{shard}.moved").exists() or command.ended(), 100, command.errors)
+    if not Path(f"{shard}.moved").exists():
+        return Seen(wrong=f"{name} was not opened {times} times")
     return failed(run, command, lambda: os.rename(f"{shard}.moved", shard))
 
 
