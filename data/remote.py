@@ -35,7 +35,8 @@ class Unreachable(OSError):
 
 def lost(error: OSError) -> str:
     """The message for a file of a disk that was there when the data was listed (`data.disk.is_lost`)."""
-    return f"data is gone, or its disk does not answer: {one_line(error)}; the same command continues"
+    why = one_line(error)
+    return f"data is gone, or its disk does not answer ({why}): give the same command again when it is back"
 
 
 def is_remote(name: str) -> bool:
