@@ -10,7 +10,9 @@ from random import Random
 from tempfile import TemporaryDirectory
 
 from tests.faults.cases import Run, World
-from tests.faults.rows import FAULTS, Fault, Seen, Skipped
+from tests.faults.disks import Skipped
+from tests.faults.injections import Seen
+from tests.faults.rows import FAULTS, Fault
 
 HEADER = "| fault | command | tries | outcome | the line that a user saw |\n|---|---|---|---|---|"
 
