@@ -91,6 +91,7 @@ def clock_back(after: float) -> None:
 
 def slow_disk(folder: str, seed: int) -> None:
     """A network disk: a rename takes half a second to two, and other processes see the file 3 s later."""
+    began = time.time()  # what is older has been there all the time
     draws = random.Random(f"{seed} {os.environ.get('LOCAL_RANK')}")
     own: set[str] = set()  # of this process: it sees them at once
     replace, rename, status, scandir, listdir = os.replace, os.rename, os.stat, os.scandir, os.listdir
@@ -111,7 +112,8 @@ def slow_disk(folder: str, seed: int) -> None:
         except OSError:
             return False
         mine = name in own or any(parent.as_posix() in own for parent in Path(name).parents)
-        return stat.S_ISREG(state.st_mode) and not mine and time.time() - state.st_ctime < 3
+        recent = state.st_ctime > max(began, time.time() - 3)
+        return stat.S_ISREG(state.st_mode) and not mine and recent
 
     def stat_late(path: Any, **options: Any) -> os.stat_result:
         if late(path):
