@@ -127,17 +127,26 @@ def slow_disk(folder: str, seed: int) -> None:
             elif late(args[0]):
                 raise FileNotFoundError(2, "No such file or directory", str(args[0]))
 
-    class Entries(list):
-        def __enter__(self) -> list:
+    class Entries:
+        def __init__(self, path: Any = "."):
+            self.entries = (entry for entry in scandir(path) if not late(entry.path))
+
+        def __iter__(self) -> Any:
+            return self
+
+        def __next__(self) -> Any:
+            return next(self.entries)
+
+        def __enter__(self) -> Any:
             return self
 
         def __exit__(self, *_: Any) -> None:
-            pass
+            self.entries.close()
 
         close = __exit__
 
     os.replace, os.rename, os.stat = slowly(replace), slowly(rename), stat_late
-    os.scandir = lambda path=".": Entries(entry for entry in scandir(path) if not late(entry.path))
+    os.scandir = Entries
     os.listdir = lambda path=".": [n for n in listdir(path) if not late(os.path.join(path, n))]
     sys.addaudithook(audit)
     from train.dataset import cache
