@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from data.disk import is_lost
 from data.files import one_line
 from data.images.decoding import decoded, problem
-from data.images.stored import Stored, read
-from data.remote import Unreachable
+from data.images.stored import Stored, WholeFile, read
+from data.remote import Unreachable, lost
 from data.sources.layouts import open_source, with_options
 from data.sources.rows import NAMED, Row, clean
 
@@ -61,8 +62,13 @@ class Sample:
 
     @property
     def image(self) -> bytes:
-        """The encoded image, read from disk each time."""
-        return read(self.stored)
+        """The encoded image, read from disk each time; Unreachable where its file is there no more."""
+        try:
+            return read(self.stored)
+        except OSError as error:
+            if is_lost(error):
+                raise Unreachable(lost(error)) from error
+            raise
 
     def rgb(self, resolution: int | None = None) -> Image.Image:
         """Decoded to RGB of 8 bits; `resolution`: resized on the short side, centre-cropped.
@@ -152,6 +158,8 @@ def examined(row: Row, uncaptioned: bool = False) -> tuple[Sample | None, str, s
     except Unreachable:
         raise
     except (OSError, ValueError) as error:  # of a disk, or pyarrow's
+        if is_lost(error) and not isinstance(row.image, WholeFile):  # which may be a dead link
+            raise Unreachable(lost(error)) from error
         return None, "unreadable images", one_line(error)
     if image is None:
         return None, row.missing, row.detail

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from data.files import printable, redacted
+from data.disk import is_full_disk
+from data.files import one_line, printable, redacted
 from data.option_names import unknown_option
 
 # lines of a jsonargparse error that say nothing new
@@ -32,6 +33,7 @@ def is_users(error: Exception) -> bool:
     """ValueError, of a parser, a file or a disk, or Lightning's own, such as for a GPU that is not there."""
     return (
         isinstance(error, (ValueError, ArgumentError, OSError))
+        or is_full_disk(error)
         or type(error).__name__ == "MisconfigurationException"
     )
 
@@ -45,6 +47,8 @@ def is_lost_process(error: Exception) -> bool:
 def without_traceback(error: Exception) -> str:
     """What an error says; of one in a DataLoader's worker torch's message is the traceback, which ends so."""
     text = str(error)
+    if is_full_disk(error) and not text.startswith("no space left"):  # the words of a library
+        return f"no space left: free some, and give the same command again ({one_line(error)})"
     if text.startswith("Does not validate"):
         return reasons(text)
     return text.strip().splitlines()[-1].partition(": ")[2] if "\nOriginal Traceback " in text else text

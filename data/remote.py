@@ -15,6 +15,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, BinaryIO, TypeVar
 
+from data.disk import is_full_disk
 from data.files import one_line, read_object, redacted, remove, user_cache, write_atomically, write_json
 
 log = logging.getLogger(__name__)
@@ -29,7 +30,13 @@ Result = TypeVar("Result")
 
 
 class Unreachable(OSError):
-    """A store that does not answer, or refuses: no reason to go on with less data."""
+    """A store or a disk that does not answer, or refuses: no reason to go on with less data."""
+
+
+def lost(error: OSError) -> str:
+    """The message for a file of a disk that was there when the data was listed (`data.disk.is_lost`)."""
+    why = one_line(error)
+    return f"data is gone, or its disk does not answer ({why}): give the same command again when it is back"
 
 
 def is_remote(name: str) -> bool:
@@ -58,7 +65,7 @@ def filesystem(url: str) -> tuple[Any, str]:
 def retried(what: str, action: Callable[[], Result]) -> Result:
     """What the action returns, within four attempts; Unreachable, which names `what`, and the last reason.
 
-    A missing file (FileNotFoundError) and a refused key are not tried again.
+    A missing file (FileNotFoundError), a refused key and a full disk are not tried again.
     """
     for attempt in range(1, ATTEMPTS + 1):
         try:
@@ -67,6 +74,8 @@ def retried(what: str, action: Callable[[], Result]) -> Result:
             kind = FileNotFoundError if isinstance(error, FileNotFoundError) else Unreachable
             raise kind(f"cannot reach {what}: {one_line(error)}") from error
         except Exception as error:  # of a network: a dozen kinds from as many libraries
+            if is_full_disk(error):
+                raise Unreachable(f"no space left to keep {what} in {root()}: free some") from error
             if attempt == ATTEMPTS:
                 raise Unreachable(f"cannot reach {what} in {ATTEMPTS} attempts: {one_line(error)}") from error
             log.warning(

@@ -183,8 +183,11 @@ def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str,
 
 @pytest.fixture(scope="session")
 def tiny_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_shard(tmp_path_factory.mktemp("shards") / "00000.tar")
+
+
+def save_shard(path: Path) -> Path:
     """Eight 16 px images with captions, `s0`..`s7`, in one shard."""
-    path = tmp_path_factory.mktemp("shards") / "00000.tar"
     random = np.random.default_rng(0)
     with wds.TarWriter(str(path), encoder=False) as tar:
         for number, caption in enumerate(CAPTIONS):
@@ -196,6 +199,10 @@ def tiny_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_clip(tmp_path_factory.mktemp("clip"))
+
+
+def save_clip(folder: Path) -> Path:
     """Folder of a random CLIPModel for 16 px images, with its tokenizer and image processor."""
     from transformers import CLIPConfig, CLIPModel
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
@@ -203,7 +210,7 @@ def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from train.base_model.clip import train_tokenizer
 
     torch.manual_seed(1)
-    folder, tokenizer = tmp_path_factory.mktemp("clip"), train_tokenizer(CAPTIONS, 600, 8)
+    tokenizer = train_tokenizer(CAPTIONS, 600, 8)
     size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
     text = {"vocab_size": len(tokenizer), "max_position_embeddings": 8, "bos_token_id": 0, "eos_token_id": 1}
     config = CLIPConfig(

@@ -59,7 +59,13 @@ def kill_all() -> None:
         command.kill()
 
 
-def run(program: str, args: list[str], errors: str, environment: dict[str, str]) -> None:
+def run(
+    program: str,
+    args: list[str],
+    errors: str,
+    environment: dict[str, str],
+    prepare: Callable[[], None] | None,
+) -> None:
     """`python -m PROGRAM ARGS` in this process: with one thread, and a process group of its own."""
     os.setsid()
     os.environ.clear()
@@ -70,6 +76,8 @@ def run(program: str, args: list[str], errors: str, environment: dict[str, str])
         os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), number)
     module = sys.modules["__main__"] = import_module(f"{program}.__main__")
     sys.argv = [module.__file__, *args]  # by which Lightning starts other ranks
+    if prepare:
+        prepare()
     sys.exit(module.main(args))
 
 
@@ -81,9 +89,12 @@ class Command:
         args: of the program.
         ranks: 1: one process, which starts more if `args` ask for several devices. More: as many processes,
             each a rank. They have LOCAL_RANK, with which Lightning starts no process of its own.
+        prepare: called in each process before the command; a function of a module, to be found by its name.
     """
 
-    def __init__(self, program: str, args: list[str], ranks: int = 1):
+    def __init__(
+        self, program: str, args: list[str], ranks: int = 1, prepare: Callable[[], None] | None = None
+    ):
         server = multiprocessing.get_context("forkserver")
         server.set_forkserver_preload([__name__])
         with tempfile.NamedTemporaryFile(prefix="stderr-", delete=False) as file:
@@ -94,18 +105,22 @@ class Command:
         self.processes: list[BaseProcess] = []
         for rank in range(ranks):
             environment = dict(os.environ) | (group | {"LOCAL_RANK": str(rank)} if ranks > 1 else {})
-            given = (program, args, str(self.path), environment)
+            given = (program, args, str(self.path), environment, prepare)
             self.processes.append(server.Process(target=run, args=given))
             self.processes[-1].start()
         running.add(self)
 
+    def codes(self) -> list[int | None]:
+        """Exit codes of the processes, None of those that run."""
+        return [process.exitcode for process in self.processes]
+
     def ended(self) -> bool:
         """Whether one of the processes has ended."""
-        return any(process.exitcode is not None for process in self.processes)
+        return any(code is not None for code in self.codes())
 
-    def kill(self) -> None:
-        """Each process, and what it has started."""
-        for process in self.processes:
+    def kill(self, rank: int | None = None) -> None:
+        """Each process, or one rank's, and what it has started."""
+        for process in self.processes if rank is None else [self.processes[rank]]:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, SIGKILL)
             process.kill()  # if it had no group yet
@@ -115,7 +130,7 @@ class Command:
         for process in self.processes:
             process.join(200)
         running.discard(self)
-        return [process.exitcode for process in self.processes]
+        return self.codes()
 
     def errors(self) -> str:
         """What they wrote to stderr so far."""

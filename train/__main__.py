@@ -58,7 +58,7 @@ def build(kind: str, args: list[str], plan: Plan | None = None):
     from jsonargparse.typing import PositiveInt
     from lightning.pytorch.callbacks import TQDMProgressBar
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-    from lightning.pytorch.loggers import CSVLogger, Logger
+    from lightning.pytorch.loggers import Logger
     from lightning.pytorch.strategies import StrategyRegistry
 
     from callbacks.checkpoints import Checkpoints
@@ -74,6 +74,7 @@ def build(kind: str, args: list[str], plan: Plan | None = None):
     from data.arguments import as_list, changed, parse
     from infer.predict.trainer import check_slurm, quiet_lightning
     from train.checkpoint_file import WholeFile
+    from train.metrics_file import MetricsLogger
     from train.plan.options import FitPlan
     from train.sharded import Sharded, check
     from train.trainer_options import check_options
@@ -122,7 +123,7 @@ def build(kind: str, args: list[str], plan: Plan | None = None):
             loggers = [each for each in items(options.logger) if isinstance(each, Logger)]
             trainer = super().instantiate_trainer(
                 default_root_dir=str(self.folder),
-                logger=[CSVLogger(self.folder, name="", version=""), *loggers],
+                logger=[MetricsLogger(self.folder), *loggers],
                 callbacks=callbacks,
                 plugins=[*items(options.plugins), WholeFile()],
                 **kwargs,
@@ -190,8 +191,9 @@ def run(kind: str, cli: Any) -> None:
     from callbacks.monitor import Monitor
     from callbacks.wandb_run import WandbOptions
     from train.checkpoint_file import read_checkpoint
+    from train.metrics_file import join_metrics, keep_metrics
     from train.resume import write_results
-    from train.run_folder import exported_steps, join_metrics, keep_metrics, last_checkpoint, memorized
+    from train.run_folder import exported_steps, last_checkpoint, memorized
 
     folder, trainer, model, data = cli.folder, cli.trainer, cli.model, cli.datamodule
     by_type = {type(callback): callback for callback in trainer.callbacks}

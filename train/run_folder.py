@@ -1,4 +1,4 @@
-"""A training run's folder: which run it belongs to, whether that is finished, and its metrics."""
+"""A training run's folder: which run it belongs to, and whether that is finished."""
 
 import re
 from collections.abc import Iterator
@@ -8,12 +8,12 @@ from typing import Any
 
 import pandas as pd
 import yaml
-from filelock import FileLock, Timeout
 
 from callbacks.monitor import memorized_share
 from callbacks.wandb_run import flat
 from data.files import read_object, redacted, remove_temporary_files, write_atomically
 from infer.models.pipeline import check_pipeline
+from infer.predict.lock import FolderLock
 
 # Settings that may change between two starts of the same run; `out` and the cache because they may be moved.
 FREE = re.compile(
@@ -27,24 +27,16 @@ def claim(folder: Path, config: str) -> Iterator[None]:
 
     Raises ValueError if another process trains there or another run started there.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
+    lock = FolderLock(folder)
     try:
-        held = lock.acquire(timeout=0)
-    except Timeout as error:
-        raise ValueError(
-            f"another process trains in {folder}: wait until it ends, or choose another --out"
-        ) from error
-    with held:
-        try:
-            remove_temporary_files(folder)
-            path, config = folder / "config.yaml", redacted(config)
-            if path.exists() and (last_checkpoint(folder) or (folder / "pipeline").exists()):
-                check_same_run(folder, read_settings(path), settings(config))
-            write_atomically(path, lambda part: part.write_text(config))
-            yield
-        finally:
-            Path(lock.lock_file).unlink(missing_ok=True)
+        remove_temporary_files(folder)
+        path, config = folder / "config.yaml", redacted(config)
+        if path.exists() and (last_checkpoint(folder) or (folder / "pipeline").exists()):
+            check_same_run(folder, read_settings(path), settings(config))
+        write_atomically(path, lambda part: part.write_text(config))
+        yield
+    finally:
+        lock.release()
 
 
 def check_same_run(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
@@ -111,28 +103,3 @@ def memorized(folder: Path, monitor: Any, step: int) -> bool:
 def last_checkpoint(folder: Path) -> Path | None:
     path = folder / "checkpoints" / "last.ckpt"
     return path if path.exists() else None
-
-
-def keep_metrics(folder: Path) -> None:
-    """Move the interrupted start's rows to `metrics-before.csv`: Lightning's CSV logger would delete them."""
-    path, before = folder / "metrics.csv", folder / "metrics-before.csv"
-    if tables := read_metrics(before, path):
-        write_atomically(before, lambda part: pd.concat(tables).to_csv(part, index=False))
-    path.unlink(missing_ok=True)
-
-
-def join_metrics(folder: Path) -> None:
-    """Write `metrics.csv` with one row per step of all starts; of two values the later one counts."""
-    path, before = folder / "metrics.csv", folder / "metrics-before.csv"
-    tables = read_metrics(before, path)
-    if len(tables) > 1 or tables and (before.exists() or not tables[0]["step"].is_unique):
-        rows = pd.concat(tables).groupby("step", as_index=False).last()
-        write_atomically(path, lambda part: rows[sorted(rows.columns)].to_csv(part, index=False))
-    before.unlink(missing_ok=True)
-
-
-def read_metrics(*paths: Path) -> list[pd.DataFrame]:
-    """The tables that exist and have rows."""
-    return [
-        pd.read_csv(path, on_bad_lines="skip") for path in paths if path.exists() and path.read_text().strip()
-    ]

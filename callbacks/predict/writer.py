@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import pandas as pd
+import torch
 from lightning.pytorch.callbacks import BasePredictionWriter
 
 from callbacks.mitigations.presets import label
@@ -19,7 +20,7 @@ from infer.predict.claim import claim
 from infer.predict.lock import FolderLock
 from infer.predict.merge import merge
 from infer.predict.module import Generated
-from infer.predict.parts import write_part
+from infer.predict.parts import wait_for, write_part, written
 from infer.predict.run_folder import FileStems, save_image
 from infer.predict.summary import write_summary
 
@@ -52,16 +53,21 @@ class SampleWriter(BasePredictionWriter):
             **trainer.datamodule.identity(),
         }
         self.take_lock(trainer)
-        claim(Path(trainer.default_root_dir), self.identity)  # on every rank: all refuse, or write the same
+        folder = Path(trainer.default_root_dir)
+        claim(folder, self.identity)  # on every rank: all refuse, or write the same
+        self.former, self.made = written(folder), 0
         trainer.strategy.barrier()
 
     def take_lock(self, trainer: pl.Trainer) -> None:
-        """Lock the folder for all processes of the run; ValueError in all where another run has it."""
+        """Lock the folder for all processes of the run.
+
+        ValueError in all where another run has it, or where it cannot be written.
+        """
         error = None
         if trainer.is_global_zero:
             try:
                 self.lock = FolderLock(Path(trainer.default_root_dir))
-            except ValueError as refused:
+            except (ValueError, OSError) as refused:
                 error = str(refused)
         if error := trainer.strategy.broadcast(error):
             raise ValueError(error)
@@ -111,12 +117,16 @@ class SampleWriter(BasePredictionWriter):
             traces.append(trace_rows(prediction, number))
             warn_of_image(prediction, number)
         write_part(folder, rows, pd.concat(traces, ignore_index=True))
+        self.made += len(rows)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Put the parts together; also those of a run that was killed just before this."""
-        self.leave_if_stopped(trainer)  # a barrier, too
+        self.leave_if_stopped(trainer)
+        made = torch.tensor(self.made, device=trainer.strategy.root_device)
+        made = int(trainer.strategy.reduce(made, reduce_op="sum"))  # a barrier, too
         if trainer.is_global_zero:
             folder, rules = Path(trainer.default_root_dir), pl_module.rules
+            wait_for(folder, self.former + made)  # or the parts that a network disk shows later would be lost
             if merge(folder, trainer.datamodule.requests):
                 has_transition = any(overrides(rule, "transition_timestep") for rule in rules)
                 has_alternative = any(rule.alternatives is not None for rule in rules)

@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
 
 from data.captioned import load_captioned
 from data.prompts.prompt import KNOWN, TEXT, Prompt, from_rows, safe_id, same, text_id
@@ -156,11 +155,3 @@ def load_ordinary(source: str, memorized: Iterable[Prompt]) -> tuple[list[Prompt
     if not ordinary:
         raise ValueError(f"all prompts of {source!r} are memorized: give others that are not")
     return ordinary, left_out
-
-
-def spread(items: list[Any], count: int | None) -> list[Any]:
-    """At most `count` items, evenly from the first to the last; None: all."""
-    import numpy as np
-
-    positions = np.linspace(0, len(items) - 1, min(count or len(items), len(items))).round().astype(int)
-    return [items[position] for position in positions]

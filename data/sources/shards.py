@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from lzma import LZMAError
 from pathlib import Path
 
+from data.disk import is_lost
 from data.images.stored import MAX_BYTES, Span, Stored, read
-from data.remote import Unreachable, opened
+from data.remote import Unreachable, lost, opened
 from data.sources.rows import (
     IMAGE_SUFFIXES,
     NAMED,
@@ -135,6 +136,8 @@ def members_of(path: str, skipped: Counter) -> tuple[dict[str, Members], list[st
     except Unreachable:
         raise
     except DAMAGE as error:
+        if is_lost(error):
+            raise Unreachable(lost(error)) from error
         skipped["broken shards"] += 1
         if str(error).startswith("file could not be opened"):  # and one line for each kind of compression
             error = "it is no tar"

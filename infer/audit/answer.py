@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from data.prompts import spread
+from data.batches import spread
 from infer.compare.score_images import TOP_IDS
 from infer.metrics.similarity import match
 from infer.metrics.training_set import TrainingSet

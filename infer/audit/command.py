@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from data.arguments import options_of, with_prompts
-from data.prompts import spread
+from data.batches import spread
 from infer.audit import use, words
 from infer.audit.answer import Answer, by_caption, others_as_near, share_returned, training_index
 from infer.audit.options import Audit

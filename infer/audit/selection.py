@@ -2,9 +2,9 @@
 
 from typing import NamedTuple
 
+from data.batches import spread
 from data.captioned import CaptionedImages
 from data.cli import warn_no_effect
-from data.prompts import spread
 from infer.audit.budget import Plan, plan_of
 from infer.audit.options import Audit
 from infer.denoising.requests import Request, requests_for

@@ -10,9 +10,9 @@ from PIL.Image import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from data.batches import in_batches
+from data.batches import in_batches, spread
 from data.captioned import CaptionedImages
-from data.prompts import Prompt, load_ordinary, load_prompts, spread
+from data.prompts import Prompt, load_ordinary, load_prompts
 from infer.basin.options import Basin
 from infer.basin.summary import Findings, clamp_point
 from infer.denoising.curves import Rules, Watch, joined

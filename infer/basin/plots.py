@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from data.prompts import spread
+from data.batches import spread
 from infer import plotting
 from infer.basin.sheet import GAP, ROW, SIZE, Sheet, color_of, with_minus
 from infer.basin.summary import Findings

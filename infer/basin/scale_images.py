@@ -12,9 +12,9 @@ from PIL.Image import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from data.batches import in_batches
+from data.batches import in_batches, spread
 from data.captioned import CaptionedImages, Sample, load_captioned
-from data.prompts import load_prompts, spread
+from data.prompts import load_prompts
 from data.table_files import read_exposures
 from infer.basin.critical_scale import critical_scale
 from infer.basin.options import Basin

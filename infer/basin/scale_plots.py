@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
 from PIL import Image
 
-from data.prompts import spread
+from data.batches import spread
 from infer import plotting
 from infer.basin.scale_summary import Scales, doubling
 from infer.basin.sheet import GAP, ROW, SIZE, Sheet, with_minus

@@ -6,8 +6,9 @@ from typing import Literal
 
 from jsonargparse.typing import OpenUnitInterval, PositiveInt
 
+from data.batches import spread
 from data.cli import warn_no_effect
-from data.prompts import Prompt, load_ordinary, load_prompts, spread
+from data.prompts import Prompt, load_ordinary, load_prompts
 from infer.detect.attention import LAYER
 from infer.detect.detectors import DETECTORS
 from infer.options import DenoiseOptions, device_of

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 
 from data.batches import in_batches
+from data.disk import shows
 from data.table_files import check_columns, readable
 from infer.denoising.requests import Requests
 from infer.predict.run_folder import AGAIN, KEY, inside, is_intact, write_table
@@ -78,6 +79,15 @@ def written(folder: Path) -> int:
         return 0
     counts = (name[-3] for name in names if name[-2:] == ["samples", "parquet"])
     return sum(int(count) for count in counts if count.isdigit())
+
+
+def wait_for(folder: Path, images: int) -> None:
+    """Return once the parts have so many images, of all ranks; OSError where they do not come."""
+    if not shows(lambda: written(folder) >= images):
+        raise OSError(
+            f"{folder / 'parts'} shows {written(folder):,} of the {images:,} images that all processes "
+            "wrote: is it a folder that all machines share? The same command continues"
+        )
 
 
 def sample_pieces(folder: Path, rank: int = 0, world_size: int = 1) -> Iterator[Piece]:

@@ -7,9 +7,9 @@ from pathlib import Path
 import pyarrow as pa
 
 from tests.bad_inputs import Bad, Files, Group
-from tests.bad_inputs.images import IMAGES, tar_of
+from tests.bad_inputs.images import IMAGES
 from tests.bad_inputs.prompts import DEEP, damaged, parquet
-from tests.data.image_files import noise
+from tests.data.image_files import noise, tar_of
 
 ONE = {"a.png": noise(0)}
 PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])

@@ -3,7 +3,6 @@
 
 import bz2
 import gzip
-import io
 import lzma
 import os
 import struct
@@ -16,7 +15,7 @@ from data.__main__ import inspect
 from data.images.stored import MAX_BYTES
 from tests.bad_inputs import Bad, Group
 from tests.bad_inputs.prompts import DEEP
-from tests.data.image_files import encoded, noise, write_folder
+from tests.data.image_files import encoded, noise, tar_of, write_folder
 
 GOOD = {"good.png": noise(1), "good.txt": b"good"}
 SKIPPED = "skipped 'a': unreadable images: "
@@ -95,16 +94,6 @@ IMAGES = Group("Images", "python -m data inspect {}", lambda *args: inspect(list
 def whole() -> bytes:
     """A shard of one image."""
     return tar_of({"a.png": noise(0), "a.txt": b"a"})
-
-
-def tar_of(files: dict[str, bytes]) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as archive:
-        for name, content in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    return buffer.getvalue()
 
 
 def shard(what: str, content: bytes, line: str, name: str = "a.tar") -> Bad:

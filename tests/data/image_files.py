@@ -1,5 +1,6 @@
 """Training data as it lies on disk: images, shards, folders."""
 
+import gzip
 import io
 import itertools
 import tarfile
@@ -25,13 +26,21 @@ def noise(seed: int, form: str = "png") -> bytes:
     return encoded(Image.fromarray(np.random.default_rng(seed).integers(0, 256, (48, 48, 3), np.uint8)), form)
 
 
-def write_tar(path: Path, files: dict[str, bytes]) -> Path:
-    """A tar of files, gzipped if its name says so."""
-    with tarfile.open(path, "w:gz" if path.name.endswith("gz") else "w") as archive:
+def tar_of(files: dict[str, bytes]) -> bytes:
+    """A tar of files."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
         for name, content in files.items():
             member = tarfile.TarInfo(name)
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def write_tar(path: Path, files: dict[str, bytes]) -> Path:
+    """Write a tar of files, gzipped if its name says so."""
+    content = tar_of(files)
+    path.write_bytes(gzip.compress(content) if path.name.endswith("gz") else content)
     return path
 
 

@@ -1,5 +1,6 @@
 """What goes wrong outside of a training: data and files that change, break or are missing, and full disks."""
 
+import errno
 import json
 import shutil
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from PIL import Image
 from tests.train import fits
 from tests.train.fits import error_line, interrupt, run_process, short, start, stop, unet, write_folder
 from train.__main__ import main
-from train.run_folder import join_metrics, keep_metrics
+from train.metrics_file import MetricsLogger, join_metrics, keep_metrics
 
 world = fits.world  # a fixture
 CAPTIONS = {f"i{number}": f"image {number}" for number in range(4)}
@@ -174,13 +175,36 @@ def test_an_empty_file_of_metrics_stops_no_restart(tmp_path: Path) -> None:
     assert pd.read_csv(tmp_path / "metrics.csv")["step"].tolist() == [0]
 
 
+def test_a_full_disk_loses_no_row_of_the_metrics(tmp_path: Path) -> None:
+    """Where a column more is written, and where a row is cut."""
+    logger = MetricsLogger(tmp_path)
+    logger.log_metrics({"loss": 1.0}, 0)
+    logger.save()
+    logger.log_metrics({"loss": 2.0, "memorized_share": 0.5}, 12)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("csv.DictWriter.writeheader", lambda *_: full_disk())
+        with pytest.raises(OSError, match="No space left"):
+            logger.save()
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
+    assert pd.read_csv(tmp_path / "metrics.csv").to_dict("list") == {"loss": [1.0], "step": [0]}
+    logger.save()
+    whole = (tmp_path / "metrics.csv").read_bytes()
+    (tmp_path / "metrics.csv").write_bytes(whole.rstrip()[:-1])  # step 12 is cut to 1
+    keep_metrics(tmp_path)
+    assert pd.read_csv(tmp_path / "metrics-before.csv")["step"].tolist() == [0]
+
+
+def full_disk() -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
 def test_two_fits_in_one_folder(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """The second one is refused while the first one trains, and takes over when that was killed."""
     out, flag = tmp_path / "run", tmp_path / "flag"
     args = short(world, out, trainer__max_steps=2, checkpoint_every=1)
     process = start([*args, "--trainer.callbacks", json.dumps([stop(2, flag)])])
     fits.wait_for(flag, process)
-    assert f"another process trains in {out}" in error_line(args, capsys)
+    assert f"{out} is being filled by process" in error_line(args, capsys)
     process.kill()
     process.exit_codes()
     assert main(args) == 0 and not (out / ".lock").exists()

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset, DistributedSampler
 
 from data.captioned import NAMED, Sample
 from data.regimes.captions import Captions
+from data.remote import Unreachable
 from train.dataset.cache import Shards
 
 Draw = tuple[int, int]  # its number in the run, and the image's index
@@ -95,6 +96,8 @@ def stacked(samples: Sequence[Sample], resolution: int, flip: bool) -> tuple[Ten
         try:
             pixels[row] = torch.from_numpy(sample.pixels(resolution))
             readable.append(True)
+        except Unreachable:  # it can be read another time: no reason to leave it out
+            raise
         except Exception as error:  # Pillow raises half a dozen kinds, for damage that only decoding shows
             readable.append(False)
             unreadable(sample.id, error)

@@ -13,6 +13,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 from torch.utils.data import DataLoader
 
 from data.captioned import CaptionedImages, Sample, load_captioned
+from data.disk import shows
 from data.regimes.captions import Captioning, Captions
 from data.regimes.exposure import Exposure
 from data.repeats.pictures import without_repeats
@@ -162,6 +163,8 @@ class LatentData(pl.LightningDataModule):
             own = numbers[strategy.global_rank :: strategy.world_size]
             fill(folder, rows, own, encode, what, bar=strategy.global_rank == 0)
         strategy.barrier()
+        if numbers:
+            shows(lambda: not missing_shards(folder, rows))  # those of other machines, on a network disk
         return Shards(folder, rows)
 
     def watched(self, count: int) -> list[tuple[Sample, str]]:

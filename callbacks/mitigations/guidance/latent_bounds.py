@@ -9,8 +9,8 @@ from torch import Tensor
 
 from callbacks.mitigations.base import Mitigation
 from callbacks.mitigations.guidance.ordinary_guidance import per_sample
-from data.batches import in_batches
-from data.prompts import Prompt, load_ordinary, spread
+from data.batches import in_batches, spread
+from data.prompts import Prompt, load_ordinary
 from data.prompts.fingerprint import source_fingerprint
 from infer.denoising.hooks import Batch, DenoisingStep, GuidanceRule, Request, rms
 from infer.denoising.loop import denoise

@@ -12,8 +12,8 @@ from PIL import Image
 
 from callbacks.mitigations.dynamic_transition import DynamicTransition
 from callbacks.mitigations.static_transition import StaticTransition
+from data.batches import spread
 from data.captioned import load_captioned
-from data.prompts import spread
 from infer.basin import plots
 from infer.basin.command import basin
 from infer.basin.explore import explore

@@ -15,7 +15,7 @@ from infer.denoising.requests import Request, Requests
 from infer.predict import merge as merging
 from infer.predict import run_folder
 from infer.predict.merge import merge
-from infer.predict.parts import finished, write_part, written
+from infer.predict.parts import finished, wait_for, write_part, written
 
 SAMPLES, STEPS = 2, 3
 REQUESTS = Requests(PromptStore(Prompt(f"p{n}", f"text {n}") for n in range(30)), SAMPLES, 0)
@@ -167,3 +167,12 @@ def test_a_merge_holds_the_parts_of_a_row_group(tmp_path: Path, monkeypatch: pyt
     make_all(tmp_path, 3, 4, [*REQUESTS])
     merge(tmp_path, REQUESTS)
     assert len(held) == 16 and max(held) <= 24
+
+
+def test_parts_that_do_not_show_are_not_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network disk shows those of another machine late, or the folder is not shared at all."""
+    make(tmp_path, [*REQUESTS][:4])
+    wait_for(tmp_path, 4)
+    monkeypatch.setattr("data.disk.LATE", 0)
+    with pytest.raises(OSError, match="shows 4 of the 7 images that all processes wrote"):
+        wait_for(tmp_path, 7)
