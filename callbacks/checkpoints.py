@@ -43,7 +43,7 @@ class Checkpoints(ModelCheckpoint):
 def save_metrics(trainer: pl.Trainer) -> None:
     """Write `metrics.csv` with the row of this step, which Lightning logs only after its callbacks.
 
-    A run that is killed after the checkpoint continues after this step. `train.run_folder.join_metrics`
+    A run that is killed after the checkpoint continues after this step. `train.metrics_file.join_metrics`
     removes the row that Lightning adds.
     """
     step, every = trainer.global_step, trainer.log_every_n_steps
