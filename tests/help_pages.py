@@ -13,6 +13,7 @@ from pathlib import Path
 
 import infer.__main__
 import train.__main__
+import train.cli
 from data.cli import help_page
 
 PROGRAMS = {
@@ -20,7 +21,7 @@ PROGRAMS = {
         infer.__main__.main,
         ("predict", "plan", "compare", "audit", "score", "basin", "calibrate", "detect", "index", "doctor"),
     ),
-    "python -m train": (train.__main__.main, (*train.__main__.MODULES, "plan")),
+    "python -m train": (train.__main__.main, (*train.cli.MODULES, "plan")),
 }
 COLUMNS = 100
 

@@ -23,7 +23,7 @@ import torch
 
 from infer.models.pipeline import pipeline_class
 from tests.conftest import ROOT
-from train.__main__ import MODULES
+from train.cli import MODULES
 
 # what fits and predictions import when they start
 IMPORTED = ("callbacks.monitor", "callbacks.predict.writer", "infer.predict.module", "train.run_folder")

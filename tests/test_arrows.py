@@ -13,7 +13,7 @@ MAY_IMPORT = {  # of packages, and of rooms within a package: what else they may
     "callbacks": {"data", "infer"},
     "train": {"data", "infer", "callbacks"},
     "data.images": {"files", "remote"},
-    "data.sources": {"files", "captioned", "images", "remote"},
+    "data.sources": {"captioned", "disk", "files", "images", "remote"},
     "data.regimes": {"captioned", "cli", "ranges"},
     "data.prompts": {"batches", "captioned", "files", "remote", "sources", "table_files"},
     "data.repeats": {"captioned", "files", "images", "remote", "sources"},
@@ -36,7 +36,7 @@ MAY_IMPORT = {  # of packages, and of rooms within a package: what else they may
     "callbacks.adapters": {"mitigations"},
     "callbacks.predict": {"mitigations", "provenance", "wandb_run"},
     "train.dataset": {"objective"},
-    "train.plan": {"dataset", "finetune", "lora_layers", "model_check", "sharded"},
+    "train.plan": {"cli", "dataset", "finetune", "lora_layers", "model_check", "sharded"},
     "train.base_model": {"dataset", "finetune", "schedule"},
 }
 

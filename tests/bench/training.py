@@ -25,7 +25,7 @@ from data.captioned import load_captioned
 from data.emoji import SHARDS
 from infer.models.pipeline import load_pipeline
 from tests.bench.rows import Seconds, Setting, Side, now, row
-from train.__main__ import build
+from train.cli import build
 from train.run_folder import claim
 
 WARM, BATCH, LR = 3, 16, 1e-4  # first steps that are not timed; images a step; learning rate

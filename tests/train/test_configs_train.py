@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from tests.conftest import ROOT
-from train.__main__ import MODULES, build, main
+from train.__main__ import main
+from train.cli import MODULES, build
 
 CONFIGS = sorted((ROOT / "configs/train").rglob("*.yaml"))
 

@@ -20,7 +20,7 @@ from infer.models.memory import peak_gib, reset_peak
 from tests.bench.gpu.setting import SIDE, Setting
 from tests.bench.rows import now
 from tests.bench.training import SHARD
-from train.__main__ import build
+from train.cli import build
 from train.run_folder import claim
 
 SEEN = 2  # steps whose batches and losses are compared

@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 
 from tests.conftest import BASE
 from tests.train.test_configs_train import rows
-from train.__main__ import build, main
+from train.__main__ import main
+from train.cli import build
 from train.plan.needs import cache_bytes, cached_captions, checkpoint_bytes, export_bytes
 from train.plan.sizes import moments, read_configs, sizes_of
 from train.plan.table import captions_of
