@@ -15,13 +15,8 @@ from callbacks.predict.rows import TRACED
 from infer.predict.run_folder import ROW_GROUP
 from tests.infer.report.folders import write_about
 
-SIDE, DISTINCT, SAMPLES, STEPS, PART = (
-    8,
-    64,
-    4,
-    50,
-    64,
-)  # px; files; of a prompt; of a trace; images of a part
+SIDE, DISTINCT, SAMPLES = 8, 64, 4  # px; different images; images of a prompt
+STEPS, PART = 50, 64  # of a trace; images of a part
 ROWS = ROW_GROUP * 8  # of traces, written at a time
 
 
@@ -107,7 +102,10 @@ def comparison(folder: Path, count: int) -> str:
         table.append({"mitigation": mitigation, "images": count, **means, "nfe_mean": 100.0})
     pd.DataFrame(table).to_parquet(folder / "comparison.parquet")
     write_about(folder)
-    os.symlink(folder / "none/images", folder / "training")
+    (folder / "training").mkdir()
+    for number in range(-(-count // SAMPLES)):
+        image = folder / f"none/images/{number % min(count, DISTINCT)}.png"
+        os.link(image, folder / f"training/{name(number)}.png")
     return str(folder)
 
 

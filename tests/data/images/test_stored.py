@@ -9,6 +9,7 @@ import pytest
 from torch.utils.data import DataLoader
 
 from data.captioned import Sample, UnreadableImage, load_captioned
+from data.remote import Unreachable
 from tests.data.image_files import noise, write_folder, write_shard
 
 
@@ -59,5 +60,5 @@ def test_what_changed_after_loading_is_one_named_error(tmp_path: Path) -> None:
         images[1].pixels(4)
     assert error.value.id == "b" and str(UnreadableImage(str(error.value))) == str(error.value)
     path.unlink()
-    with pytest.raises(UnreadableImage, match="image 'a' cannot be decoded"):
+    with pytest.raises(Unreachable, match="data is gone, or its disk does not answer"):
         images[0].rgb()
