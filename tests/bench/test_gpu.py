@@ -25,18 +25,14 @@ def checks(table: list[list[str]]) -> list[str]:
     return [figure for _, figure, value, _ in table if value == "ok"]
 
 
-@pytest.fixture(scope="module")
-def table(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> list[list[str]]:
-    """Of all parts that take seconds."""
-    return table_of(tmp_path_factory.mktemp("gpu"), "training", "sampling", "precision")
-
-
 @pytest.mark.slow
 def test_compiled_code_gives_the_same(tmp_path: Path) -> None:
     assert checks(table_of(tmp_path, "compiled")) == ["compiled is as eager", "compiled in our loop, stp"]
 
 
-def test_every_part_has_its_figures(table: list[list[str]]) -> None:
+@pytest.mark.slow
+def test_every_part_has_its_figures(tmp_path: Path) -> None:
+    table = table_of(tmp_path, "training", "sampling", "precision")
     assert list(dict.fromkeys(part for part, *_ in table)) == [*gpu.PARTS][:-1]
     figures = {figure: value for _, figure, value, _ in table}
     for speed in ["one device", "ddp", "sharded", "fp32", "diffusers", "none", "stp (500)", "dtp"]:
@@ -47,8 +43,10 @@ def test_every_part_has_its_figures(table: list[list[str]]) -> None:
     ]  # fmt: skip
 
 
-def test_mitigations_evaluate_what_they_need(table: list[list[str]]) -> None:
+def test_mitigations_evaluate_what_they_need(tmp_path: Path) -> None:
     """Of three steps the first is above t = 500: without guidance there, one row is evaluated."""
+    table = table_of(tmp_path, "sampling")
+    assert checks(table) == ["none gives diffusers' images"]
     rows = [note.split(", ")[-1] for *_, note in table if "UNet rows" in note]
     assert rows == [f"{n} UNet rows an image" for n in (6, 5, 6, 6)]
 
