@@ -2,6 +2,7 @@
 
 import subprocess
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 SIZE = "size=48m"
 
@@ -32,3 +33,14 @@ def mount(*arguments: str | Path) -> None:
     done = subprocess.run(["mount", *arguments], capture_output=True, text=True)
     if done.returncode:
         raise Skipped("cannot mount a disk: run this as root, or under `unshare -Urm`")
+
+
+def can_mount() -> bool:
+    """Whether this process may mount a disk."""
+    with TemporaryDirectory() as folder:
+        try:
+            mount("-t", "tmpfs", "-o", SIZE, "tmpfs", folder)
+        except (Skipped, FileNotFoundError):
+            return False
+        subprocess.run(["umount", "-l", folder], check=True)
+    return True
