@@ -43,8 +43,8 @@ class Checkpoints(ModelCheckpoint):
 def save_metrics(trainer: pl.Trainer) -> None:
     """Write `metrics.csv` with the row of this step, which Lightning logs only after its callbacks.
 
-    A run that is killed after the checkpoint continues after this step. `train.metrics_file.join_metrics`
-    removes the row that Lightning adds.
+    A run that is killed after the checkpoint continues after this step. `join_metrics` of
+    `train/run_folder/metrics_file.py` removes the row that Lightning adds.
     """
     step, every = trainer.global_step, trainer.log_every_n_steps
     for logger in trainer.loggers:

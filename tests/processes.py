@@ -26,7 +26,7 @@ from tests.conftest import ROOT
 from train.cli import MODULES
 
 # what fits and predictions import when they start
-IMPORTED = ("callbacks.monitor", "callbacks.predict.writer", "infer.predict.module", "train.run_folder")
+IMPORTED = ("callbacks.monitor", "callbacks.predict.writer", "infer.predict.module", "train.run_folder.claim")
 for name in (*MODULES["fit"], *MODULES["stream"], *IMPORTED):
     locate(name)
 pipeline_class()

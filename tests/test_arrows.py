@@ -36,6 +36,7 @@ MAY_IMPORT = {  # of packages, and of rooms within a package: what else they may
     "callbacks.adapters": {"mitigations"},
     "callbacks.predict": {"mitigations", "provenance", "wandb_run"},
     "train.dataset": {"objective"},
+    "train.run_folder": set(),
     "train.plan": {"cli", "dataset", "finetune", "lora_layers", "model_check", "sharded"},
     "train.base_model": {"dataset", "finetune", "schedule"},
 }

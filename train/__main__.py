@@ -29,7 +29,7 @@ from train.plan.command import plan
 def fit(kind: str, args: list[str]) -> None:
     """Train, or continue where the last start stopped; do nothing when the run is finished."""
     from data.disk import full_disk_named
-    from train.run_folder import claim
+    from train.run_folder.claim import claim
 
     cli = build(kind, args)
     if cli.trainer.fast_dev_run:
@@ -47,10 +47,10 @@ def run(kind: str, cli: Any) -> None:
     from callbacks.hub import PushToHub
     from callbacks.monitor import Monitor
     from callbacks.wandb_run import WandbOptions
-    from train.checkpoint_file import read_checkpoint
-    from train.metrics_file import join_metrics, keep_metrics
-    from train.resume import write_results
-    from train.run_folder import exported_steps, last_checkpoint, memorized
+    from train.run_folder.checkpoint_file import read_checkpoint
+    from train.run_folder.claim import exported_steps, last_checkpoint, memorized
+    from train.run_folder.metrics_file import join_metrics, keep_metrics
+    from train.run_folder.resume import write_results
 
     folder, trainer, model, data = cli.folder, cli.trainer, cli.model, cli.datamodule
     by_type = {type(callback): callback for callback in trainer.callbacks}

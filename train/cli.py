@@ -53,9 +53,9 @@ def build(kind: str, args: list[str], plan: Plan | None = None):
     from callbacks.wandb_run import WandbOptions
     from data.arguments import as_list, changed, parse
     from infer.predict.trainer import check_slurm, quiet_lightning
-    from train.checkpoint_file import WholeFile
-    from train.metrics_file import MetricsLogger
     from train.plan.options import FitPlan
+    from train.run_folder.checkpoint_file import WholeFile
+    from train.run_folder.metrics_file import MetricsLogger
     from train.sharded import Sharded, check
     from train.trainer_options import check_options
 

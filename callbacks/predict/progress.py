@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from callbacks.predict.writer import SampleWriter
 from callbacks.wandb_run import SafeWandbLogger, flat
 from data.files import read_object, redacted
+from infer.plan.words import duration
 from infer.predict.parts import written
 
 SHOWN = 32  # images in a run's table
@@ -90,13 +91,3 @@ def progress(made: int, total: int, seconds: float, processes: int) -> str:
     if processes > 1:
         line += f" on {processes} devices"
     return f"{line}, {duration((total - made) / rate)} left" if rate else line
-
-
-def duration(seconds: float) -> str:
-    """Days, hours and minutes, the two largest of them."""
-    minutes = round(seconds / 60)
-    if minutes < 1:
-        return "less than a minute"
-    units = {"d": minutes // 1440, "h": minutes // 60 % 24, "min": minutes % 60}
-    said = [f"{count} {unit}" for unit, count in units.items() if count]
-    return " ".join(said[:2])

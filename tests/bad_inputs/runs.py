@@ -23,8 +23,8 @@ from tests.bad_inputs.prompts import DEEP, NESTED
 from tests.conftest import ROOT
 from tests.data.image_files import write_folder
 from tests.infer.report.folders import build, write_about
-from train.checkpoint_file import read_checkpoint
-from train.run_folder import read_settings
+from train.run_folder.checkpoint_file import read_checkpoint
+from train.run_folder.claim import read_settings
 
 OUT = "comparison.json cannot be read, or lacks its title: run `python -m infer compare` again, which keeps the images"
 

@@ -26,7 +26,7 @@ from data.emoji import SHARDS
 from infer.models.pipeline import load_pipeline
 from tests.bench.rows import Seconds, Setting, Side, now, row
 from train.cli import build
-from train.run_folder import claim
+from train.run_folder.claim import claim
 
 WARM, BATCH, LR = 3, 16, 1e-4  # first steps that are not timed; images a step; learning rate
 SHARD = f"{SHARDS}/noto-00000.tar.gz"

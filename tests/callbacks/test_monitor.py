@@ -19,7 +19,7 @@ from tests.pixels import local_correlation
 from tests.train import fits
 from tests.train.fits import ACCUMULATED, BATCH, full, poison, run_process, short, spy, unet
 from train.__main__ import main
-from train.run_folder import memorized
+from train.run_folder.claim import memorized
 
 world = fits.world  # a fixture
 STOP = {

@@ -16,7 +16,7 @@ from PIL import Image
 from tests.train import fits
 from tests.train.fits import error_line, interrupt, run_process, short, start, stop, unet, write_folder
 from train.__main__ import main
-from train.metrics_file import MetricsLogger, join_metrics, keep_metrics
+from train.run_folder.metrics_file import MetricsLogger, join_metrics, keep_metrics
 
 world = fits.world  # a fixture
 CAPTIONS = {f"i{number}": f"image {number}" for number in range(4)}
@@ -218,7 +218,7 @@ def test_a_full_disk_is_one_line_with_the_folder(
             "[enforce fail at inline_container.cc] PytorchStreamWriter failed writing file data/3"
         )
 
-    monkeypatch.setattr("train.checkpoint_file.torch.save", full_disk)
+    monkeypatch.setattr("train.run_folder.checkpoint_file.torch.save", full_disk)
     line = error_line(short(world, tmp_path / "run"), capsys)
     assert "no space left" in line and str(tmp_path / "run") in line
     assert list((tmp_path / "run/checkpoints").iterdir()) == []

@@ -35,7 +35,7 @@ from tests.train.fits import (
     unet,
 )
 from train.__main__ import main
-from train.metrics_file import join_metrics, keep_metrics
+from train.run_folder.metrics_file import join_metrics, keep_metrics
 
 world, whole = fits.world, fits.whole  # fixtures
 

@@ -21,7 +21,7 @@ from tests.bench.gpu.setting import SIDE, Setting
 from tests.bench.rows import now
 from tests.bench.training import SHARD
 from train.cli import build
-from train.run_folder import claim
+from train.run_folder.claim import claim
 
 SEEN = 2  # steps whose batches and losses are compared
 

@@ -14,11 +14,11 @@ from callbacks.mitigations.dynamic_transition import DynamicTransition
 from callbacks.mitigations.static_transition import StaticTransition
 from data.captioned import CaptionedImages
 from infer.audit.answer import by_caption, others_as_near, share_of, with_nearness
-from infer.audit.budget import Plan, fitting
 from infer.audit.difference import repeated_part
 from infer.audit.options import Audit
 from infer.audit.phrases import caption_without, phrases_of, shortened
 from infer.audit.remedy import Remedy, best_of
+from infer.audit.selection import Plan, fitting
 from infer.audit.use import snippet
 from infer.denoising.requests import Request
 from infer.options import ModelOptions

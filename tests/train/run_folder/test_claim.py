@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from train.run_folder import claim
+from train.run_folder.claim import claim
 
 
 def test_a_config_keeps_no_secret(tmp_path: Path) -> None:
