@@ -10,11 +10,11 @@ from infer.audit import use, words
 from infer.audit.answer import Answer, by_caption, others_as_near, share_returned, training_index
 from infer.audit.options import Audit
 from infer.audit.page import write_result
+from infer.audit.phrases import Effect, effects, worst_captions
 from infer.audit.remedy import Remedy, best_of, try_mitigation
 from infer.audit.result import Findings, result_of
 from infer.audit.runs import MakeTrainer, Runs, read_rgb
 from infer.audit.selection import Selection, select
-from infer.audit.trigger import Effect, effects, worst_captions
 from infer.denoising.hooks import GuidanceRule
 from infer.metrics.similarity import embed_all
 from infer.predict.run_folder import KEY

@@ -16,6 +16,7 @@ from infer.options import DenoiseOptions, device_of
 
 PIXEL_THRESHOLD = 0.85  # pixels of different images are often alike: what is nearly the same counts
 USUAL_LIMIT = 100
+PHRASES_OF_A_CAPTION = 6  # at most: each is left out once, and costs as many images as the caption
 PRESETS = ["interval", "stp", "dtp_robust", "og_stp"]  # the cheapest first; all work in a stock pipeline
 
 

@@ -1,37 +1,69 @@
-"""Which phrase of a caption triggers a training image: the caption is tried without each of its phrases."""
+"""Which phrase of a caption triggers a training image.
+
+The caption is tried without each of its phrases: how near do its images still come to the training image?
+"""
 
 import re
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
+from infer.audit.answer import Answer
+from infer.audit.options import PHRASES_OF_A_CAPTION
+from infer.audit.runs import Runs, read_rgb
+from infer.audit.selection import Selection
+from infer.compare.score_images import read_samples, was_scored
 from infer.denoising.requests import Request
+from infer.metrics.similarity import embed_all
+from infer.predict.run_folder import KEY
 
 MARKS = re.compile(r"[^,;:|()\n]+")
 STARTS = "with|in|on|at|of|by|from|and|under|over|near|behind|beside|against|for|to|wearing|holding"
 START = re.compile(rf"\s+(?=(?:{STARTS})\s)", re.IGNORECASE)  # before a word that begins a phrase
-MOST = 6
 Span = tuple[int, int]
 
 
-def phrases_of(caption: str, most: int = MOST) -> list[Span]:
+class Worst(NamedTuple):
+    """A caption that returns a training image: its requests, their images, and the training image."""
+
+    requests: list[Request]
+    images: list[Path]
+    training_index: int
+
+
+class Effect(NamedTuple):
+    """What leaving a phrase out does; similarities are means over the same noises."""
+
+    prompt_id: str
+    prompt: str
+    phrase: str
+    samples: int
+    similarity: float
+    similarity_without: float
+    returning: int
+    returning_without: int
+
+
+def phrases_of(caption: str) -> list[Span]:
     """Where the phrases of a caption begin and end: [begin, end).
 
     It is cut at punctuation marks; where that gives fewer than three, also before words such as `with`; where
-    it gives one, between all words. More than `most` are joined with their neighbours.
+    it gives one, between all words. More than PHRASES_OF_A_CAPTION are joined with their neighbours.
     """
     spans = [trimmed(caption, *part.span()) for part in MARKS.finditer(caption) if part[0].strip()]
     if len(spans) < 3:
-        spans = [span for whole in spans for span in cut(caption, whole, START)]
+        spans = [span for whole in spans for span in cut(caption, whole)]
     if len(spans) < 2:
         spans = [word.span() for word in re.finditer(r"\S+", caption)]
-    groups = np.array_split(np.array(spans), min(most, len(spans)) or 1)
+    groups = np.array_split(np.array(spans), min(PHRASES_OF_A_CAPTION, len(spans)) or 1)
     return [(int(group[0, 0]), int(group[-1, 1])) for group in groups if len(group)]
 
 
-def cut(caption: str, span: Span, border: re.Pattern) -> list[Span]:
-    """The parts of a span between the borders."""
+def cut(caption: str, span: Span) -> list[Span]:
+    """The parts of a span, each but the first from a word that begins a phrase."""
     begin, parts = span[0], []
-    for match in border.finditer(caption, *span):
+    for match in START.finditer(caption, *span):
         if match.start() > begin:
             parts.append((begin, match.start()))
             begin = match.end()
@@ -65,3 +97,59 @@ def shortened(requests: list[Request]) -> dict[Span, list[Request]]:
         ]
         for number, span in enumerate(spans, 1)
     }
+
+
+def worst_captions(answer: Answer, selection: Selection) -> list[Worst]:
+    """The nearest of the captions that return an image, with those of their images that were scored."""
+    rows = answer.rows[was_scored(answer.rows)].set_index(KEY)
+    worst: dict[str, Worst] = {}
+    lines = answer.returned.head(selection.plan.phrases)
+    for owner, line in zip(answer.owners, lines.itertuples(), strict=False):
+        own = [r for r in selection.requests if r.prompt_id == line.prompt_id and r[:2] in rows.index]
+        if selection.unit == "image":
+            own = [r for r in own if r.sample == line.sample]
+        paths = [answer.folder / rows.loc[request[:2], "image"] for request in own]
+        worst.setdefault(line.prompt_id, Worst(own, paths, owner))
+    return list(worst.values())
+
+
+def effects(runs: Runs, worst: list[Worst]) -> list[Effect]:
+    """Try each caption without each of its phrases; the phrase that matters most first, caption by caption.
+
+    Images that failed or have one colour count as far away: they return nothing.
+    """
+    options, variants = runs.options, [shortened(caption.requests) for caption in worst]
+    requests = [each for by_span in variants for group in by_span.values() for each in group]
+    if not requests:
+        return []
+    folder = runs.make("phrases", requests, "none", [])
+    rows = read_samples(folder).set_index("prompt_id")
+    descriptor, embeddings = runs.training.measures[options.measure]
+
+    def near(index: int, paths: list[Path]) -> tuple[float, int]:
+        """Mean similarity to a training image, and how many return it."""
+        similarity = (embed_all(map(read_rgb, paths), descriptor) @ embeddings[index]).nan_to_num(0)
+        pairs = zip(paths, similarity.tolist(), strict=True)
+        above = [path for path, value in pairs if value > options.threshold]
+        return similarity.mean().item(), sum(runs.is_returned(path, index) for path in above)
+
+    found = []
+    for caption, by_span in zip(worst, variants, strict=True):
+        key, _, text, *_ = caption.requests[0]
+        similarity, returning = near(caption.training_index, caption.images)
+        of_caption = []
+        for (begin, end), group in by_span.items():
+            paths = [folder / file for file in rows.loc[[group[0].prompt_id], "image"]]
+            without, still = near(caption.training_index, paths)
+            phrase = text[begin:end]
+            effect = Effect(key, text, phrase, len(paths), similarity, without, returning, still)
+            of_caption.append(effect)
+        found += sorted(of_caption, key=lambda effect: effect.similarity_without)
+    return found
+
+
+def trigger_of(found: list[Effect], prompt_id: str) -> Effect | None:
+    """The phrase without which the fewest images return the training image, if it makes any difference."""
+    own = [effect for effect in found if effect.prompt_id == prompt_id]
+    best = min(own, key=lambda effect: (effect.returning_without, effect.similarity_without), default=None)
+    return best if best and best.returning_without < best.returning else None

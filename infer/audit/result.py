@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 from infer.audit import words
 from infer.audit.answer import Answer
+from infer.audit.phrases import Effect, trigger_of
 from infer.audit.remedy import Remedy
 from infer.audit.runs import Runs
 from infer.audit.selection import Selection
-from infer.audit.trigger import Effect, trigger_of
 from infer.predict.run_folder import save_image
 
 FORMAT = 1  # of audit.json: raise it where a reader of the old one would go wrong

@@ -15,8 +15,7 @@ from data.batches import spread
 from data.captioned import CaptionedImages
 from data.cli import warn_no_effect
 from data.files import read_object, write_json
-from infer.audit.options import USUAL_LIMIT, Audit
-from infer.audit.phrases import MOST
+from infer.audit.options import PHRASES_OF_A_CAPTION, USUAL_LIMIT, Audit
 from infer.denoising.requests import Request, requests_for
 from infer.denoising.sampling import make_images
 from infer.predict.module import Generate
@@ -85,8 +84,9 @@ def fitting(options: Audit, seconds_per_image: float) -> Plan:
     """Half of the time goes to captions, a quarter each to phrases and mitigations; one caption at least."""
     images = 60 * options.minutes / seconds_per_image
     samples = options.samples_per_prompt
-    phrases = min(options.phrases, int(images / 4 / (MOST * samples)))
-    left = images / 2 - phrases * MOST * samples
+    of_a_caption = PHRASES_OF_A_CAPTION * samples
+    phrases = min(options.phrases, int(images / 4 / of_a_caption))
+    left = images / 2 - phrases * of_a_caption
     tried = int(left / (max(1, len(options.mitigations)) * samples))
     return Plan(max(1, int(images / 2 / samples)), phrases, max(1, min(options.tried, tried)))
 
