@@ -1,6 +1,5 @@
 """A row of the table: two ways to do the same work, timed in turn."""
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,8 @@ from statistics import median
 from typing import Any
 
 import torch
+
+from infer.plan.clock import now
 
 
 class Seconds(float):
@@ -62,13 +63,6 @@ def row(ours: str, theirs: str, name: str | None = None) -> Callable:
         return make
 
     return add
-
-
-def now(device: str) -> float:
-    """Read the clock, after the GPU has finished: a call returns before its work there is done."""
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 def seconds_of(side: Side, device: str) -> float:

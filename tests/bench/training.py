@@ -24,7 +24,8 @@ from torch.utils.data import DataLoader
 from data.captioned import load_captioned
 from data.emoji import SHARDS
 from infer.models.pipeline import load_pipeline
-from tests.bench.rows import Seconds, Setting, Side, now, row
+from infer.plan.clock import now
+from tests.bench.rows import Seconds, Setting, Side, row
 from train.cli import build
 from train.run_folder.claim import claim
 
@@ -38,9 +39,9 @@ class StepSeconds(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         if trainer.global_step == WARM:
-            self.started = now(pl_module.device.type)
+            self.started = now(pl_module.device)
         if trainer.global_step == trainer.max_steps:
-            self.seconds = Seconds(now(pl_module.device.type) - self.started)
+            self.seconds = Seconds(now(pl_module.device) - self.started)
 
 
 def ours(setting: Setting, cache: Path | None) -> Seconds:

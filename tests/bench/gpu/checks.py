@@ -11,9 +11,9 @@ from torch import Tensor
 from callbacks.mitigations.static_transition import StaticTransition
 from infer.denoising.loop import denoise
 from infer.models.pipeline import load_pipeline
+from infer.plan.clock import now
 from tests.bench.gpu.page import Page
 from tests.bench.gpu.setting import Setting
-from tests.bench.rows import now
 
 TIMES = 6  # activations are rounded some times in each layer, weights once
 FUSED = 1.5  # compiled code rounds less often, or elsewhere

@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader
 from callbacks.export import Export
 from data.files import bytes_of, digest
 from infer.models.memory import peak_gib, reset_peak
+from infer.plan.clock import now
 from tests.bench.gpu.setting import SIDE, Setting
-from tests.bench.rows import now
 from tests.bench.training import SHARD
 from train.cli import build
 from train.run_folder.claim import claim
@@ -57,7 +57,7 @@ class Watch(pl.Callback):
                                          for name, value in tensors.items())))  # fmt: skip
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: dict, *_: Any) -> None:
-        step, device = trainer.global_step, pl_module.device.type
+        step, device = trainer.global_step, pl_module.device
         if step <= SEEN:
             self.losses.append(outputs["loss"].detach())  # read at the end: reading waits for the device
         if step == self.warm:

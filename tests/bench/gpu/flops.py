@@ -6,7 +6,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.bench.rows import now
+from infer.plan.clock import now
 
 
 def flops_of_step(config: dict, batch_size: int, tokens: int, backward: bool = True) -> int:

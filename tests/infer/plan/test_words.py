@@ -37,8 +37,8 @@ def test_the_clock_is_read_when_the_gpu_has_finished(monkeypatch: pytest.MonkeyP
     calls = []
     monkeypatch.setattr("torch.cuda.synchronize", lambda device: calls.append(device.type))
     monkeypatch.setattr("infer.plan.clock.time.perf_counter", lambda: calls.append("read"))
-    now(torch.device("cuda", 0)), now(torch.device("cpu"))
-    assert calls == ["cuda", "read", "read"]
+    now(torch.device("cuda", 0)), now("cuda"), now(torch.device("cpu")), now()
+    assert calls == ["cuda", "read"] * 2 + ["read"] * 2
 
 
 def test_measure_alone_means_true() -> None:
