@@ -10,6 +10,7 @@ from infer.audit.options import Audit
 from infer.audit.remedy import Remedy
 from infer.audit.selection import Selection
 from infer.metrics.similarity import BLIND_SPOTS, CORRELATION
+from infer.metrics.training_set import not_searched
 
 
 def measured_by(options: Audit) -> str:
@@ -110,10 +111,7 @@ def notes(
             "be read or have one colour."
         )
     if left_out:
-        said.append(
-            f"{len(left_out)} training images are not searched, they cannot be read or have one colour: "
-            f"{', '.join(left_out[:3])}{', ...' if len(left_out) > 3 else ''}."
-        )
+        said.append(not_searched(left_out))
     if options.mitigations and whole.returned:
         said.append(
             "Mitigations are tried on captions that return their image, with the same noise: part of each "

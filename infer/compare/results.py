@@ -24,7 +24,7 @@ from infer.metrics.aggregate import (
 from infer.metrics.columns import LOST, measure_of
 from infer.metrics.distances import Quality, diversity
 from infer.metrics.similarity import COPY_THRESHOLD, CORRELATION
-from infer.metrics.training_set import TrainingSet
+from infer.metrics.training_set import TrainingSet, not_searched
 from infer.predict.run_folder import KEY
 
 
@@ -52,10 +52,7 @@ class Measured:
                 "ANOTHER CAPTION: are these ids of the same set?"
             )
         if left_out := self.training.left_out():
-            notes.append(
-                f"{len(left_out)} training images are not searched, they cannot be read or have one colour: "
-                f"{', '.join(left_out[:3])}{', ...' if len(left_out) > 3 else ''}."
-            )
+            notes.append(not_searched(left_out))
         if self.too_long:
             notes.append(
                 f"{self.too_long} of the prompts are longer than CLIP reads: their beginning is scored."

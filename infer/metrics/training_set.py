@@ -1,7 +1,7 @@
 """The training images that generated ones are compared with, and their embeddings, which are kept on disk."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -133,3 +133,11 @@ class TrainingSet:
         each = rows.drop_duplicates("prompt_id")
         pairs = zip(each["prompt"], self.own(each), strict=True)
         return sum(bool(own) and not self.has_caption(own[0], prompt) for prompt, own in pairs)
+
+
+def not_searched(ids: Sequence[str]) -> str:
+    """The note on training images that are left out (`TrainingSet.left_out`): how many, and the first."""
+    return (
+        f"{len(ids)} training images are not searched, they cannot be read or have one colour: "
+        f"{', '.join(ids[:3])}{', ...' if len(ids) > 3 else ''}."
+    )
