@@ -109,10 +109,10 @@ class SampleWriter(BasePredictionWriter):
 
     def write_on_batch_end(self, trainer: pl.Trainer, pl_module: Any, prediction: Generated, *_: Any) -> None:
         folder, rows, traces = Path(trainer.default_root_dir), [], []
+        guidance_scale = pl_module.model.guidance_scale
         for number, (request, image) in enumerate(zip(prediction.requests, prediction.images, strict=True)):
             path = f"images/{self.stems[request.prompt_id]}-{request.sample}.png"
             save_image(image, folder / path)
-            guidance_scale = pl_module.model.guidance_scale
             rows.append(sample_row(prediction, number, self.mitigation, guidance_scale, path))
             traces.append(trace_rows(prediction, number))
             warn_of_image(prediction, number)

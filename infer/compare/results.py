@@ -160,5 +160,6 @@ def measure(
     summaries = {name: read_object(path / "summary.json") for name, path in folders.items()}
     quality = Quality(extract.name, training.embeddings(extract)) if extract else None
     too_long = sum(map(measures.clip.towers.too_long, prompts))
-    rows, features = ({name: pair[index] for name, pair in scored.items()} for index in (0, 1))
+    rows = {name: scored_rows for name, (scored_rows, _) in scored.items()}
+    features = {name: of_images for name, (_, of_images) in scored.items()}
     return Measured(training, rows, summaries, quality, features, too_long)

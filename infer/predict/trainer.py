@@ -61,8 +61,9 @@ def trainer_for(
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its notes on devices, for each run
     ours = {"default_root_dir": out, "callbacks": callbacks, "logger": loggers}
     ours["inference_mode"] = False  # a rule may differentiate the model
-    with as_users("trainer"):  # PromptData gives each rank its share
-        trainer = pl.Trainer(**options | ours | {"use_distributed_sampler": False})
+    ours["use_distributed_sampler"] = False  # PromptData gives each rank its share
+    with as_users("trainer"):
+        trainer = pl.Trainer(**options | ours)
     check_slurm(trainer)
     return trainer
 
