@@ -40,8 +40,8 @@ class PredictProgress(pl.Callback):
     def on_predict_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, *_: Any) -> None:
         self.say(trainer)
         self.images = min(self.images + len(outputs.images) * trainer.world_size, self.total)
+        numbers = {"images": self.images, "seconds": outputs.seconds_per_image}
         for logger in trainer.loggers:
-            numbers = {"images": self.images, "seconds": outputs.seconds_per_image}
             logger.log_metrics(numbers, step=self.images)
 
     def say(self, trainer: pl.Trainer) -> None:
@@ -72,7 +72,7 @@ class PredictProgress(pl.Callback):
 
 
 def log_first_images(logger: SafeWandbLogger, folder: Path, count: int) -> None:
-    """The first images as a table, which says how many of how many it shows."""
+    """Log the first images as a table, whose title says how many of how many it shows."""
     import wandb
 
     table = wandb.Table(columns=["prompt", "sample", "image"])

@@ -13,7 +13,7 @@ TRACED = ("unconditional_rms", "conditional_rms", "difference_rms", "guidance_sc
 def sample_row(
     batch: Generated, number: int, mitigation: str, guidance_scale: float, image: str
 ) -> dict[str, Any]:
-    """What happened to one image of a batch.
+    """The row of `samples.parquet` of one image of a batch: what happened to it.
 
     Args:
         batch: finished.

@@ -32,6 +32,7 @@ def finish(
         write_table(measured.table(memorized_prompts(measured.rows["none"])), subset)
     save_training_images(measured, first, resolution, out / "training")
     about = {
+        # outputs/demo/compare is the comparison of demo
         "title": out.resolve().parent.name if out.name == "compare" else out.name,
         "model": redacted(comparison.model.pipeline),
         "base_model": comparison.base_pipeline and redacted(comparison.base_pipeline),

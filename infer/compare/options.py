@@ -76,6 +76,8 @@ class Comparison(MeasureOptions, GenerateOptions):
     def plan(self, load: Callable[[str, dict[str, Any]], tuple[str, list[GuidanceRule]]]) -> list[Job]:
         """The runs: mitigations, combinations of the sweep, and the base model; each label once.
 
+        They are kept in `jobs`, too.
+
         Args:
             load: (preset, options in place of its own) -> label and mitigations.
 

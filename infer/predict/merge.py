@@ -51,6 +51,7 @@ def merge(folder: Path, requests: Requests) -> int:
         return 0
     source, traces = np.full(len(requests), NOWHERE, np.int32), folder / "traces.parquet"
     source[present] = np.where(has_traces(pieces, merged)[piece[present]], piece[present], MERGED)
+    # the columns of one part are those of all
     of_parts = [traces_of(pieces[source.max()].path)] if source.max() >= 0 else []
     old = pieces_of(traces)
     if not (known := [path for path in (traces, *of_parts) if path.exists()]):
@@ -67,6 +68,7 @@ def merge(folder: Path, requests: Requests) -> int:
 
 
 def columns_of_traces(path: Path) -> pa.Schema:
+    """The columns; ValueError, with the file's name, where it is cut or lacks one that is needed."""
     with readable(path, AGAIN):
         schema = parquet.read_schema(path).remove_metadata()
     check_columns(path, schema.names, [*KEY, "step"], AGAIN)

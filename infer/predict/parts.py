@@ -110,7 +110,10 @@ def good_rows(
     folder: Path, requests: Requests, pieces: Iterable[Piece], good: Callable[[str], bool],
     columns: Sequence[str] | None = None,
 ) -> Iterator[tuple[pa.Table, np.ndarray, np.ndarray]]:  # fmt: skip
-    """Of each piece the table, the positions of its rows, and which of these have a good image."""
+    """Of each piece the table, the positions of its rows, and the indices of those that count.
+
+    A row counts if it is of one of the requests and its image is good.
+    """
     with ThreadPoolExecutor(THREADS) as pool:
         for piece in pieces:
             rows = piece.read(columns)

@@ -20,7 +20,7 @@ ROW_GROUP = 2048  # images of which a table's rows are written, and read, togeth
 
 
 class FileStems:
-    """The file name of each id, without what follows it: no two are one on a disk that ignores case.
+    """What the file names of each id begin with: no two are one on a disk that ignores case.
 
     An id stands for itself, but one that is very long, or that differs from another in case or in how its
     letters are composed only, is shortened and gets a digest. Of the ids only hashes are held.
