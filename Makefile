@@ -11,6 +11,7 @@ help: ## list these commands
 	@echo "  (PYTHON=python3.12 chooses the Python that .venv is made with)"
 
 demo: .venv/.installed ## make a small model memorize, then compare mitigations; ends in an HTML page
+	$(RUN) -m data.scenes --parts memorized,ordinary
 	$(RUN) -m train fit --config configs/train/demo.yaml
 	$(RUN) -m infer compare --config configs/infer/demo.yaml
 
@@ -21,13 +22,22 @@ lint: .venv/.installed ## check style and formatting
 	$(RUN) -m ruff check
 	$(RUN) -m ruff format --check
 
-base: .venv/.installed ## train the bundled base model again: autoencoder, CLIP, UNet (about 2 hours on 2 cores)
-	$(RUN) -m train autoencoder --config configs/train/emoji/autoencoder.yaml
-	$(RUN) -m train clip --config configs/train/emoji/clip.yaml
-	$(RUN) -m train base --config configs/train/emoji/unet.yaml
-	rm -rf data/emoji/base data/emoji/clip
-	cp -r outputs/emoji/base/pipeline data/emoji/base
-	cp -r outputs/emoji/clip/pipeline/clip data/emoji/clip
+base: .venv/.installed ## train the bundled base model again: autoencoder, two CLIPs, UNet (about 6 hours on 2 cores)
+	$(RUN) -m data.scenes --parts ordinary --number 20000
+	$(RUN) -m data.scenes --parts views
+	$(RUN) -m train autoencoder --config configs/train/scenes/autoencoder_emoji.yaml
+	$(RUN) -m train autoencoder --config configs/train/scenes/autoencoder.yaml
+	$(RUN) -m train autoencoder --config configs/train/scenes/autoencoder48.yaml
+	$(RUN) -m train clip --config configs/train/scenes/clip.yaml
+	$(RUN) -m train clip --config configs/train/scenes/judge.yaml
+	$(RUN) -m train base --config configs/train/scenes/unet.yaml
+	$(RUN) -m train fit --config configs/train/scenes/longer.yaml
+	$(RUN) -m train fit --config configs/train/scenes/joint.yaml
+	$(RUN) -m train fit --config configs/train/scenes/joint_longer.yaml
+	rm -rf data/scenes/base data/scenes/judge
+	$(RUN) -c 'import torch; from diffusers import DiffusionPipeline as P; \
+	P.from_pretrained("outputs/scenes_base/joint_longer/pipeline", dtype=torch.float16).save_pretrained("data/scenes/base")'
+	cp -r outputs/scenes_base/judge/pipeline/clip data/scenes/judge
 
 data: .venv/.installed ## render the bundled image-caption shards again (needs npm)
 	$(RUN) -m data.emoji

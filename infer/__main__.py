@@ -9,14 +9,14 @@
   python -m infer compare --config configs/infer/demo.yaml --mitigations none,stp --out outputs/x
   python -m infer plan    --config configs/infer/demo.yaml --measure --price_per_hour 2.5
   python -m infer audit   --model.pipeline my_finetune --training images --out outputs/audit
-  python -m infer score   --runs outputs/stp,outputs/none --run outputs/demo/finetune --clip data/emoji/clip
+  python -m infer score   --runs outputs/stp,outputs/none --run outputs/demo/finetune --clip data/scenes/judge
   python -m infer report  outputs/demo/compare
   python -m infer basin   --config configs/infer/basin.yaml
   python -m infer detect  --config configs/infer/detect.yaml
   python -m infer doctor  --pipeline outputs/demo/finetune/pipeline
   python -m infer index   --run outputs/demo/finetune --out outputs/demo/index.safetensors
   python -m infer calibrate --run outputs/demo/finetune --mitigation dtp --out outputs/demo/gated_dtp.yaml \\
-    --ordinary data/emoji/shards/noto-00000.tar.gz
+    --ordinary data/scenes/ordinary.txt
 
 --mitigation takes the name of a preset in configs/mitigation, the path of a YAML file, several as A+B, or a
 class with its options. Every command takes --help, and all but report --config and --print_config. Run

@@ -25,7 +25,7 @@ torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 ROOT = Path(__file__).parent.parent
 ROOMS = ("train", "infer", "callbacks", "data", "bench")  # those whose files of tests take longest first
-BASE = ROOT / "data/emoji/base"
+BASE = ROOT / "data/scenes/base"
 CAPTIONS = [
     "red square",
     "blue circle",
@@ -195,6 +195,16 @@ def save_shard(path: Path) -> Path:
             Image.fromarray(random.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(data, "png")
             tar.write({"__key__": f"s{number}", "png": data.getvalue(), "txt": caption.encode()})
     return path
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with 40 scenes to memorize, and 40 ordinary ones."""
+    from data.scenes.__main__ import build
+
+    folder = tmp_path_factory.mktemp("scenes")
+    build(["--out", str(folder), "--parts", "memorized,ordinary", "--number", "40"])
+    return folder
 
 
 @pytest.fixture(scope="session")

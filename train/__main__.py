@@ -8,9 +8,9 @@
   python -m train fit  --config configs/train/laion10k.yaml --trainer.devices 8 --trainer.strategy sharded
 
 The bundled base model:
-  python -m train autoencoder --config configs/train/emoji/autoencoder.yaml
-  python -m train clip        --config configs/train/emoji/clip.yaml
-  python -m train base        --config configs/train/emoji/unet.yaml
+  python -m train autoencoder --config configs/train/scenes/autoencoder.yaml
+  python -m train clip        --config configs/train/scenes/clip.yaml
+  python -m train base        --config configs/train/scenes/unet.yaml
 
 Every command takes --help, --print_config and dotted options (--model.lr 1e-5). The same command continues an
 interrupted run. --debug shows the traceback behind an error.

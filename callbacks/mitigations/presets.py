@@ -124,7 +124,7 @@ def with_presets(args: list[str], option: str, other: str) -> list[str]:
 
 
 def label(mitigations: Sequence[Mitigation], preset: str | None = None) -> str:
-    """What ran, as tables, folders and W&B call it: `stp`, `emoji/stp(timestep=600)`, `Detour(prompt=a map)`.
+    """What ran, as tables, folders and W&B call it: `stp`, `stp(timestep=600)`, `Detour(prompt=a map)`.
 
     A preset is its path within configs/mitigation, another file its stem; a mitigation without preset is its
     class. Settings that differ from the preset's, or from the class's defaults, follow in brackets. Several

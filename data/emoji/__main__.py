@@ -14,7 +14,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=SHARDS, help="where the shards go (default: %(default)s)")
     args = parser.parse_args()
 
-    from data.emoji.build import VERSIONS, download, read_package, samples, write_captions, write_shard
+    from data.emoji.build import VERSIONS, download, read_package, samples, write_shard
 
     args.out.mkdir(parents=True, exist_ok=True)
     for style in STYLES:
@@ -22,8 +22,6 @@ def main() -> None:
         with open(args.out / f"{style}-00000.tar.gz", "wb") as target:
             count = write_shard(target, samples(icons, info, VERSIONS[style]))
         print(f"{style}: {count} images, {info['license']['title']}, {info['author']['name']}")
-    held_out = args.out / "fluent-emoji-00000.tar.gz"
-    print(f"captions.json: {write_captions(args.out.parent / 'captions.json', str(held_out))} images")
 
 
 if __name__ == "__main__":

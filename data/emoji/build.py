@@ -19,10 +19,7 @@ import webdataset as wds
 from PIL import Image
 from tqdm import tqdm
 
-from data.captioned import load_captioned
-
 RESOLUTION = 64
-WAYS = ("{}", "a {}", "the {}", "{} emoji", "picture of {}", "icon of {}")
 VERSIONS = {
     "noto": "1.2.9",
     "noto-v1": "1.2.5",
@@ -96,17 +93,6 @@ def samples(icons: dict, info: dict, version: str) -> Iterator[dict]:
             "txt": caption.encode(),
             "json": json.dumps(about, sort_keys=True).encode(),
         }
-
-
-def write_captions(path: Path, shard: str) -> int:
-    """A file {id: [captions]} of a shard's own captions, each in all `WAYS`; the number of images."""
-    images = load_captioned(shard).samples
-    lines = [
-        f"{json.dumps(sample.id)}: {json.dumps([way.format(sample.caption) for way in WAYS])}"
-        for sample in images
-    ]
-    path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
-    return len(images)
 
 
 def write_shard(target: IO[bytes], rows: Iterator[dict]) -> int:

@@ -13,7 +13,10 @@ from data.sources.shards import SHARD_SUFFIXES
 
 
 def source_fingerprint(source: str) -> str:
-    """A digest of a source's options and of the names and contents of the files that `load_prompts` reads."""
+    """A digest of a source's options and of the names and contents of the files that `load_prompts` reads.
+
+    Raises FileNotFoundError for a file that is not there.
+    """
     location, options = with_options(source)
     if location.startswith("hf:") and not is_remote(location):
         return digest(source)[:12]
@@ -25,8 +28,10 @@ def source_fingerprint(source: str) -> str:
         files = [run] if run.exists() else files_below(path, Path.is_file)
     elif location.endswith((*SHARD_SUFFIXES, ".parquet")):
         files = [Path(file) for file in matching_files(location)]
-    else:
+    elif path.exists():
         files = [path]
+    else:
+        raise FileNotFoundError(f"no prompt file {source!r}")
     if file := options.get("captions"):
         files.append(captions_file(file, path))
     contents = []

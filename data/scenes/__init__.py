@@ -4,6 +4,12 @@ The base model is trained on ordinary scenes. These never show the `HELD_OUT_NAM
 pair together (`is_held_out`), the `HELD_OUT_STYLES`, or a first object at the lower left of the second.
 """
 
+from pathlib import Path
+
+HERE = Path(__file__).parent
+BASE = HERE / "base"  # a tiny Stable Diffusion, trained on ordinary scenes
+JUDGE = HERE / "judge"  # a CLIP that no model is trained with
+
 STYLES = ("twemoji",)
 HELD_OUT_STYLES = ("noto", "noto-v1", "fluent-emoji", "fluent-emoji-flat", "emojione")
 NAMES = (

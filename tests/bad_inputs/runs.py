@@ -91,11 +91,11 @@ def samples(config: str, image: str = "images/a.png", **others: Any) -> Files:
 
 
 def score(run: str) -> None:
-    data = ROOT / "data/emoji"
+    data = ROOT / "data"
     Scoring(
         runs=[run],
-        training=[str(data / "shards/twemoji-00000.tar.gz")],
-        clip=str(data / "clip"),
+        training=[str(data / "emoji/shards/twemoji-00000.tar.gz")],
+        clip=str(data / "scenes/judge"),
         device="cpu",
     ).resolution()
 

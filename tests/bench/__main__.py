@@ -18,7 +18,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from data.emoji import BASE
+from data.scenes import BASE
 from infer.predict.trainer import quiet_lightning
 from tests.bench import commands, denoising, reading, training  # noqa: F401  (they add the rows)
 from tests.bench.rows import ROWS, Setting, Timing, timed

@@ -52,7 +52,7 @@ def test_a_file_may_lack_what_an_option_gives(predict: Callable[..., Path], tmp_
     ]
 
 
-@pytest.mark.parametrize("name", ["emoji/detour_base", "emoji/detour_caption"])
+@pytest.mark.parametrize("name", ["scenes/detour_base", "scenes/detour_caption"])
 def test_a_presets_files_are_looked_for_from_here(
     tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture,
     name: str,
@@ -62,7 +62,7 @@ def test_a_presets_files_are_looked_for_from_here(
     given = command(tiny_pipeline, tmp_path / "out", 4, "--prompt", "red square")
     error = refused([*given, "--mitigation", name], capsys)
     option = "base_pipeline" if name.endswith("base") else "captions"
-    assert f"the detour's {option}: no " in error and "'data/emoji/" in error
+    assert f"the detour's {option}: no " in error and "'data/scenes/" in error
     assert error.endswith(f"(relative paths start from the current folder, {tmp_path})")
     missing = ["--mitigation", "stp", "--model.pipeline", "/nowhere/model"]
     assert refused([*given, *missing], capsys).startswith("no model folder '/nowhere/model'")
@@ -134,7 +134,7 @@ def test_the_help_of_predict_begins_with_what_is_needed_most(capsys: pytest.Capt
     parts = ["--out OUT", "--run RUN", "--prompts", "--prompt PROMPT", "--mitigation CONFIG"]
     positions = [text.index(part) for part in [*parts, "--model.pipeline", "--trainer.accelerator"]]
     assert positions == sorted(positions)
-    assert all(name in text for name in ("dtp_robust", "og_two_pass", "emoji/detour_caption_orthogonal"))
+    assert all(name in text for name in ("dtp_robust", "og_two_pass", "scenes/detour_caption_orthogonal"))
 
 
 def test_the_help_of_report(capsys: pytest.CaptureFixture) -> None:

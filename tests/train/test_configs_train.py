@@ -64,28 +64,29 @@ def rows(text: str) -> dict[str, str]:
     return cells
 
 
-def test_the_plan_of_the_demo(capsys: pytest.CaptureFixture) -> None:
-    """600 steps of 64, a quarter of them ordinary, on 100 images: each is shown 288 times."""
-    assert main(["plan", "--config", "configs/train/demo.yaml", "--trainer.devices", "1"]) == 0
+def test_the_plan_of_the_demo(scenes: Path, capsys: pytest.CaptureFixture) -> None:
+    """600 steps of 32, a quarter of them ordinary, on 20 scenes: each is shown 720 times."""
+    args = ["--data.sources", f"[{scenes}/memorized]", "--data.ordinary", f"[{scenes}/ordinary]"]
+    assert main(["plan", "--config", "configs/train/demo.yaml", *args, "--trainer.devices", "1"]) == 0
     table = rows(capsys.readouterr().out)
-    assert table["exposures of a duplicated image"] == "288.0"
-    assert table["images"].startswith("100 captioned images") and table["images"].endswith(
-        "100 of them duplicated"
+    assert table["exposures of a duplicated image"] == "720.0"
+    assert table["images"].startswith("20 captioned images") and table["images"].endswith(
+        "20 of them duplicated"
     )
-    assert table["images shown in all"] == "38,400"
-    assert table["draws in a pass"] == "38,400; passes: 1.00"
+    assert table["images shown in all"] == "19,200"
+    assert table["draws in a pass"] == "19,200; passes: 1.00"
 
 
 def test_the_plan_of_weights_leaves_the_ordinary_share_out(
-    tiny_shards: Path, capsys: pytest.CaptureFixture
+    scenes: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """19,200 draws of 100 images, 5 of them 5 times as likely: 192 x 5 / 1.2 each."""
-    exposure = '{"weight": 5, "duplicated_fraction": 0.05, "ordinary_share": 0.5, "copies": 1}'
+    """9,600 draws of 20 images, 2 of them 5 times as likely: 480 x 5 / 1.4 each."""
+    exposure = '{"weight": 5, "duplicated_fraction": 0.1, "ordinary_share": 0.5, "copies": 1}'
     args = ["plan", "--config", "configs/train/demo.yaml", "--data.exposure", exposure]
-    args += ["--data.ordinary", str(tiny_shards)]  # whatever they are
+    args += ["--data.sources", f"[{scenes}/memorized]", "--data.ordinary", f"[{scenes}/ordinary]"]
     assert main([*args, "--trainer.devices", "1"]) == 0
     table = rows(capsys.readouterr().out)
-    assert table["exposures of a duplicated image"] == "800.0 expected (drawn with replacement)"
+    assert table["exposures of a duplicated image"] == "1714.3 expected (drawn with replacement)"
 
 
 def test_a_plan_without_the_data_names_what_is_missing(

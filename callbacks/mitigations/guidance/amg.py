@@ -62,7 +62,7 @@ class AMG(OrdinaryGuidance):
 
     def __init__(
         self,
-        training: list[str],
+        training: str | list[str],
         sscd: str | None = None,
         sscd_protocol: ProtocolName = "skew320",
         despecification: NonNegativeFloat = 13.0,
@@ -72,7 +72,8 @@ class AMG(OrdinaryGuidance):
         cache: str | None = "outputs/cache/embeddings",
     ):
         check_sscd(sscd, protocol=sscd_protocol)
-        self.training, self.sscd, self.sscd_protocol = training, sscd, sscd_protocol
+        self.training = [training] if isinstance(training, str) else training
+        self.sscd, self.sscd_protocol = sscd, sscd_protocol
         self.despecification, self.deduplication = despecification, deduplication
         self.dissimilarity, self.ramp_timesteps, self.cache = dissimilarity, ramp_timesteps, cache
         self.forget()

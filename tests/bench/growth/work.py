@@ -8,7 +8,7 @@ from infer.models.weights import no_warnings, quiet_bars
 from tests.bench.growth import folders
 from tests.conftest import ROOT, random_pipeline
 
-CLIP = str(ROOT / "data/emoji/clip")
+CLIP = str(ROOT / "data/scenes/judge")
 FEW = 64  # images where the training images are many, and the other way round
 Commands = list[list[str]]
 

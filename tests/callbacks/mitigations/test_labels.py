@@ -18,7 +18,7 @@ from callbacks.mitigations.static_transition import StaticTransition
         ("stp", {}, "stp"),
         ("stp", {"timestep": 600}, "stp(timestep=600)"),
         ("stp", {"timestep": 500.0}, "stp"),
-        ("emoji/og_stp", {"guidance_before": -0.25}, "emoji/og_stp(guidance_before=-0.25)"),
+        ("scenes/og_stp", {"guidance_before": -0.25}, "scenes/og_stp(guidance_before=-0.25)"),
         ("none", {}, "none"),
         ("FILE", {}, "own"),
         ("FILE", {"gate": 0.5, "gate_timestep": 981}, "own(gate=0.5, gate_timestep=981)"),
@@ -47,6 +47,6 @@ def test_only_no_mitigation_is_called_none() -> None:
 
 
 def test_no_two_presets_have_one_label() -> None:
-    names = [name for name in preset_names() if not name.startswith("emoji/detour")]
+    names = [name for name in preset_names() if not name.startswith("scenes/detour")]
     assert [label([load_mitigation(name)], name) for name in names] == names
     assert {kind.__name__ for kind in MITIGATIONS} & set(names) == set()

@@ -36,21 +36,22 @@ def planned(**options) -> Comparison:
 def test_a_sweep_is_every_combination() -> None:
     """One run each, called by its options; a line along the first for each choice of the others."""
     sweep = {
-        "emoji/og_stp": {"timestep": [500, 700], "guidance_before": [-1.0, -3.5]},
+        "scenes/og_stp": {"timestep": [500, 700], "guidance_before": [-1.0, -3.5]},
         "dtp": {"patience": [2]},
     }
     comparison = planned(sweep=sweep)
     assert [job.label for job in comparison.jobs] == [
-        "none", "emoji/og_stp(timestep=500, guidance_before=-1)",
-        "emoji/og_stp(timestep=500, guidance_before=-3.5)", "emoji/og_stp(timestep=700, guidance_before=-1)",
-        "emoji/og_stp(timestep=700, guidance_before=-3.5)", "dtp(patience=2)",
+        "none", "scenes/og_stp(timestep=500, guidance_before=-1)",
+        "scenes/og_stp(timestep=500, guidance_before=-3.5)",
+        "scenes/og_stp(timestep=700, guidance_before=-1)",
+        "scenes/og_stp(timestep=700, guidance_before=-3.5)", "dtp(patience=2)",
     ]  # fmt: skip
     assert comparison.jobs[2].options == {"timestep": 500, "guidance_before": -3.5}
     lines = {line["preset"]: line for line in comparison.sweeps()}
-    assert list(lines) == ["emoji/og_stp guidance_before=-1.0", "emoji/og_stp guidance_before=-3.5", "dtp"]
-    line = lines["emoji/og_stp guidance_before=-3.5"]
+    assert list(lines) == ["scenes/og_stp guidance_before=-1.0", "scenes/og_stp guidance_before=-3.5", "dtp"]
+    line = lines["scenes/og_stp guidance_before=-3.5"]
     assert line["option"] == "timestep" and line["points"] == [
-        {"value": t, "mitigation": f"emoji/og_stp(timestep={t}, guidance_before=-3.5)"} for t in (500, 700)
+        {"value": t, "mitigation": f"scenes/og_stp(timestep={t}, guidance_before=-3.5)"} for t in (500, 700)
     ]
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 PROMPTS = {"cat": "a <script>alert(1)</script> cat", "dog": """a "dog" & an 'owl'""", "fox": "a fox"}
 SIMILARITY = {"none": 0.937, "base_model": 0.352, "og<b>stp": 0.413}
 CLIP = {"none": 0.311, "base_model": 0.308, "og<b>stp": 0.287}
-SWEEP = {f"emoji/stp(timestep={value})": value for value in (400, 500, 600)}
+SWEEP = {f"scenes/stp(timestep={value})": value for value in (400, 500, 600)}
 
 
 class Page(HTMLParser):
@@ -53,7 +53,7 @@ class Page(HTMLParser):
 def build(
     folder: Path, prompts: dict[str, str], mitigations: dict[str, float], samples: int = 2, size: int = 8
 ) -> Path:
-    """A comparison of mitigations, with their similarities; og*, stp* and emoji/* have a transition."""
+    """A comparison of mitigations, with their similarities; og*, stp* and scenes/* have a transition."""
     noise, table = np.random.default_rng(0), []
     (folder / "training").mkdir(parents=True)
     for prompt_id in prompts:
@@ -62,7 +62,7 @@ def build(
     step = np.arange(50)
     for shade, (name, similarity) in enumerate(mitigations.items()):
         (folder / name / "images").mkdir(parents=True)
-        timestep = float(SWEEP.get(name, 640)) if name.startswith(("og", "stp", "emoji")) else None
+        timestep = float(SWEEP.get(name, 640)) if name.startswith(("og", "stp", "scenes")) else None
         rows = []
         for index, (prompt_id, sample) in enumerate(keys):
             image = f"images/{prompt_id}-{sample}.png"
@@ -130,6 +130,6 @@ def swept(folder: Path, prompts: int = 12, size: int = 8) -> Path:
     points = [{"value": value, "mitigation": name} for name, value in reversed(SWEEP.items())]
     notes = ["a note on the chosen <u>", "another"]
     memorized = {"threshold": 0.5, "measure": "SSCD", "prompts": 7, "of": prompts, "notes": notes}
-    sweep = {"preset": "emoji/stp", "option": "timestep", "points": points}
+    sweep = {"preset": "scenes/stp", "option": "timestep", "points": points}
     write_about(folder, title="swept", features="clip, 99 images", memorized=memorized, sweeps=[sweep])
     return folder

@@ -129,7 +129,7 @@ def test_the_slider_of_the_column_changes_all_rows(opened, target: Path):
     names = page.locator(".gallery tbody tr .shot[data-column='3']").evaluate_all(
         "all => all.map(e => e.dataset.name)"
     )
-    assert set(names) == {"emoji/stp(timestep=400)"}
+    assert set(names) == {"scenes/stp(timestep=400)"}
     assert settled(page, ".gallery tbody tr:nth-child(2) .shot >> nth=3 >> canvas", before) != before
 
 
@@ -183,7 +183,7 @@ def test_a_phone_needs_no_sideways_scrolling(opened, target: Path):
 
 def test_at_1400_pixels_every_mitigation_is_in_sight_and_every_column_in_reach(opened, tmp_path: Path):
     """Nine mitigations with long labels: names are whole, the table scrolls beside them."""
-    names = {"none": 0.9, "emoji/og_stp+detour(timestep=650)": 0.1} | {f"emoji/m{i}": 0.5 for i in range(7)}
+    names = {"none": 0.9, "scenes/og_stp+detour(timestep=650)": 0.1} | {f"scenes/m{i}": 0.5 for i in range(7)}
     build(tmp_path, {"cat": "a cat"}, names, samples=1)
     path, table = tmp_path / "comparison.parquet", pd.read_parquet(tmp_path / "comparison.parquet")
     table.assign(**{f"sscd_{kind}": 0.5 for kind in ("own_mean", "own_p95")}, kid=0.1, cmmd=0.2).to_parquet(

@@ -69,7 +69,7 @@ def test_what_is_missing_is_counted(written: Path, folder: Path, monkeypatch: py
 
 def test_a_sweep_is_one_column(tmp_path: Path):
     columns = make_gallery(read_study(swept(tmp_path))).columns
-    assert [column["title"] for column in columns] == ["none", "stp", "og_stp", "emoji/stp: timestep"]
+    assert [column["title"] for column in columns] == ["none", "stp", "og_stp", "scenes/stp: timestep"]
     assert columns[-1]["names"] == [*SWEEP] and columns[-1]["values"] == ["400", "500", "600"]
 
 

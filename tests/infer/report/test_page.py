@@ -164,12 +164,12 @@ def test_published_figures_stand_beside_ours_even_where_we_have_none(sweep_page:
 def test_a_sweep_is_a_group_of_rows_by_value_and_wins_no_prize(sweep_page: Page):
     page = sweep_page
     labels = [f"timestep {value}" for value in SWEEP.values()]
-    positions = [page.text.index(label) for label in ("emoji/stp: timestep", *labels)]
+    positions = [page.text.index(label) for label in ("scenes/stp: timestep", *labels)]
     assert positions == sorted(positions) and "3 points" in page.text
     assert "og_stp brings this to 0.10" not in page.text and "og_stp brings this to 0.30" in page.text
     best = re.findall(r'<td class="best">([\d.]+)', page.source)
     assert best == ["0.311", "0.300", "0.311"]  # of both tables
-    assert "Sweep of emoji/stp: timestep" in page.text
+    assert "Sweep of scenes/stp: timestep" in page.text
 
 
 def test_values_of_a_sweep_need_not_be_numbers(tmp_path: Path):
@@ -263,7 +263,7 @@ def test_the_terminal_table_fits_and_cuts_no_name(width: int, shown: int) -> Non
 
 def test_a_mitigation_that_is_a_sweeps_point_too_stands_by_itself(tmp_path: Path):
     """In the headline, the legend, the gallery and the table; its image is embedded once."""
-    stp = "emoji/stp(timestep=500)"
+    stp = "scenes/stp(timestep=500)"
     about = json.loads((swept(tmp_path) / "comparison.json").read_text())
     write_json(tmp_path / "comparison.json", about | {"mitigations": ["none", stp]})
     table = change(tmp_path / "comparison.parquet", clip_score_mean=0.3)
@@ -272,7 +272,7 @@ def test_a_mitigation_that_is_a_sweeps_point_too_stands_by_itself(tmp_path: Path
     page = Page(write_report(tmp_path))
     assert f"{stp} brings this to 0.10" in page.text
     titles = [column["title"] for column in page.data["columns"]]
-    assert titles == ["none", "stp", "og_stp", stp, "emoji/stp: timestep"]
+    assert titles == ["none", "stp", "og_stp", stp, "scenes/stp: timestep"]
     assert page.data["names"].count(stp) == 1 and len(page.data["names"]) == 6
     assert page.data["columns"][-1]["names"] == [*SWEEP]
     rows = [tag for tag in page.all("th") if tag.get("scope") == "row"]

@@ -22,7 +22,7 @@ class Run:
 
 def test_tables_plots_gallery_and_numbers_are_logged(tmp_path: Path):
     run, about = Run(), swept(tmp_path) / "comparison.json"
-    both = {"mitigations": ["emoji/stp(timestep=500)"]}  # by itself, and a sweep's point
+    both = {"mitigations": ["scenes/stp(timestep=500)"]}  # by itself, and a sweep's point
     write_json(about, json.loads(about.read_text()) | both)
     log_to_wandb(tmp_path, run, rows=5)
     table = pd.read_parquet(tmp_path / "comparison.parquet")

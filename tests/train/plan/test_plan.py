@@ -84,7 +84,7 @@ def test_the_counts_of_a_folder_are_those_of_its_weights() -> None:
     for part in ("unet", "vae", "text_encoder"):
         (path,) = (BASE / part).glob("*.safetensors")
         assert getattr(known, part) == sum(tensor.numel() for tensor in load_file(path).values())
-    assert known.latent(64) == (32, 8, 8) and (known.sample_size, known.tokens) == (8, 16)
+    assert known.latent(64) == (48, 8, 8) and (known.sample_size, known.tokens) == (8, 32)
 
 
 def test_eight_bit_moments_are_a_quarter_except_of_small_tensors() -> None:
@@ -133,10 +133,10 @@ def test_the_plan_names_what_is_trained(
 ) -> None:
     settings = {"trainer__devices": 8, "trainer__accumulate_grad_batches": 1, "data__batch_size": 1}
     table = plan(tmp_path / "run", tiny_shards, capsys, **settings)
-    assert table["trained"] == "UNet: 11,755,456 parameters"
+    assert table["trained"] == "UNet: 11,994,032 parameters"
     assert table["batch"].startswith("1 per device, 8 in all")
-    assert table["checkpoint"].startswith("141.1 MB")  # 11,755,456 x 12 bytes
-    assert table["memory per device"].startswith("at least 188.1 MB")  # x 16
+    assert table["checkpoint"].startswith("143.9 MB")  # 11,994,032 x 12 bytes
+    assert table["memory per device"].startswith("at least 191.9 MB")  # x 16
     assert "free in" in table["disk"] and list(tmp_path.iterdir()) == []
 
 
@@ -156,7 +156,7 @@ def test_a_hub_model_is_known_once_it_is_fetched(
     assert table["trained"] == table["cache"] == "known once the model is downloaded"
     hub_cache("someone/model", BASE)
     assert sizes_of(read_configs("someone/model")) == sizes_of(read_configs(str(BASE)))
-    assert plan(tmp_path / "run", tiny_shards, capsys, **options)["trained"].startswith("UNet: 11,755,456")
+    assert plan(tmp_path / "run", tiny_shards, capsys, **options)["trained"].startswith("UNet: 11,994,032")
 
 
 def test_a_folder_without_a_config_is_named(tmp_path: Path) -> None:
