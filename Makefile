@@ -22,7 +22,7 @@ lint: .venv/.installed ## check style and formatting
 	$(RUN) -m ruff check
 	$(RUN) -m ruff format --check
 
-base: .venv/.installed ## train the bundled base model again: autoencoder, two CLIPs, UNet (about 6 hours on 2 cores)
+base: .venv/.installed ## train the bundled base model again: autoencoder, two CLIPs, UNet (about 7 hours on 2 cores)
 	$(RUN) -m data.scenes --parts ordinary --number 20000
 	$(RUN) -m data.scenes --parts views
 	$(RUN) -m train autoencoder --config configs/train/scenes/autoencoder_emoji.yaml
