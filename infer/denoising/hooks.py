@@ -76,8 +76,9 @@ class Batch:
         seeds: of the samples' noise; their row numbers where the loop was given no generators.
         nfe: UNet rows spent on each sample, (B,), CPU. Hooks that run the model add theirs.
         gradient_passes: those of the rows that were also differentiated, (B,), CPU. Hooks add theirs.
-        denoise: rules -> Denoised: the same batch from the same noise under other rules, all steps. Its UNet
-            rows are counted; the samples' generators stay as they are.
+        denoise: rules, rows, noise -> Denoised: all steps under other rules, of the whole batch from its own
+            noise, or of these samples, (n,) on the CPU, from that noise. The UNet rows are counted; the
+            scheduler and the samples' generators stay as they are.
         unconditional_rows: so many rows of the present model call are unconditional, the others conditional.
         conditional_samples: the samples of these others, in order; None in a call that is not the loop's own.
     """
@@ -89,7 +90,7 @@ class Batch:
     conditional_embedding: Tensor
     guidance_scale: float
     seeds: Sequence[int] = ()
-    denoise: Callable[[Sequence["GuidanceRule"]], Any] | None = None
+    denoise: Callable[..., Any] | None = None
     unconditional_rows: int = 0
     conditional_samples: Tensor | None = None
 

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
@@ -137,15 +138,18 @@ def change_inputs(batch: Batch, rules: Sequence[GuidanceRule]) -> None:
 
 def denoise_again(
     batch: Batch, num_inference_steps: int, generators: list[Generator] | None, bar: tqdm,
-    rules: Sequence[GuidanceRule],
+    rules: Sequence[GuidanceRule], rows: Tensor | None = None, noise: Tensor | None = None,
 ) -> Denoised:  # fmt: skip
-    """The batch from the same noise under other rules; its rows are counted, no generator is moved."""
+    """The batch, or some of its samples, under other rules; its rows are counted, no generator is moved."""
+    rows = torch.arange(len(batch.noise)) if rows is None else rows
+    own = rows.to(batch.noise.device)
     run = denoise(
-        batch.unet, batch.scheduler, batch.noise, batch.unconditional_embedding, batch.conditional_embedding,
-        batch.guidance_scale, num_inference_steps, rules, copied(generators), bar,
+        batch.unet, deepcopy(batch.scheduler), batch.noise[own] if noise is None else noise,
+        batch.unconditional_embedding[own], batch.conditional_embedding[own], batch.guidance_scale,
+        num_inference_steps, rules, copied(generators and [generators[row] for row in rows]), bar,
     )  # fmt: skip
-    batch.nfe += run.nfe
-    batch.gradient_passes += run.gradient_passes
+    batch.nfe[rows] += run.nfe
+    batch.gradient_passes[rows] += run.gradient_passes
     return run
 
 
