@@ -10,11 +10,10 @@ from torch import Tensor
 from callbacks.mitigations.base import Mitigation
 from callbacks.mitigations.first_step import FirstStep, precise
 from callbacks.mitigations.guidance.latent_bounds import clean_image
-from callbacks.mitigations.transition import Transition
-from callbacks.mitigations.two_pass_transition import TwoPassTransition
+from callbacks.mitigations.static_transition import StaticTransition
 from data.ranges import FiniteFloat
 from infer.denoising.guidance import times
-from infer.denoising.hooks import Batch, DenoisingStep
+from infer.denoising.hooks import Batch, DenoisingStep, GuidanceRule
 from infer.denoising.noise import standard_normal
 
 
@@ -24,62 +23,88 @@ def layout(latents: Tensor) -> Tensor:
     return F.normalize((latents - latents.mean((2, 3), keepdim=True)).flatten(1))
 
 
+class Watch(GuidanceRule):
+    """Compares each sample with its guess once, at `timestep`, and evaluates a copy no more after that."""
+
+    def __init__(self, guess: Tensor, threshold: float, timestep: float):
+        """`guess` is a layout, (B, C H W)."""
+        self.guess, self.threshold, self.timestep = guess, threshold, timestep
+        self.copies = torch.zeros(len(guess), dtype=torch.bool)  # on the CPU
+        self.has_compared = False
+
+    def needs(self, step: DenoisingStep, scale: Tensor) -> tuple[Tensor, Tensor] | None:
+        if not self.copies.any():
+            return None
+        going = ~self.copies.to(scale.device)
+        return going & (scale != 1), going & (scale != 0)
+
+    def after_step(self, step: DenoisingStep, before: Tensor, after: Tensor) -> Tensor:
+        if not self.has_compared and step.timestep <= self.timestep:
+            self.has_compared = True
+            prediction = step.unconditional + times(step.scale, step.conditional - step.unconditional)
+            cosine = (layout(clean_image(step, prediction)) * self.guess).sum(1)
+            self.copies = (cosine > self.threshold).cpu()
+        return after
+
+
 class FirstGuess(Mitigation):
-    """An image that is what the model guessed from noise alone is made again, from other noise.
+    """An image that the model guesses from noise alone is made again, each time with a later transition.
 
-    From pure noise a model that memorized a prompt's image predicts that image in one step (Webster 2023,
-    arXiv:2305.08694, "one-step extraction"); of another prompt it predicts a blur. The guess of a sample is
-    the mean over `guesses` noises z of x_0(z) by the conditional prediction at the first step,
-    x_0 = (z - sigma eps_c) / alpha. At `timestep` the sample's own predicted x_0 is compared with it: the
+    From pure noise, a model that memorized a prompt's image predicts that image in one step (Webster 2023,
+    arXiv:2305.08694, one-step extraction); of another prompt it predicts a blur. A sample's guess is the mean
+    over `guesses` noises z of x_0(z) by the conditional prediction at the first step, for epsilon
+    x_0 = (z - sigma eps_c) / alpha. At `timestep` the sample's predicted x_0 is compared with its guess: the
     cosine of both, each channel less its mean. Above `threshold` the sample is in the basin: it is abandoned,
-    and made again from other noise under the rule `again`, until its image is below the threshold, `attempts`
-    times in all; then the attempt of the lowest cosine is kept. Everything else has ordinary guidance, or
-    that of the mitigations which this one is combined with.
+    and begins again from other noise, with `guidance_before` until the first of `transitions`; if that does
+    not lead it out, until the second, and so on. So each sample gets the mildest transition that suffices,
+    and one that is in no basin ordinary guidance (or that of the mitigations that this one is combined with).
+    The last attempt is kept as it is.
 
-    Costs `guesses` evaluations a sample, and a run for each further attempt; no gradients. Needs neither the
-    base model nor the training images.
+    Costs `guesses` evaluations a sample, and for each further attempt those of a run (for one that is
+    abandoned, of its steps until then). Needs no base model, no training images and no gradients.
 
     Args:
-        again: rule of further attempts: a static or dynamic transition.
+        transitions: timestep of the transition of each further attempt, the mildest first.
+        guidance_before: scale before these transitions: 0 none, negative opposite.
         guesses: noises whose predictions are averaged.
-        threshold: cosine above which a sample is a copy of the guess.
-        timestep: where a sample is compared: once it is settled what is where, and after the transition of a
-            rule that this one is combined with.
-        attempts: how often a sample is made at most, the first time included.
+        threshold: cosine above which a sample is its guess.
+        timestep: where they are compared: once it is settled what is where, and after all transitions but the
+            last.
     """
 
     def __init__(
         self,
-        again: Transition,
+        transitions: list[NonNegativeFloat] = [900.0, 800.0, 700.0, 600.0, 500.0],  # noqa: B006
+        guidance_before: FiniteFloat = -2.0,
         guesses: PositiveInt = 8,
         threshold: FiniteFloat = 0.5,
-        timestep: NonNegativeFloat = 500,
-        attempts: PositiveInt = 4,
+        timestep: NonNegativeFloat = 500.0,
     ):
-        if isinstance(again, TwoPassTransition):
-            raise ValueError("the first guess: its rule `again` is a static or dynamic transition")
-        if attempts < 2:
-            raise ValueError("the first guess: attempts must be 2 or more, the first time included")
-        self.again, self.guesses, self.threshold = again, guesses, threshold
-        self.timestep, self.attempts = timestep, attempts
+        if not transitions:
+            raise ValueError("the first guess: transitions are empty, and each is a further attempt")
+        if early := [t for t in transitions[:-1] if t <= timestep]:
+            raise ValueError(
+                f"the first guess compares at timestep {timestep:g}, before the transition at {early[0]:g}: "
+                "only the last one may be so late"
+            )
+        self.transitions, self.guidance_before, self.guesses = transitions, guidance_before, guesses
+        self.threshold, self.timestep = threshold, timestep
+
+    def attempt(self, transition: float) -> StaticTransition:
+        return StaticTransition(transition, self.guidance_before)
 
     def check(self, timesteps: Sequence[float], guidance_scale: float) -> None:
-        self.again.check(timesteps, guidance_scale)
+        for transition in self.transitions:
+            self.attempt(transition).check(timesteps, guidance_scale)
         if not timesteps[-1] <= self.timestep < timesteps[0]:
             raise ValueError(
-                f"the first guess: timestep {self.timestep:g} is not within the schedule's, which run from "
-                f"{timesteps[0]:g} to {timesteps[-1]:g}"
+                f"the first guess compares at timestep {self.timestep:g}, outside of the schedule, which "
+                f"runs from {timesteps[0]:g} to {timesteps[-1]:g}"
             )
 
-    def begin(self, batch_size: int, device: torch.device) -> None:
-        self._abandoned = torch.zeros(batch_size, dtype=torch.bool)
-        self._images: Tensor | None = None  # of the abandoned samples, (B, C, H, W)
-        self._compared = False
-
     def before_denoising(self, batch: Batch) -> None:
-        self._batch, first = batch, FirstStep(batch)
-        generators, rows = batch.own_generators("first guess"), torch.arange(len(batch.noise))
-        total = torch.zeros_like(precise(batch.noise))
+        first, total = FirstStep(batch), torch.zeros_like(precise(batch.noise))
+        generators, rows = batch.own_generators("first guess"), torch.arange(len(total))
         for _ in range(self.guesses):
             noise = standard_normal(generators, total.shape[1:]).to(total)
             output = first.output(noise, batch.conditional_embedding, rows)
@@ -87,44 +112,35 @@ class FirstGuess(Mitigation):
                 total += (noise - first.sigma * output) / first.alpha
             else:
                 total += first.alpha * noise - first.sigma * output
-        self._guess = layout(total)
+        self._batch, self._watch = batch, self.watch(layout(total))
+
+    def watch(self, guess: Tensor) -> Watch:
+        return Watch(guess, self.threshold, self.timestep)
 
     def needs(self, step: DenoisingStep, scale: Tensor) -> tuple[Tensor, Tensor] | None:
-        """No prediction of an abandoned sample."""
-        if not self._abandoned.any():
-            return None
-        going = ~self._abandoned.to(scale.device)
-        return going & (scale != 1), going & (scale != 0)
+        return self._watch.needs(step, scale)
 
     def after_step(self, step: DenoisingStep, before: Tensor, after: Tensor) -> Tensor:
-        if not self._compared and step.timestep <= self.timestep:
-            self._compared = True
-            prediction = step.unconditional + times(step.scale, step.conditional - step.unconditional)
-            copies = self.cosine(clean_image(step, prediction)) > self.threshold
-            if copies.any():
-                self._abandoned = copies.cpu()
-                self._images = self.made_again(self._abandoned.nonzero()[:, 0], after)
-        if self._images is not None and step.index == len(step.timesteps) - 1:
-            return torch.where(self._abandoned.to(after.device).view(-1, 1, 1, 1), self._images, after)
+        after = self._watch.after_step(step, before, after)
+        if self._watch.copies.any() and step.index == len(step.timesteps) - 1:
+            rows = self._watch.copies.nonzero()[:, 0]
+            after = after.index_copy(0, rows.to(after.device), self.made_again(rows).to(after))
         return after
 
-    def cosine(self, images: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Of the images of these samples with their guesses, (B,)."""
-        guess = self._guess if rows is None else self._guess[rows.to(self._guess.device)]
-        return (layout(images) * guess).sum(1)
-
-    def made_again(self, rows: Tensor, like: Tensor) -> Tensor:
-        """The images of these samples, in a tensor like that of the batch, (B, C, H, W)."""
-        images, lowest = torch.zeros_like(like), torch.full((len(like),), torch.inf)
-        for attempt in range(2, self.attempts + 1):
-            generators = self._batch.own_generators(f"attempt {attempt}")
-            noise = standard_normal([generators[row] for row in rows], like.shape[1:]).to(self._batch.noise)
-            made = self._batch.denoise([self.again], rows, noise).latents
-            cosine = self.cosine(made, rows).cpu()
-            nearer = cosine < lowest[rows]
-            images[rows[nearer].to(like.device)] = made[nearer.to(like.device)]
-            lowest[rows] = torch.minimum(lowest[rows], cosine)
-            rows = rows[cosine > self.threshold]
-            if not len(rows):
+    def made_again(self, rows: Tensor) -> Tensor:
+        """The final latents of these samples' further attempts, (n, C, H, W); `rows` is on the CPU."""
+        batch, guess = self._batch, self._watch.guess
+        made, waiting = batch.noise[rows.to(batch.noise.device)].clone(), torch.arange(len(rows))
+        for number, transition in enumerate(self.transitions, 2):
+            own = rows[waiting]
+            generators = batch.own_generators(f"attempt {number}")
+            noise = standard_normal([generators[row] for row in own], made.shape[1:]).to(made)
+            rules: list[GuidanceRule] = [self.attempt(transition)]
+            watch = self.watch(guess[own.to(guess.device)])
+            if number <= len(self.transitions):
+                rules.append(watch)
+            made[waiting.to(made.device)] = batch.denoise(rules, own, noise).latents
+            waiting = waiting[watch.copies]
+            if not len(waiting):
                 break
-        return images
+        return made

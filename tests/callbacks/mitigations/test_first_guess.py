@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor
 
-from callbacks.mitigations.first_guess import FirstGuess, layout
+from callbacks.mitigations.first_guess import FirstGuess
 from callbacks.mitigations.static_transition import StaticTransition
-from callbacks.mitigations.two_pass_transition import TwoPassTransition
+from infer.denoising.hooks import Batch
 from infer.denoising.loop import denoise, prepare
 from tests.callbacks.mitigations.peer_runs import assert_rows_are_independent
 from tests.infer.denoising.loops import KEPT, scheduler_of
@@ -19,6 +19,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 SHAPE, STEPS, SCALE, COUNT = (4, 8, 8), 20, 1.5, 24
 MEMORIZED, OTHER = torch.randn((2, *SHAPE), generator=torch.Generator().manual_seed(3))
 SHARE = 0.8  # of the memorized image among those of its prompt
+GUESSES = 32  # so many that the guess is surely nearer to it than to the other
 
 
 class World:
@@ -56,8 +57,8 @@ def run(rules: list, ordinary: bool = False, prediction: str = "epsilon", kind: 
 
 
 def rule(attempts: int = 40, **options: Any) -> FirstGuess:
-    again = StaticTransition(timestep=900, guidance_before=1.0)
-    return FirstGuess(again, attempts=attempts, **options)
+    """So many further attempts, all with their transition at 900."""
+    return FirstGuess([900.0] * attempts, 1.0, GUESSES, **options)
 
 
 def copies(latents: Tensor) -> Tensor:
@@ -74,56 +75,72 @@ def test_what_would_be_the_memorized_image_is_the_other_one(prediction: str, kin
     assert torch.allclose(guarded.latents[~before], plain.latents[~before], atol=1e-4)
     assert F.cosine_similarity(guarded.latents.flatten(1), OTHER.flatten()[None]).min() > 0.9
     kept, made_again = guarded.nfe[~before], guarded.nfe[before]
-    assert (kept == 8 + 2 * STEPS).all() and (made_again > 8 + 2 * STEPS).all()
+    assert (kept == GUESSES + 2 * STEPS).all() and (made_again > GUESSES + 2 * STEPS).all()
 
 
 def test_an_abandoned_sample_is_evaluated_no_more() -> None:
-    """Both predictions of the steps down to 451 of twenty, then those of one further attempt."""
-    made = run([rule(attempts=2)])
+    """Both predictions of the steps down to 451 of twenty, then those of one further attempt, to its end."""
+    made = run([rule(attempts=1)])
     first = 2 * sum(t > 500 for t in made.timesteps[0].tolist()) + 2
     again = 2 * STEPS - sum(t > 900 for t in made.timesteps[0].tolist())
-    assert set(made.nfe.tolist()) == {8 + 2 * STEPS, 8 + first + again}
+    assert set(made.nfe.tolist()) == {GUESSES + 2 * STEPS, GUESSES + first + again}
 
 
 def test_a_prompt_that_is_not_memorized_has_ordinary_guidance() -> None:
     plain, guarded = run([], ordinary=True), run([rule()], ordinary=True)
     assert torch.equal(plain.latents, guarded.latents)
-    assert (guarded.nfe == plain.nfe + 8).all() and guarded.transition_timestep is None
+    assert (guarded.nfe == plain.nfe + GUESSES).all() and guarded.transition_timestep is None
 
 
-def test_where_no_attempt_helps_the_least_similar_is_kept() -> None:
-    """Nothing is below a threshold of -1: of four attempts, the first one of which is no choice."""
-    made = run([rule(attempts=4, threshold=-1.0)])
-    others = [run([rule(attempts=n, threshold=-1.0)]) for n in (2, 3)]
-    cosines = torch.stack([(layout(x.latents) * layout(MEMORIZED[None])).sum(1) for x in (made, *others)])
-    assert (cosines[0] <= cosines[1:].amin(0) + 1e-4).all() and (cosines[1] > cosines[0] + 0.1).any()
+def test_the_attempts_have_one_transition_after_the_other() -> None:
+    """Nothing is below a threshold of -1: the last attempt is kept, and it is that of the last transition."""
+    last, noises = 300.0, []
+
+    class Kept(FirstGuess):
+        def before_denoising(self, batch: Batch) -> None:
+            super().before_denoising(batch)
+            again = batch.denoise
+
+            def denoise_and_keep(rules: list, rows: Tensor, noise: Tensor) -> Any:
+                noises.append((rules[0].timestep, noise))
+                return again(rules, rows, noise)
+
+            batch.denoise = denoise_and_keep
+
+    made = run([Kept([900.0, 700.0, last], threshold=-1.0)])
+    assert [timestep for timestep, _ in noises] == [900.0, 700.0, last]
+    assert len({noise.sum().item() for _, noise in noises}) == 3
+    expected = denoise(
+        World(), scheduler_of(), noises[-1][1], torch.zeros(COUNT, 2, 3), torch.ones(COUNT, 2, 3), SCALE,
+        STEPS, [StaticTransition(last, -2.0)],
+    )  # fmt: skip
+    assert torch.allclose(made.latents, expected.latents, atol=1e-4)
 
 
 def test_samples_do_not_depend_on_their_batch(pipe) -> None:
-    again = StaticTransition(timestep=650, guidance_before=-2.0)
-    together = assert_rows_are_independent(pipe, lambda: [FirstGuess(again, threshold=0.0, attempts=2)])
+    together = assert_rows_are_independent(pipe, lambda: [FirstGuess([650.0], threshold=0.0)])
     assert together.nfe.max() > 8 + 20  # at least one was made again
 
 
 def test_a_transition_of_the_run_decides_the_first_attempt() -> None:
-    """The attempts that replace a copy are under the rule `again` alone."""
+    """The attempts that replace a copy have their own alone."""
     first = StaticTransition(timestep=500, guidance_before=0.0)
     plain, guarded = run([first]), run([first, rule(timestep=200)])
-    kept = guarded.nfe == plain.nfe + 8
+    kept = guarded.nfe == plain.nfe + GUESSES
     assert kept.any() and not kept[copies(plain.latents)].any() and not copies(guarded.latents).any()
     assert torch.allclose(guarded.latents[kept], plain.latents[kept], atol=1e-4)
 
 
 @pytest.mark.parametrize("options, words", [
-    ({"timestep": 990}, "not within the schedule"), ({"timestep": 0}, "not within the schedule"),
+    ({"timestep": 0}, "outside of the schedule"), ({"transitions": [960.0]}, "never hold guidance back"),
 ])  # fmt: skip
-def test_a_comparison_outside_of_the_schedule_is_refused(options: dict, words: str) -> None:
+def test_what_has_no_place_in_the_schedule_is_refused(options: dict, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        prepare(scheduler_of(), SCALE, STEPS, [rule(**options)])
+        prepare(scheduler_of(), SCALE, STEPS, [FirstGuess(**options)])
 
 
-def test_a_rule_that_cannot_be_is_refused() -> None:
-    with pytest.raises(ValueError, match="attempts must be 2 or more"):
-        rule(attempts=1)
-    with pytest.raises(ValueError, match="static or dynamic"):
-        FirstGuess(TwoPassTransition())
+def test_options_that_cannot_be_are_refused() -> None:
+    with pytest.raises(ValueError, match="transitions are empty"):
+        FirstGuess([])
+    with pytest.raises(ValueError, match="before the transition at 400"):
+        FirstGuess([900.0, 400.0, 300.0])
