@@ -10,14 +10,13 @@ from data.cli import warn_no_effect
 from data.prompts import Prompt, inline_prompts, load_prompts
 from data.ranges import Correlation, ShareBelowOne
 from infer.compare.measures import MeasureOptions
-from infer.metrics.similarity import COPY_THRESHOLD
+from infer.metrics.similarity import COPY_THRESHOLD, PIXEL_THRESHOLD
 from infer.metrics.sscd import ProtocolName
 from infer.options import DenoiseOptions, device_of
 
-PIXEL_THRESHOLD = 0.85  # pixels of different images are often alike: what is nearly the same counts
 USUAL_LIMIT = 100
 PHRASES_OF_A_CAPTION = 6  # at most: each is left out once, and costs as many images as the caption
-PRESETS = ["interval", "stp", "dtp_robust", "og_stp"]  # the cheapest first; all work in a stock pipeline
+PRESETS = ["interval", "stp", "dtp_robust", "og_stp", "first_guess"]  # the cheapest first
 
 
 @dataclass(kw_only=True)

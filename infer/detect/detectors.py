@@ -40,6 +40,7 @@ DETECTORS = {
     "attention_e": Detector(GUIDED, "Attention entropy E", "entropy (nats)", rows=1),
     "alignment": Detector(NOISE, "Alignment at low noise", "cosine by location, mean", rows=2),
     "anisotropy": Detector(NOISE, "Anisotropy", "cosine + norm of the difference", rows=4),
+    "agreement": Detector(NOISE, "Agreement of first guesses", "cosine of the differences", rows=16),
     "sharpness": Detector(GRADIENT, "Sharpness", "squared change along the score", rows=4, gradients=2),
     "hessian": Detector(
         GRADIENT, "Decoupled Hessian", "squared difference of gradients", rows=2, gradients=2

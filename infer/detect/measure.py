@@ -18,7 +18,7 @@ from infer.detect.attention import CrossAttention, cross_attentions, ends_of_tex
 from infer.detect.detectors import DETECTORS, GRADIENT, GUIDED, NOISE, UNGUIDED, all_steps, fall, first_step
 from infer.detect.early_steps import EarlyChange
 from infer.detect.noise import Noise, of_noise
-from infer.detect.noise_scores import alignment, anisotropy, decoupled_hessian, sharpness
+from infer.detect.noise_scores import agreement, alignment, anisotropy, decoupled_hessian, mirrored, sharpness
 from infer.detect.options import Detection
 from infer.detect.summary import Detected
 
@@ -71,11 +71,18 @@ def unguided_scores(options: Detection, pipe: Any, requests: Sequence[Request]) 
 
 
 def noise_only(options: Detection, pipe: Any, requests: Sequence[Request]) -> pd.DataFrame:
-    """A row per request: anisotropy, and its part at low noise."""
+    """A row per request: the detectors that read predictions on pure noise, of those that are wanted."""
 
     def scores(noise: Noise) -> dict[str, Tensor]:
-        aligned = alignment(*noise.predict(len(noise.levels) + LOW_NOISE, noise.x))
-        return {"alignment": aligned, "anisotropy": anisotropy(aligned, *noise.predict(noise.first, noise.x))}
+        found, wanted = {}, set(options.detectors)
+        if wanted & {"alignment", "anisotropy"}:
+            found["alignment"] = alignment(*noise.predict(len(noise.levels) + LOW_NOISE, noise.x))
+        if "anisotropy" in wanted:
+            found["anisotropy"] = anisotropy(found["alignment"], *noise.predict(noise.first, noise.x))
+        if "agreement" in wanted:
+            pairs = (noise.predict(noise.first, x) for x in mirrored(noise.x))
+            found["agreement"] = agreement([c - u for u, c in pairs])
+        return found
 
     return of_noise(options, pipe, requests, scores, "noise")
 

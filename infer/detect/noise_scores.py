@@ -3,9 +3,10 @@
 `predict` gives the noise predictions eps_u and eps_c, (B, C, H, W) each, of noisy latents at one timestep.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from infer.denoising.hooks import rms
@@ -30,6 +31,24 @@ def anisotropy(aligned: Tensor, unconditional: Tensor, conditional: Tensor) -> T
     those at the first timestep.
     """
     return aligned + (conditional - unconditional).flatten(1).norm(dim=1)
+
+
+def agreement(differences: Sequence[Tensor]) -> Tensor:
+    """Mean cosine between the differences eps_c - eps_u at the first timestep on K noises, (B,).
+
+    This project, after the one-step extraction of Webster (2023, arXiv:2305.08694): x_0 by eps_c less that by
+    eps_u is -sigma / alpha of the difference. A memorized prompt means one image, whatever the noise. Each
+    channel is less its mean, so that a colour that all images of a prompt share counts little.
+    """
+    units = [F.normalize((d - d.mean((2, 3), keepdim=True)).float().flatten(1)) for d in differences]
+    count = len(units)
+    return (sum(units).square().sum(1) - count) / (count * (count - 1))
+
+
+def mirrored(x: Tensor) -> list[Tensor]:
+    """Eight noises of one, (B, C, H, W) each: as it is and mirrored, and the negative of these."""
+    four = [x, x.flip(2), x.flip(3), x.flip(2, 3)]
+    return [*four, *(-each for each in four)]
 
 
 def sharpness(predict: Predict, x: Tensor, sigma: float) -> Tensor:

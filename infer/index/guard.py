@@ -17,7 +17,7 @@ from infer.denoising.hooks import GuidanceRule
 from infer.denoising.requests import Request
 from infer.index.attempts import attempt_seed, with_rows
 from infer.index.descriptor_index import DescriptorIndex
-from infer.metrics.similarity import COPY_THRESHOLD, Descriptor
+from infer.metrics.similarity import COPY_THRESHOLD, CORRELATION, PIXEL_THRESHOLD, Descriptor
 
 
 def placeholder(image: Image.Image) -> Image.Image:
@@ -53,7 +53,7 @@ class Guard:
 
     Args:
         index: file of `python -m infer index`.
-        threshold: similarity above which an image is too near, -1..1.
+        threshold: similarity above which an image is too near, -1..1; None: 0.5 by SSCD, 0.85 by pixels.
         attempts: how often an image is made at most, the first time included.
         stronger: the rules of further attempts; none: those of the first.
         sscd: SSCD model of an index that was built with one; None: Meta's, where the index names it.
@@ -63,9 +63,12 @@ class Guard:
     """
 
     def __init__(
-        self, index: str | Path, threshold: float = COPY_THRESHOLD, attempts: int = 3,
+        self, index: str | Path, threshold: float | None = None, attempts: int = 3,
         stronger: Sequence[GuidanceRule] = (), sscd: str | None = None, device: str | None = None,
     ):  # fmt: skip
+        self.descriptors = DescriptorIndex.load(index)
+        if threshold is None:
+            threshold = PIXEL_THRESHOLD if self.descriptors.descriptor == CORRELATION else COPY_THRESHOLD
         if not -1 <= threshold < 1:
             raise ValueError(f"the guard's threshold {threshold} is no similarity below 1: it lets all pass")
         if attempts < 1:
@@ -74,7 +77,6 @@ class Guard:
             warn_no_effect("the guard's stronger", "there are no further attempts: set attempts to 2 or more")
         self.index, self.threshold, self.attempts = str(index), float(threshold), int(attempts)
         self.stronger, self.sscd, self.device = tuple(stronger), sscd, device
-        self.descriptors = DescriptorIndex.load(index)
         if self.descriptors.check(sscd) is None and sscd is not None:
             warn_no_effect("the guard's sscd", "its index is of the pixels' correlation")
 

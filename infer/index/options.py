@@ -10,7 +10,6 @@ from data.cli import warn_no_effect
 from data.files import read_object
 from infer.denoising.hooks import GuidanceRule
 from infer.index.guard import Guard
-from infer.metrics.similarity import COPY_THRESHOLD
 from infer.metrics.sscd import ProtocolName, check_sscd
 from infer.options import device_of, need, provenance_of
 
@@ -73,7 +72,8 @@ class GuardOptions:
 
     Args:
         index: file of `python -m infer index`; null: no guard.
-        threshold: similarity above which an image is too near to a training image.
+        threshold: similarity above which an image is too near to a training image; null: 0.5 by SSCD, 0.85 by
+            pixels, as the audit's.
         attempts: how often an image is made at most, the first time included.
         stronger: mitigation of further attempts, a preset or YAML file; null: that of the run. Their seed is
             another one in either case.
@@ -81,7 +81,7 @@ class GuardOptions:
     """
 
     index: str | None = None
-    threshold: float = COPY_THRESHOLD
+    threshold: float | None = None
     attempts: PositiveInt = 3
     stronger: str | None = None
     sscd: str | None = None

@@ -12,6 +12,7 @@ from torch import Tensor
 from data.batches import in_batches
 
 COPY_THRESHOLD = 0.5  # an image whose similarity to a training image is above this is a copy of it
+PIXEL_THRESHOLD = 0.85  # by pixels, of the nearest of many images: different ones are often alike at 32x32
 CONSTANT = 1.0  # of 255 grey levels: an image whose detail varies less has nothing to compare
 NEIGHBOURHOOD = 11  # px of 32
 CORRELATION = "local correlation of 32x32 RGB"

@@ -8,7 +8,7 @@ from infer.compare.measures import MeasureOptions
 from infer.compare.results import Measured
 from infer.compare.score_images import TOP_IDS
 from infer.metrics.columns import IMAGE_COLUMNS, measure_of
-from infer.metrics.similarity import BLIND_SPOTS, COPY_THRESHOLD
+from infer.metrics.similarity import BLIND_SPOTS, COPY_THRESHOLD, PIXEL_THRESHOLD
 from infer.predict.run_folder import save_image
 from infer.report.pairs import Pair, write_pairs
 
@@ -27,10 +27,10 @@ def write_images_page(
     for key, path in paths.items():
         save_image(training.images[training.images.position[key]].rgb(training.resolution), path)
     pairs = [pair_of(line, prefix, paths[line[TOP_IDS[prefix]]]) for line in shown.to_dict("records")]
-    above = int((ranked[f"{prefix}_top"] > COPY_THRESHOLD).sum())
+    above = int((ranked[f"{prefix}_top"] > near(prefix)).sum())
     about = options.measured_by()
     headline = (
-        f"{above} of {len(ranked)} images have a similarity above {COPY_THRESHOLD:g} to a training image "
+        f"{above} of {len(ranked)} images have a similarity above {near(prefix):g} to a training image "
         f"({'SSCD' if prefix == 'sscd' else about['descriptor']})."
     )
     facts = {"Images": str(images), "Similarity by": about["descriptor"], "CLIP": about["clip"]}
@@ -38,6 +38,11 @@ def write_images_page(
     if len(ranked) > SHOWN:
         notes.append(f"{SHOWN} of {len(ranked):,} images are shown; all are in samples.parquet.")
     return write_pairs(out / "images.html", f"Images: {images.name}", headline, facts, notes, pairs)
+
+
+def near(prefix: str) -> float:
+    """Similarity to the nearest training image above which an image counts as a copy."""
+    return COPY_THRESHOLD if prefix == "sscd" else PIXEL_THRESHOLD
 
 
 def pair_of(line: dict, prefix: str, nearest: Path) -> Pair:
@@ -48,4 +53,4 @@ def pair_of(line: dict, prefix: str, nearest: Path) -> Pair:
         if name in line and not pd.isna(line[name]) and line[name] is not False
     ]
     images = {"image": Path(line["image"]), "nearest training image": nearest}
-    return Pair(line["prompt"], images, facts, line[f"{prefix}_top"] > COPY_THRESHOLD)
+    return Pair(line["prompt"], images, facts, line[f"{prefix}_top"] > near(prefix))

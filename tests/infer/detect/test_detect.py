@@ -131,6 +131,7 @@ def test_the_cost_is_that_of_a_detector_alone(detected: Detected) -> None:
     costs = {name: tuple(detected.cost(name).values()) for name in DETECTORS}
     assert costs["first_step"] == (4, 0) and costs["all_steps"] == (2 * 2 * STEPS, 0)
     assert costs["dsm_01"] == (6, 0) and costs["dsm_12"] == (10, 0) and costs["anisotropy"] == (8, 0)
+    assert costs["agreement"] == (32, 0)
     assert costs["sharpness"] == (8, 4) and costs["hessian"] == (4, 4)
     assert "8 (4)" in printed(detected)
 

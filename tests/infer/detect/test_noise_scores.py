@@ -11,7 +11,7 @@ from torch import Tensor
 from infer.denoising.hooks import DenoisingStep, GuidanceRule
 from infer.denoising.loop import denoise
 from infer.detect.early_steps import EarlyChange
-from infer.detect.noise_scores import alignment, anisotropy, decoupled_hessian, sharpness
+from infer.detect.noise_scores import agreement, alignment, anisotropy, decoupled_hessian, mirrored, sharpness
 from infer.detect.rates import rate_intervals, true_positive_rate
 from tests.infer.denoising.loops import inputs, scheduler_of
 
@@ -36,6 +36,26 @@ def test_sharpness_of_a_linear_predictor() -> None:
     assert found.numpy() == pytest.approx(expected, rel=1e-5)
     alone = sharpness(lambda x: (linear(of_u, x), linear(of_c, x)), x[1:2], sigma)
     assert alone.numpy() == pytest.approx(expected[1:2], rel=1e-5)
+
+
+def test_the_agreement_of_guesses_is_the_mean_cosine_of_their_pairs() -> None:
+    """1 of the same up to size and colour, -1/7 of eight that cancel out, by hand of others."""
+    one = random(3, *SHAPE)
+    same = [(n + 1) * one + random(3, 2, 1, 1, seed=n) for n in range(8)]
+    assert agreement(same).numpy() == pytest.approx(1, abs=1e-5)
+    assert agreement([one, -one] * 4).numpy() == pytest.approx(-1 / 7, abs=1e-5)
+    different = [random(3, *SHAPE, seed=n) for n in range(5)]
+    flat = np.stack([(d - d.mean((2, 3), keepdim=True)).flatten(1).numpy() for d in different])
+    flat /= np.linalg.norm(flat, axis=2, keepdims=True)
+    pairs = [(flat[a] * flat[b]).sum(1) for a in range(5) for b in range(a)]
+    assert agreement(different).numpy() == pytest.approx(np.mean(pairs, 0), abs=1e-5)
+
+
+def test_eight_noises_of_one_are_different() -> None:
+    eight = torch.stack(mirrored(random(1, 4, 8, 8)))
+    assert (
+        torch.allclose(eight.sum(0), torch.zeros(1).double()) and len({x[0, 0, 0].sum() for x in eight}) == 8
+    )
 
 
 def test_the_decoupled_hessian_of_linear_predictors() -> None:

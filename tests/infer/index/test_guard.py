@@ -90,7 +90,7 @@ def test_another_index_under_its_name_is_another_guard(index: Path) -> None:
     before = Guard(index).identity()
     DescriptorIndex(pixel_descriptor(NEW), CORRELATION, 16).save(index)
     after = Guard(index).identity()
-    assert before["index_sha256"] != after["index_sha256"] and before["threshold"] == 0.5
+    assert before["index_sha256"] != after["index_sha256"] and before["threshold"] == 0.85
 
 
 def test_a_guard_can_be_sent_to_another_process(index: Path) -> None:
