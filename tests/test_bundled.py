@@ -87,8 +87,8 @@ def test_the_demo_in_miniature(scenes: Path, tmp_path: Path) -> None:
         "scenes/stp",
         "scenes/og_stp",
         "dtp",
-        "scenes/og_dtp",
         "scenes/detour_base",
+        "first_guess",
         "base_model",
     ]
     assert (table["images"] == 12).all()

@@ -41,7 +41,7 @@ def audit(
     answer = answered(runs, selection)
     found: list[Effect] = []
     if worst := worst_captions(answer, selection):
-        say(2, f"phrases of the {len(worst)} captions that come nearest")
+        say(2, f"phrases of the {len(worst)} captions that return their image most often")
         found = effects(runs, worst)
     remedies = try_mitigations(runs, selection, answer, mitigations)
     best = best_of(remedies, options.goal)

@@ -100,16 +100,16 @@ def shortened(requests: list[Request]) -> dict[Span, list[Request]]:
 
 
 def worst_captions(answer: Answer, selection: Selection) -> list[Worst]:
-    """The nearest of the captions that return an image, with those of their images that were scored."""
+    """The captions that return an image most often, then the nearest, with their images that were scored."""
     rows = answer.rows[was_scored(answer.rows)].set_index(KEY)
     worst: dict[str, Worst] = {}
-    lines = answer.returned.head(selection.plan.phrases)
-    for owner, line in zip(answer.owners, lines.itertuples(), strict=False):
+    lines = answer.returned.sort_values("returning", ascending=False, kind="stable")
+    for line in lines.head(selection.plan.phrases).itertuples():
         own = [r for r in selection.requests if r.prompt_id == line.prompt_id and r[:2] in rows.index]
         if selection.unit == "image":
             own = [r for r in own if r.sample == line.sample]
         paths = [answer.folder / rows.loc[request[:2], "image"] for request in own]
-        worst.setdefault(line.prompt_id, Worst(own, paths, owner))
+        worst.setdefault(line.prompt_id, Worst(own, paths, answer.owners[line.Index]))
     return list(worst.values())
 
 
