@@ -64,7 +64,8 @@ class FirstGuess(Mitigation):
     abandoned, of its steps until then). Needs no base model, no training images and no gradients.
 
     Args:
-        transitions: timestep of the transition of each further attempt, the mildest first.
+        transitions: timestep of the transition of each further attempt, the mildest first; those before the
+            schedule's first timestep are left out.
         guidance_before: scale before these transitions: 0 none, negative opposite.
         guesses: noises whose predictions are averaged.
         threshold: cosine above which a sample is its guess.
@@ -74,11 +75,11 @@ class FirstGuess(Mitigation):
 
     def __init__(
         self,
-        transitions: list[NonNegativeFloat] = [900.0, 800.0, 700.0, 600.0, 500.0],  # noqa: B006
+        transitions: list[NonNegativeFloat] = [960, 930, 900, 870, 840, 800, 750, 600],  # noqa: B006
         guidance_before: FiniteFloat = -2.0,
         guesses: PositiveInt = 8,
         threshold: FiniteFloat = 0.5,
-        timestep: NonNegativeFloat = 500.0,
+        timestep: NonNegativeFloat = 700,
     ):
         if not transitions:
             raise ValueError("the first guess: transitions are empty, and each is a further attempt")
@@ -90,17 +91,19 @@ class FirstGuess(Mitigation):
         self.transitions, self.guidance_before, self.guesses = transitions, guidance_before, guesses
         self.threshold, self.timestep = threshold, timestep
 
-    def attempt(self, transition: float) -> StaticTransition:
-        return StaticTransition(transition, self.guidance_before)
+    def attempts(self, first_timestep: float) -> list[StaticTransition]:
+        """The rule of each further attempt, for a schedule that begins at this timestep."""
+        return [StaticTransition(t, self.guidance_before) for t in self.transitions if t < first_timestep]
 
     def check(self, timesteps: Sequence[float], guidance_scale: float) -> None:
-        for transition in self.transitions:
-            self.attempt(transition).check(timesteps, guidance_scale)
-        if not timesteps[-1] <= self.timestep < timesteps[0]:
+        first, last = timesteps[0], timesteps[-1]
+        if not (attempts := self.attempts(first)) or not last <= self.timestep < first:
             raise ValueError(
-                f"the first guess compares at timestep {self.timestep:g}, outside of the schedule, which "
-                f"runs from {timesteps[0]:g} to {timesteps[-1]:g}"
+                f"the first guess compares at timestep {self.timestep:g} and has transitions down to "
+                f"{self.transitions[-1]:g}: outside of the schedule, which runs from {first:g} to {last:g}"
             )
+        for attempt in attempts:
+            attempt.check(timesteps, guidance_scale)
 
     def before_denoising(self, batch: Batch) -> None:
         first, total = FirstStep(batch), torch.zeros_like(precise(batch.noise))
@@ -131,14 +134,13 @@ class FirstGuess(Mitigation):
         """The final latents of these samples' further attempts, (n, C, H, W); `rows` is on the CPU."""
         batch, guess = self._batch, self._watch.guess
         made, waiting = batch.noise[rows.to(batch.noise.device)].clone(), torch.arange(len(rows))
-        for number, transition in enumerate(self.transitions, 2):
+        attempts = self.attempts(float(batch.scheduler.timesteps[0]))
+        for number, attempt in enumerate(attempts, 2):
             own = rows[waiting]
             generators = batch.own_generators(f"attempt {number}")
             noise = standard_normal([generators[row] for row in own], made.shape[1:]).to(made)
-            rules: list[GuidanceRule] = [self.attempt(transition)]
             watch = self.watch(guess[own.to(guess.device)])
-            if number <= len(self.transitions):
-                rules.append(watch)
+            rules = [attempt] if attempt is attempts[-1] else [attempt, watch]
             made[waiting.to(made.device)] = batch.denoise(rules, own, noise).latents
             waiting = waiting[watch.copies]
             if not len(waiting):

@@ -56,9 +56,9 @@ def run(rules: list, ordinary: bool = False, prediction: str = "epsilon", kind: 
     return made
 
 
-def rule(attempts: int = 40, **options: Any) -> FirstGuess:
+def rule(attempts: int = 40, timestep: float = 500, **options: Any) -> FirstGuess:
     """So many further attempts, all with their transition at 900."""
-    return FirstGuess([900.0] * attempts, 1.0, GUESSES, **options)
+    return FirstGuess([900.0] * attempts, 1.0, GUESSES, timestep=timestep, **options)
 
 
 def copies(latents: Tensor) -> Tensor:
@@ -94,7 +94,7 @@ def test_a_prompt_that_is_not_memorized_has_ordinary_guidance() -> None:
 
 def test_the_attempts_have_one_transition_after_the_other() -> None:
     """Nothing is below a threshold of -1: the last attempt is kept, and it is that of the last transition."""
-    last, noises = 300.0, []
+    last, noises = 500.0, []
 
     class Kept(FirstGuess):
         def before_denoising(self, batch: Batch) -> None:
@@ -107,8 +107,8 @@ def test_the_attempts_have_one_transition_after_the_other() -> None:
 
             batch.denoise = denoise_and_keep
 
-    made = run([Kept([900.0, 700.0, last], threshold=-1.0)])
-    assert [timestep for timestep, _ in noises] == [900.0, 700.0, last]
+    made = run([Kept([900.0, 800.0, last], threshold=-1.0)])
+    assert [timestep for timestep, _ in noises] == [900.0, 800.0, last]
     assert len({noise.sum().item() for _, noise in noises}) == 3
     expected = denoise(
         World(), scheduler_of(), noises[-1][1], torch.zeros(COUNT, 2, 3), torch.ones(COUNT, 2, 3), SCALE,
@@ -131,16 +131,18 @@ def test_a_transition_of_the_run_decides_the_first_attempt() -> None:
     assert torch.allclose(guarded.latents[kept], plain.latents[kept], atol=1e-4)
 
 
-@pytest.mark.parametrize("options, words", [
-    ({"timestep": 0}, "outside of the schedule"), ({"transitions": [960.0]}, "never hold guidance back"),
-])  # fmt: skip
-def test_what_has_no_place_in_the_schedule_is_refused(options: dict, words: str) -> None:
-    with pytest.raises(ValueError, match=words):
+@pytest.mark.parametrize(
+    "options", [{"timestep": 0}, {"transitions": [990.0], "timestep": 960}, {"transitions": [960.0]}]
+)
+def test_what_has_no_place_in_the_schedule_is_refused(options: dict) -> None:
+    """The schedule of twenty steps runs from 951 to 1; transitions before it are left out."""
+    with pytest.raises(ValueError, match="outside of the schedule, which runs from 951 to 1"):
         prepare(scheduler_of(), SCALE, STEPS, [FirstGuess(**options)])
+    assert [attempt.timestep for attempt in FirstGuess([960.0, 900.0]).attempts(951)] == [900.0]
 
 
 def test_options_that_cannot_be_are_refused() -> None:
     with pytest.raises(ValueError, match="transitions are empty"):
         FirstGuess([])
-    with pytest.raises(ValueError, match="before the transition at 400"):
-        FirstGuess([900.0, 400.0, 300.0])
+    with pytest.raises(ValueError, match="before the transition at 600"):
+        FirstGuess([900.0, 600.0, 300.0])
