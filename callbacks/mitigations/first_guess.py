@@ -90,6 +90,11 @@ class FirstGuess(Mitigation):
             )
         self.transitions, self.guidance_before, self.guesses = transitions, guidance_before, guesses
         self.threshold, self.timestep = threshold, timestep
+        self.forget()
+
+    def forget(self) -> None:
+        self._batch: Batch | None = None
+        self._watch: Watch | None = None
 
     def attempts(self, first_timestep: float) -> list[StaticTransition]:
         """The rule of each further attempt, for a schedule that begins at this timestep."""
