@@ -19,6 +19,7 @@ EXPLAINED = (
     "Difference between the conditional and the unconditional prediction: how much the prompt steers a step. "
 )
 FEW = 5  # prompts, below which a curve is drawn thin and without its spread
+LABELLED = 4  # sweeps: the ends of more have no labels
 
 
 def plots_of(study: Study) -> list[Plot]:
@@ -27,7 +28,9 @@ def plots_of(study: Study) -> list[Plot]:
     for population, table in study.tables.items():
         name, draw = f"frontier_{population}".removesuffix("_all"), partial(draw_frontier, study, table)
         caption = "Better is up and to the left; lines: 95 % intervals."
-        plots.append(Plot(name, "Similarity against alignment", caption, draw, population=population))
+        legend = {sweep.preset: study.colors[sweep.name] for sweep in study.sweeps}
+        height = 3.1 if len(legend) <= LABELLED else 4.2
+        plots.append(Plot(name, "Similarity against alignment", caption, draw, height, legend, population))
     for index, sweep in enumerate(study.sweeps, 1):
         if sweep.is_numeric:
             caption, draw = "With 95 % intervals; dotted: none.", partial(draw_sweep, study, sweep)
@@ -57,7 +60,7 @@ def draw_frontier(study: Study, table: pd.DataFrame, figure: Figure) -> None:
     for sweep in study.sweeps:
         line = points.reindex(sweep.points).dropna(subset=[OWN, CLIP])
         ax.plot(line[OWN], line[CLIP], color=study.colors[sweep.name], linewidth=1, alpha=0.8)
-        for name in [*line.index[:1], *line.index[1:][-1:]]:
+        for name in [*line.index[:1], *line.index[1:][-1:]] if len(study.sweeps) <= LABELLED else []:
             text = f"{sweep.option} {sweep.points[name]}"
             labels.append({"text": text, "x": line[OWN][name], "y": line[CLIP][name], "needed": False})
     for name, row in points.iterrows():
