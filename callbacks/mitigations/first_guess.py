@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from jsonargparse.typing import NonNegativeFloat, PositiveInt
 from torch import Tensor
 
@@ -13,14 +12,8 @@ from callbacks.mitigations.guidance.latent_bounds import clean_image
 from callbacks.mitigations.static_transition import StaticTransition
 from data.ranges import FiniteFloat
 from infer.denoising.guidance import times
-from infer.denoising.hooks import Batch, DenoisingStep, GuidanceRule
+from infer.denoising.hooks import Batch, DenoisingStep, GuidanceRule, layout
 from infer.denoising.noise import standard_normal
-
-
-def layout(latents: Tensor) -> Tensor:
-    """Latents less the mean of each channel, at unit length, (B, C H W): what is where, not which colours."""
-    latents = precise(latents)
-    return F.normalize((latents - latents.mean((2, 3), keepdim=True)).flatten(1))
 
 
 class Watch(GuidanceRule):
@@ -113,13 +106,12 @@ class FirstGuess(Mitigation):
     def before_denoising(self, batch: Batch) -> None:
         first, total = FirstStep(batch), torch.zeros_like(precise(batch.noise))
         generators, rows = batch.own_generators("first guess"), torch.arange(len(total))
+        kind = batch.scheduler.config.prediction_type
         for _ in range(self.guesses):
             noise = standard_normal(generators, total.shape[1:]).to(total)
             output = first.output(noise, batch.conditional_embedding, rows)
-            if batch.scheduler.config.prediction_type == "epsilon":
-                total += (noise - first.sigma * output) / first.alpha
-            else:
-                total += first.alpha * noise - first.sigma * output
+            step = DenoisingStep(0, float(first.timestep), (), noise, first.alpha, first.sigma, kind, 1.0)
+            total += clean_image(step, output)
         self._batch, self._watch = batch, self.watch(layout(total))
 
     def watch(self, guess: Tensor) -> Watch:

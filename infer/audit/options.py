@@ -10,7 +10,7 @@ from data.cli import warn_no_effect
 from data.prompts import Prompt, inline_prompts, load_prompts
 from data.ranges import Correlation, ShareBelowOne
 from infer.compare.measures import MeasureOptions
-from infer.metrics.similarity import COPY_THRESHOLD, PIXEL_THRESHOLD
+from infer.metrics.similarity import nearest_threshold
 from infer.metrics.sscd import ProtocolName
 from infer.options import DenoiseOptions, device_of
 
@@ -83,7 +83,7 @@ class Audit(DenoiseOptions):
         self.training = self.measuring.training
         self.device = str(device_of(self.device))
         if self.threshold is None:
-            self.threshold = COPY_THRESHOLD if self.sscd else PIXEL_THRESHOLD
+            self.threshold = nearest_threshold(by_pixels=not self.sscd)
         if not self.mitigations and (self.goal is not None or self.tried != Audit.tried):
             warn_no_effect("--goal or --tried", "there are no --mitigations")
         self.goal = self.fail_above if self.goal is None else self.goal

@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from infer.denoising.noise import sample_seed
@@ -60,6 +61,12 @@ class DenoisingStep:
 def rms(x: Tensor) -> Tensor:
     """Root mean square per sample: the L2 norm over the square root of the number of entries."""
     return x.float().flatten(1).pow(2).mean(1).sqrt()
+
+
+def layout(latents: Tensor) -> Tensor:
+    """Latents less the mean of each channel, at unit length, (B, C H W): what is where, not which colours."""
+    latents = latents.float()
+    return F.normalize((latents - latents.mean((2, 3), keepdim=True)).flatten(1))
 
 
 @dataclass

@@ -77,10 +77,12 @@ def noise_only(options: Detection, pipe: Any, requests: Sequence[Request]) -> pd
         found, wanted = {}, set(options.detectors)
         if wanted & {"alignment", "anisotropy"}:
             found["alignment"] = alignment(*noise.predict(len(noise.levels) + LOW_NOISE, noise.x))
+        if wanted & {"anisotropy", "agreement"}:
+            noises = mirrored(noise.x) if "agreement" in wanted else [noise.x]
+            pairs = [noise.predict(noise.first, x) for x in noises]
         if "anisotropy" in wanted:
-            found["anisotropy"] = anisotropy(found["alignment"], *noise.predict(noise.first, noise.x))
+            found["anisotropy"] = anisotropy(found["alignment"], *pairs[0])
         if "agreement" in wanted:
-            pairs = (noise.predict(noise.first, x) for x in mirrored(noise.x))
             found["agreement"] = agreement([c - u for u, c in pairs])
         return found
 

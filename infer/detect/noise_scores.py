@@ -6,10 +6,9 @@
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from infer.denoising.hooks import rms
+from infer.denoising.hooks import layout, rms
 
 Predict = Callable[[Tensor], tuple[Tensor, Tensor]]
 
@@ -40,9 +39,8 @@ def agreement(differences: Sequence[Tensor]) -> Tensor:
     eps_u is -sigma / alpha of the difference. A memorized prompt means one image, whatever the noise. Each
     channel is less its mean, so that a colour that all images of a prompt share counts little.
     """
-    units = [F.normalize((d - d.mean((2, 3), keepdim=True)).float().flatten(1)) for d in differences]
-    count = len(units)
-    return (sum(units).square().sum(1) - count) / (count * (count - 1))
+    count = len(differences)
+    return (sum(map(layout, differences)).square().sum(1) - count) / (count * (count - 1))
 
 
 def mirrored(x: Tensor) -> list[Tensor]:

@@ -17,7 +17,7 @@ from infer.denoising.hooks import GuidanceRule
 from infer.denoising.requests import Request
 from infer.index.attempts import attempt_seed, with_rows
 from infer.index.descriptor_index import DescriptorIndex
-from infer.metrics.similarity import COPY_THRESHOLD, CORRELATION, PIXEL_THRESHOLD, Descriptor
+from infer.metrics.similarity import CORRELATION, Descriptor, nearest_threshold
 
 
 def placeholder(image: Image.Image) -> Image.Image:
@@ -68,7 +68,7 @@ class Guard:
     ):  # fmt: skip
         self.descriptors = DescriptorIndex.load(index)
         if threshold is None:
-            threshold = PIXEL_THRESHOLD if self.descriptors.descriptor == CORRELATION else COPY_THRESHOLD
+            threshold = nearest_threshold(by_pixels=self.descriptors.descriptor == CORRELATION)
         if not -1 <= threshold < 1:
             raise ValueError(f"the guard's threshold {threshold} is no similarity below 1: it lets all pass")
         if attempts < 1:

@@ -73,7 +73,7 @@ class GuardOptions:
     Args:
         index: file of `python -m infer index`; null: no guard.
         threshold: similarity above which an image is too near to a training image; null: 0.5 by SSCD, 0.85 by
-            pixels, as the audit's.
+            pixels.
         attempts: how often an image is made at most, the first time included.
         stronger: mitigation of further attempts, a preset or YAML file; null: that of the run. Their seed is
             another one in either case.

@@ -35,6 +35,11 @@ class Descriptor:
         return self.embed(images)
 
 
+def nearest_threshold(by_pixels: bool) -> float:
+    """The similarity to the nearest of many training images above which an image counts as a copy."""
+    return PIXEL_THRESHOLD if by_pixels else COPY_THRESHOLD
+
+
 def thumbnails(images: list[Image.Image]) -> Tensor:
     """Box averages of 32x32 RGB in grey levels, (B, 3, 32, 32)."""
     small = [np.asarray(image.convert("RGB").resize((32, 32), Image.Resampling.BOX)) for image in images]

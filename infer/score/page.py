@@ -8,7 +8,7 @@ from infer.compare.measures import MeasureOptions
 from infer.compare.results import Measured
 from infer.compare.score_images import TOP_IDS
 from infer.metrics.columns import IMAGE_COLUMNS, measure_of
-from infer.metrics.similarity import BLIND_SPOTS, COPY_THRESHOLD, PIXEL_THRESHOLD
+from infer.metrics.similarity import BLIND_SPOTS, nearest_threshold
 from infer.predict.run_folder import save_image
 from infer.report.pairs import Pair, write_pairs
 
@@ -26,11 +26,14 @@ def write_images_page(
     paths = {key: out / "training" / f"{key}.png" for key in shown[TOP_IDS[prefix]]}
     for key, path in paths.items():
         save_image(training.images[training.images.position[key]].rgb(training.resolution), path)
-    pairs = [pair_of(line, prefix, paths[line[TOP_IDS[prefix]]]) for line in shown.to_dict("records")]
-    above = int((ranked[f"{prefix}_top"] > near(prefix)).sum())
+    threshold = nearest_threshold(by_pixels=prefix != "sscd")
+    pairs = [
+        pair_of(line, prefix, paths[line[TOP_IDS[prefix]]], threshold) for line in shown.to_dict("records")
+    ]
+    above = int((ranked[f"{prefix}_top"] > threshold).sum())
     about = options.measured_by()
     headline = (
-        f"{above} of {len(ranked)} images have a similarity above {near(prefix):g} to a training image "
+        f"{above} of {len(ranked)} images have a similarity above {threshold:g} to a training image "
         f"({'SSCD' if prefix == 'sscd' else about['descriptor']})."
     )
     facts = {"Images": str(images), "Similarity by": about["descriptor"], "CLIP": about["clip"]}
@@ -40,12 +43,7 @@ def write_images_page(
     return write_pairs(out / "images.html", f"Images: {images.name}", headline, facts, notes, pairs)
 
 
-def near(prefix: str) -> float:
-    """Similarity to the nearest training image above which an image counts as a copy."""
-    return COPY_THRESHOLD if prefix == "sscd" else PIXEL_THRESHOLD
-
-
-def pair_of(line: dict, prefix: str, nearest: Path) -> Pair:
+def pair_of(line: dict, prefix: str, nearest: Path, threshold: float) -> Pair:
     """An image and its nearest training image, with the numbers of the image."""
     facts = [
         f"{label}: {shape.format(line[name])}"
@@ -53,4 +51,4 @@ def pair_of(line: dict, prefix: str, nearest: Path) -> Pair:
         if name in line and not pd.isna(line[name]) and line[name] is not False
     ]
     images = {"image": Path(line["image"]), "nearest training image": nearest}
-    return Pair(line["prompt"], images, facts, line[f"{prefix}_top"] > near(prefix))
+    return Pair(line["prompt"], images, facts, line[f"{prefix}_top"] > threshold)
