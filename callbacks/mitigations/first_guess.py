@@ -17,13 +17,16 @@ from infer.denoising.noise import standard_normal
 
 
 class Watch(GuidanceRule):
-    """Compares each sample with its guess once, at `timestep`, and evaluates a copy no more after that."""
+    """Compares each sample with its guess once, and evaluates a copy no more after that.
+
+    At the first step from `timestep` on that has the run's whole scale, or at the last step.
+    """
 
     def __init__(self, guess: Tensor, threshold: float, timestep: float):
         """`guess` is a layout, (B, C H W)."""
         self.guess, self.threshold, self.timestep = guess, threshold, timestep
         self.copies = torch.zeros(len(guess), dtype=torch.bool)  # on the CPU
-        self.has_compared = False
+        self.compared = torch.zeros_like(self.copies)
 
     def needs(self, step: DenoisingStep, scale: Tensor) -> tuple[Tensor, Tensor] | None:
         if not self.copies.any():
@@ -32,11 +35,15 @@ class Watch(GuidanceRule):
         return going & (scale != 1), going & (scale != 0)
 
     def after_step(self, step: DenoisingStep, before: Tensor, after: Tensor) -> Tensor:
-        if not self.has_compared and step.timestep <= self.timestep:
-            self.has_compared = True
+        if step.timestep > self.timestep or self.compared.all():
+            return after
+        guided = step.scale.cpu() >= step.guidance_scale
+        due = ~self.compared & (guided | (step.index == len(step.timesteps) - 1))
+        if due.any():
+            self.compared |= due
             prediction = step.unconditional + times(step.scale, step.conditional - step.unconditional)
             cosine = (layout(clean_image(step, prediction)) * self.guess).sum(1)
-            self.copies = (cosine > self.threshold).cpu()
+            self.copies |= due & (cosine > self.threshold).cpu()
         return after
 
 
@@ -47,7 +54,8 @@ class FirstGuess(Mitigation):
     arXiv:2305.08694, one-step extraction); of another prompt it predicts a blur. A sample's guess is the mean
     over `guesses` noises z of x_0(z) by the conditional prediction at the first step, for epsilon
     x_0 = (z - sigma eps_c) / alpha. At `timestep` the sample's predicted x_0 is compared with its guess: the
-    cosine of both, each channel less its mean. Above `threshold` the sample is in the basin: it is abandoned,
+    cosine of both, each channel less its mean; where another mitigation holds guidance back for longer, as soon
+    as it has its whole scale, or at the last step. Above `threshold` the sample is in the basin: it is abandoned,
     and begins again from other noise, with `guidance_before` until the first of `transitions`; if that does
     not lead it out, until the second, and so on. So each sample gets the mildest transition that suffices,
     and one that is in no basin ordinary guidance (or that of the mitigations that this one is combined with).

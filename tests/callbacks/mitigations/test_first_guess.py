@@ -8,7 +8,9 @@ import torch.nn.functional as F
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor
 
+from callbacks.mitigations.base import Mitigation
 from callbacks.mitigations.first_guess import FirstGuess
+from callbacks.mitigations.guidance.interval import GuidanceInterval
 from callbacks.mitigations.static_transition import StaticTransition
 from infer.denoising.hooks import Batch
 from infer.denoising.loop import denoise, prepare
@@ -129,6 +131,15 @@ def test_a_transition_of_the_run_decides_the_first_attempt() -> None:
     kept = guarded.nfe == plain.nfe + GUESSES
     assert kept.any() and not kept[copies(plain.latents)].any() and not copies(guarded.latents).any()
     assert torch.allclose(guarded.latents[kept], plain.latents[kept], atol=1e-4)
+
+
+@pytest.mark.parametrize("held", [StaticTransition(300.0, 0.5), GuidanceInterval(900.0, 999.0)])
+def test_a_sample_whose_guidance_is_held_back_is_compared_later(held: Mitigation) -> None:
+    """At its transition, or, where none comes, at the last step."""
+    plain, guarded = run([held]), run([held, rule(attempts=1, timestep=800)])
+    before, made_again = copies(plain.latents), guarded.nfe > GUESSES + plain.nfe
+    assert before.any() and torch.equal(before, made_again)
+    assert torch.allclose(guarded.latents[~before], plain.latents[~before], atol=1e-4)
 
 
 @pytest.mark.parametrize(
