@@ -11,8 +11,11 @@ from infer.denoising.hooks import GuidanceRule
 class Mitigation(pl.Callback, GuidanceRule):
     """Put one among the trainer's callbacks, and `predict_step` hands it to the loop.
 
-    Each argument of the constructor is kept as the attribute of the same name.
+    Each argument of the constructor is kept as the attribute of the same name. `calibrated` are those that
+    `python -m infer calibrate` can measure.
     """
+
+    calibrated: tuple[str, ...] = ()
 
     def identity(self) -> dict[str, Any]:
         """Class and settings, as the run folder records them."""

@@ -1,5 +1,6 @@
 """Our own rule that needs no second model and no training images: the model's first guess tells a copy."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -23,10 +24,14 @@ class Watch(GuidanceRule):
     """
 
     def __init__(self, guess: Tensor, threshold: float, timestep: float):
-        """`guess` is a layout, (B, C H W)."""
+        """`guess` is a layout, (B, C H W). `cosine`, (B,), on the CPU, is NaN until a sample is compared."""
         self.guess, self.threshold, self.timestep = guess, threshold, timestep
-        self.copies = torch.zeros(len(guess), dtype=torch.bool)  # on the CPU
-        self.compared = torch.zeros_like(self.copies)
+        self.cosine = torch.full((len(guess),), math.nan)
+
+    @property
+    def copies(self) -> Tensor:
+        """(B,) bool."""
+        return self.cosine >= self.threshold
 
     def needs(self, step: DenoisingStep, scale: Tensor) -> tuple[Tensor, Tensor] | None:
         if not self.copies.any():
@@ -35,15 +40,14 @@ class Watch(GuidanceRule):
         return going & (scale != 1), going & (scale != 0)
 
     def after_step(self, step: DenoisingStep, before: Tensor, after: Tensor) -> Tensor:
-        if step.timestep > self.timestep or self.compared.all():
+        if step.timestep > self.timestep or not (waiting := self.cosine.isnan()).any():
             return after
         guided = step.scale.cpu() >= step.guidance_scale
-        due = ~self.compared & (guided | (step.index == len(step.timesteps) - 1))
+        due = waiting & (guided | (step.index == len(step.timesteps) - 1))
         if due.any():
-            self.compared |= due
             prediction = step.unconditional + times(step.scale, step.conditional - step.unconditional)
             cosine = (layout(clean_image(step, prediction)) * self.guess).sum(1)
-            self.copies |= due & (cosine > self.threshold).cpu()
+            self.cosine = torch.where(due, cosine.cpu(), self.cosine)
         return after
 
 
@@ -54,25 +58,29 @@ class FirstGuess(Mitigation):
     arXiv:2305.08694, one-step extraction); of another prompt it predicts a blur. A sample's guess is the mean
     over `guesses` noises z of x_0(z) by the conditional prediction at the first step, for epsilon
     x_0 = (z - sigma eps_c) / alpha. At `timestep` the sample's predicted x_0 is compared with its guess: the
-    cosine of both, each channel less its mean; where another mitigation holds guidance back for longer, as soon
-    as it has its whole scale, or at the last step. Above `threshold` the sample is in the basin: it is abandoned,
-    and begins again from other noise, with `guidance_before` until the first of `transitions`; if that does
-    not lead it out, until the second, and so on. So each sample gets the mildest transition that suffices,
-    and one that is in no basin ordinary guidance (or that of the mitigations that this one is combined with).
-    The last attempt is kept as it is.
+    cosine of both, each channel less its mean. Where another mitigation holds guidance back for longer, they
+    are compared once the sample has its whole scale, or at the last step. From `threshold` on the sample is
+    in the basin: it is abandoned, and begins again from other noise, with `guidance_before` until the first
+    of `transitions`; if that does not lead it out, until the second, and so on. So each sample gets the
+    mildest transition that suffices, and one that is in no basin ordinary guidance (or that of the
+    mitigations that this one is combined with). The last attempt is kept as it is.
 
     Costs `guesses` evaluations a sample, and for each further attempt those of a run (for one that is
     abandoned, of its steps until then). Needs no base model, no training images and no gradients.
+
+    `python -m infer calibrate --mitigation first_guess --ordinary FILE` finds a model's threshold.
 
     Args:
         transitions: timestep of the transition of each further attempt, the mildest first; those before the
             schedule's first timestep are left out.
         guidance_before: scale before these transitions: 0 none, negative opposite.
         guesses: noises whose predictions are averaged.
-        threshold: cosine above which a sample is its guess.
+        threshold: cosine from which on a sample is its guess.
         timestep: where they are compared: once it is settled what is where, and after all transitions but the
             last.
     """
+
+    calibrated = ("threshold",)
 
     def __init__(
         self,
@@ -92,6 +100,11 @@ class FirstGuess(Mitigation):
         self.transitions, self.guidance_before, self.guesses = transitions, guidance_before, guesses
         self.threshold, self.timestep = threshold, timestep
         self.forget()
+
+    @property
+    def cosine(self) -> Tensor:
+        """Of each sample of the last batch with its guess, in its first attempt, (B,)."""
+        return self._watch.cosine
 
     def forget(self) -> None:
         self._batch: Batch | None = None

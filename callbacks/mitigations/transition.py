@@ -28,6 +28,8 @@ class Transition(Mitigation, ABC):
         gate_timestep: the first timestep of the schedules that the gate is for: d_t depends on it.
     """
 
+    calibrated = ("timestep", "gate")  # those of the two that a subclass takes
+
     def __init__(
         self,
         guidance_before: FiniteFloat = 0.0,

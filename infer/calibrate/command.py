@@ -12,11 +12,11 @@ from infer.calibrate.preset import write_preset
 
 
 def calibrate(args: list[str], load_mitigation: Callable[[str], Any]) -> None:
-    """Measure a model's static transition, or a gate at a stated false-positive rate; write a preset."""
+    """Measure a static transition, or a gate or threshold at a false-positive rate; write a preset."""
     [options] = options_of([Calibration], calibrate, args)
     mitigation = load_mitigation(options.mitigation)
     preset = mitigation.identity()
-    result = measure(options, preset["init_args"])
+    result = measure(options, mitigation)
     preset["init_args"] |= result.settings
     changed = type(mitigation)(**preset["init_args"])  # with the settings that the preset had before
     changed.check(result.timesteps, options.model.guidance_scale)

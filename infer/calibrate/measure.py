@@ -1,7 +1,7 @@
-"""Measure a mitigation's numbers for a model: its static transition, and the gate for ordinary prompts."""
+"""Measure a mitigation's numbers for a model: its static transition, its gate or threshold."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,11 @@ from infer.denoising.requests import Request, with_negative_prompt
 from infer.denoising.sampling import encode
 from infer.denoising.schedulers import first_informative_step, noise_levels
 from infer.metrics.roc import allowed_above, auc
+
+LIMITS = {  # settings that images of memorized prompts are to reach, and which of their values
+    "gate": "RMS of the first difference of the noise predictions",
+    "threshold": "cosine of the image with its guess",
+}
 
 
 @torch.no_grad()
@@ -51,8 +56,8 @@ def first_differences(
     return torch.cat(magnitudes) if magnitudes else torch.empty(0)
 
 
-def gate_threshold(ordinary: np.ndarray, false_positive_rate: float) -> float:
-    """The magnitude that a share `false_positive_rate` of the ordinary prompts' first differences reaches.
+def reached_by(ordinary: np.ndarray, false_positive_rate: float) -> float:
+    """The value that a share `false_positive_rate` of those of the ordinary images reaches.
 
     ValueError with fewer than 1 / rate prompts, which cannot show the rate.
     """
@@ -70,7 +75,7 @@ def check_finite(values: np.ndarray, group: str) -> None:
     broken = int((~np.isfinite(values).all(tuple(range(1, values.ndim)))).sum())
     if broken:
         raise ValueError(
-            f"{broken} of {len(values)} {group} images have differences that are not finite: nothing can be "
+            f"{broken} of {len(values)} {group} images have values that are not finite: nothing can be "
             "calibrated; try --model.dtype float32"
         )
 
@@ -101,29 +106,30 @@ def lower_median(values: np.ndarray) -> float:
 
 @dataclass
 class Calibrated:
-    """The measured `settings` of a preset, figures `about` them, and the curves and values behind them."""
+    """The measured `settings` of a preset, figures `about` them, and the curves and scores behind them.
+
+    A score is what a gate or threshold is compared with.
+    """
 
     timesteps: list[float]
-    first_timestep: float  # of the first differences
     settings: dict[str, float] = field(default_factory=dict)
     about: dict[str, float | int] = field(default_factory=dict)
-    firsts: dict[str, np.ndarray] = field(default_factory=dict)  # first differences by group, (N,)
+    scores: dict[str, np.ndarray] = field(default_factory=dict)  # by group, (N,)
     curves: dict[str, np.ndarray] = field(default_factory=dict)  # by group, (N, steps)
 
-    def set_gate(self, false_positive_rate: float) -> None:
-        """Derive the gate from `firsts`, with the timestep that it is for, and what it does to each group."""
-        ordinary, memorized = self.firsts["ordinary"], self.firsts["memorized"]
-        gate = gate_threshold(ordinary, false_positive_rate)
-        self.settings |= {"gate": gate, "gate_timestep": self.timesteps[0]}
+    def set_limit(self, name: str, false_positive_rate: float) -> None:
+        """Derive the gate or threshold from `scores`, and what it does to each group."""
+        ordinary, memorized = self.scores["ordinary"], self.scores["memorized"]
+        self.settings[name] = limit = reached_by(ordinary, false_positive_rate)
         self.about |= {
             "ordinary_images": len(ordinary),
-            "ordinary_above_the_gate": int((ordinary >= gate).sum()),
+            f"ordinary_above_the_{name}": int((ordinary >= limit).sum()),
             "ordinary_median": lower_median(ordinary),
         }
         if len(memorized):
             self.about |= {
                 "memorized_images": len(memorized),
-                "memorized_caught": float((memorized >= gate).mean()),
+                "memorized_caught": float((memorized >= limit).mean()),
                 "memorized_median": lower_median(memorized),
                 "auc": auc(memorized, ordinary),
             }
@@ -135,28 +141,36 @@ class Calibrated:
         self.about["memorized_images"] = len(self.curves["memorized"])
 
 
-def measure(options: Calibration, settings: Mapping[str, Any]) -> Calibrated:
-    """Measure what can be calibrated in a mitigation with these settings: `timestep`, `gate`.
-
-    ValueError without anything to calibrate, or without prompts for it.
-    """
-    targets, prompts = options.targets(settings), options.prompts()
+def measure(options: Calibration, mitigation: Any) -> Calibrated:
+    """Measure what can be calibrated in a mitigation; ValueError without any of it, or prompts for it."""
+    settings = mitigation.identity()["init_args"]
+    targets = options.targets([name for name in mitigation.calibrated if name in settings])
+    prompts = options.prompts()
     device, model = torch.device(options.device), options.model
     pipe = model.load(device)
     resolution, timesteps = model.resolution_of(pipe), model.prepare(pipe, 0.0)
-    first = first_informative_step(noise_levels(pipe.scheduler))
-    result = Calibrated(timesteps, timesteps[first])
+    result = Calibrated(timesteps)
     if "gate" in targets:
-        before = settings.get("guidance_before", 0.0)
+        result.settings["gate_timestep"] = timesteps[0]
+        result.about["first_timestep"] = timesteps[first_informative_step(noise_levels(pipe.scheduler))]
         for group in ("ordinary", "memorized"):
             requests = options.requests(prompts[group])
             values = first_differences(
-                pipe, device, requests, options.batch_size, resolution, before, model.num_inference_steps,
-                model.negative_prompt, group,
+                pipe, device, requests, options.batch_size, resolution, settings["guidance_before"],
+                model.num_inference_steps, model.negative_prompt, group,
             ).numpy()  # fmt: skip
             check_finite(values, group)
-            result.firsts[group] = values
-        result.set_gate(options.false_positive_rate)
+            result.scores[group] = values
+        result.set_limit("gate", options.false_positive_rate)
+    if "threshold" in targets:
+        rule = type(mitigation)(**settings | {"threshold": math.inf})  # which makes nothing again
+        for group in ("ordinary", "memorized"):
+            requests, parts = options.requests(prompts[group]), [torch.empty(0)]
+            for _ in options.denoised_batches(pipe, requests, model.guidance_scale, [rule], group):
+                parts.append(rule.cosine)
+            check_finite(values := torch.cat(parts).numpy(), group)
+            result.scores[group] = values
+        result.set_limit("threshold", options.false_positive_rate)
     if "timestep" in targets:
         prompts["ordinary"] = prompts["ordinary"][: len(prompts["memorized"])]
         for group in (group for group, chosen in prompts.items() if chosen):

@@ -13,20 +13,22 @@ from data.prompts import Prompt, load_ordinary, load_prompts
 from infer.denoising.requests import Request, requests_for
 from infer.options import DenoiseOptions, device_of
 
+FOR = {"false_positive_rate": {"gate", "threshold"}, "fall": {"timestep"}, "watch": {"timestep"}}
+
 
 @dataclass(kw_only=True)
 class Calibration(DenoiseOptions):
     """What to calibrate, and with which prompts.
 
-    The timestep of a static transition comes from the memorized prompts, without guidance; a gate comes from
-    ordinary prompts, if there are some.
+    The timestep of a static transition comes from the memorized prompts, without guidance; a gate, or the
+    threshold of the first guess, from ordinary prompts, if there are some.
 
     Args:
         out: the preset to write, a YAML file for --mitigation; a figure is written next to it.
         mitigation: the preset to change: a name in configs/mitigation, or a path.
-        ordinary: prompts that are not memorized, for the gate (what --prompts takes); memorized prompts among
-            them are left out.
-        false_positive_rate: share of the ordinary images that may pass the gate as memorized.
+        ordinary: prompts that are not memorized, for the gate or threshold (what --prompts takes); memorized
+            prompts among them are left out.
+        false_positive_rate: share of the ordinary images that may count as memorized.
         memorized: memorized prompts; null: those that `run` duplicated.
         watch: the curve whose fall gives the static transition: the difference of the model outputs, as in
             the paper's Fig. 4, or of the noise predictions.
@@ -54,20 +56,18 @@ class Calibration(DenoiseOptions):
         self.device = str(device_of(self.device))
 
     def targets(self, settings: Collection[str]) -> list[str]:
-        """Which of a mitigation's settings can be calibrated: `timestep`, `gate`; ValueError for none."""
-        targets = [name for name in ("timestep", "gate") if name in settings]
-        if self.ordinary is None:
-            if targets == ["gate"]:
-                raise ValueError(f"give --ordinary, for the gate of {self.mitigation!r}")
-            targets = [name for name in targets if name != "gate"]
+        """Those of a mitigation's settings that the prompts can calibrate; ValueError for none."""
+        if not settings:
+            raise ValueError(f"nothing to calibrate in {self.mitigation!r}: try stp, dtp or first_guess")
+        targets = [name for name in settings if self.ordinary or name == "timestep"]
         if not targets:
-            raise ValueError(f"nothing to calibrate in {self.mitigation!r}: it has no timestep and no gate")
+            raise ValueError(f"give --ordinary, for the {' and '.join(settings)} of {self.mitigation!r}")
         if "timestep" in targets and not self.memorized:
             raise ValueError("give --memorized or --run: a static transition needs memorized prompts")
         for option in fields(self):
-            needs = {"false_positive_rate": "gate", "fall": "timestep", "watch": "timestep"}.get(option.name)
-            if needs and needs not in targets and getattr(self, option.name) != option.default:
-                warn_no_effect(f"--{option.name}", f"no {needs} is calibrated")
+            needs = FOR.get(option.name)
+            if needs and not needs & {*targets} and getattr(self, option.name) != option.default:
+                warn_no_effect(f"--{option.name}", f"no {' or '.join(sorted(needs))} is calibrated")
         return targets
 
     def prompts(self) -> dict[str, list[Prompt]]:

@@ -1,4 +1,4 @@
-"""The figure behind a calibration: the curve that falls, and the first differences with the gate."""
+"""The figure behind a calibration: the curve that falls, and the values with the gate or threshold."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from infer import plotting
-from infer.calibrate.measure import Calibrated
+from infer.calibrate.measure import LIMITS, Calibrated
 from infer.denoising.curves import SPACES
 
 
@@ -21,19 +21,19 @@ def draw_fall(ax: Axes, result: Calibrated, watch: str) -> None:
     ax.legend(loc="upper right")
 
 
-def draw_gate(ax: Axes, result: Calibrated) -> None:
-    """The distribution of the first differences, and the gate."""
-    plotting.share_histogram(ax, result.firsts, 40)
-    title = f"First step, t = {result.first_timestep:g}"
-    ax.set(title=title, xlabel="RMS of the difference of the noise predictions", ylabel="share of images")
-    plotting.mark(ax, result.settings["gate"], f"gate {result.settings['gate']:.4g}")
+def draw_limit(ax: Axes, result: Calibrated) -> None:
+    """The distribution of the values of the images, and the gate or threshold."""
+    [name] = LIMITS.keys() & result.settings.keys()
+    plotting.share_histogram(ax, result.scores, 40)
+    ax.set(title=f"Where the {name} is", xlabel=LIMITS[name], ylabel="share of images")
+    plotting.mark(ax, result.settings[name], f"{name} {result.settings[name]:.4g}")
     ax.legend(loc="upper right")
 
 
 def save_figure(result: Calibrated, watch: str, path: Path) -> Path:
     """Draw what was measured, and write it; the path."""
     plots = [lambda ax: draw_fall(ax, result, watch)] if result.curves else []
-    plots += [lambda ax: draw_gate(ax, result)] if result.firsts else []
+    plots += [lambda ax: draw_limit(ax, result)] if result.scores else []
 
     def draw() -> Figure:
         figure = Figure(figsize=(5.4 * len(plots), 3.6), layout="constrained")

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from data.files import write_atomically
-from infer.calibrate.measure import Calibrated
+from infer.calibrate.measure import LIMITS, Calibrated
 from infer.calibrate.options import Calibration
 from infer.denoising.curves import SPACES
 
@@ -28,9 +28,9 @@ def comments(options: Calibration, result: Calibrated) -> str:
             f"timestep: first at which the mean difference of the {SPACES[options.watch]}s, without "
             f"guidance, has made {options.fall:g} of its fall, over {options.memorized!r}"
         )
-    if "gate" in result.settings:
+    for name in LIMITS.keys() & result.settings.keys():
         rate = options.false_positive_rate
-        lines.append(f"gate: false-positive rate {rate:g}, over {options.ordinary!r}")
+        lines.append(f"{name}: false-positive rate {rate:g}, over {options.ordinary!r}")
     lines += [f"{name}: {value:g}" for name, value in (result.settings | result.about).items()]
     return "".join(f"# {line}\n" for line in lines)
 

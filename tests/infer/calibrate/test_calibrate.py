@@ -13,7 +13,7 @@ from callbacks.mitigations.presets import load_mitigation
 from data.prompts import text_id
 from infer.__main__ import main
 from infer.calibrate.command import calibrate
-from infer.calibrate.measure import fall_timestep, first_differences, gate_threshold
+from infer.calibrate.measure import fall_timestep, first_differences, reached_by
 from infer.denoising.curves import Watch
 from infer.denoising.noise import sample_seed
 from infer.denoising.requests import Request
@@ -53,13 +53,13 @@ def test_first_differences_are_those_of_a_prediction(scheduler: str) -> None:
 def test_the_gate_keeps_its_rate(count: int, rate: float, allowed: int) -> None:
     """At most that share of ordinary prompts reaches it, and it is as low as that allows."""
     ordinary = np.random.default_rng(0).permutation(count).astype(float)
-    gate = gate_threshold(ordinary, rate)
+    gate = reached_by(ordinary, rate)
     assert (ordinary >= gate).sum() == allowed and gate in ordinary
 
 
 def test_a_rate_that_cannot_be_shown_is_refused() -> None:
     with pytest.raises(ValueError, match="at least 20 are needed"):
-        gate_threshold(np.arange(19.0), 0.05)
+        reached_by(np.arange(19.0), 0.05)
 
 
 # In the paper's Fig. 4: mean difference of the model outputs of SD 2.1 on LAION-10k, read from the picture
@@ -135,6 +135,19 @@ def test_it_writes_a_static_transition_and_a_gate(arguments: list[str], tmp_path
     assert "static transition" in svg and "gate 0." in svg
 
 
+def test_it_writes_the_threshold_of_the_first_guess(arguments: list[str], tmp_path: Path) -> None:
+    """So that at most a quarter of the ordinary images begins again; the comparison's timestep stays."""
+    calibrate([*arguments, "--mitigation", "first_guess", *gate_of(tmp_path)], load_mitigation)
+    text, rule = (tmp_path / "new.yaml").read_text(), load_mitigation(str(tmp_path / "new.yaml"))
+    pipe, texts = load_pipeline(str(tmp_path / "model")), CAPTIONS[2:]
+    requests = [Request(text_id(t), n, t, sample_seed(0, text_id(t), n)) for t in texts for n in range(2)]
+    _, denoised = make_images(pipe, CPU, requests, 16, 7.5, 6, rules=[rule])
+    again = denoised.nfe > rule.guesses + 2 * 6
+    assert again.sum() == 3 == (rule.cosine >= rule.threshold).sum() and len(requests) == 12
+    assert "ordinary_above_the_threshold: 3" in text and "memorized_images: 4" in text and "auc: " in text
+    assert rule.timestep == 700 and "threshold " in (tmp_path / "new.svg").read_text()
+
+
 def test_a_gate_needs_no_memorized_prompts(
     arguments: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -150,6 +163,7 @@ def test_a_gate_needs_no_memorized_prompts(
 @pytest.mark.parametrize("change, message", [
     (["--mitigation", "none"], "nothing to calibrate in 'none'"),
     (["--mitigation", "dtp"], "give --ordinary, for the gate"),
+    (["--mitigation", "first_guess"], "give --ordinary, for the threshold"),
     (["--mitigation", "stp", "--memorized", "null"], "give --memorized or --run"),
     (["--mitigation", "stp", "--false_positive_rate", "1"], "false_positive_rate"),
     (["--mitigation", "stp", "--out", "new.txt"], "'new.txt' is not a .yaml file"),
@@ -167,7 +181,7 @@ def test_a_model_that_gives_no_numbers_is_not_calibrated(
     pipe.unet.conv_out.bias.data.fill_(torch.nan)
     pipe.save_pretrained(tmp_path / "model")
     given = gate_of(tmp_path) if name == "dtp" else []
-    with pytest.raises(ValueError, match="images have differences that are not finite"):
+    with pytest.raises(ValueError, match="images have values that are not finite"):
         calibrate([*arguments, "--mitigation", name, *given], load_mitigation)
     assert not (tmp_path / "new.yaml").exists()
 
