@@ -187,17 +187,15 @@ def compare(args: list[str]) -> None:
 
 
 def audit(args: list[str]) -> None:
-    from callbacks.adapters.stock import LOOP_HOOKS
     from callbacks.predict.writer import SampleWriter
     from infer.audit.command import audit
-    from infer.denoising.hooks import overrides
     from infer.predict.trainer import quiet_lightning, trainer_for
 
     def trainer(folder: Path, name: str, mitigations: list, options: dict):
         return trainer_for(str(folder), [*mitigations, SampleWriter(name)], options)
 
     quiet_lightning()
-    audit(args, labelled, trainer, lambda rules: not any(overrides(rule, *LOOP_HOOKS) for rule in rules))
+    audit(args, labelled, trainer)
 
 
 def calibrate(args: list[str]) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from callbacks.adapters.guarded_call import call_guarded
+from callbacks.adapters.own_loop import call_in_own_loop
 from infer.denoising.guidance import Guidance, NeededRows, Trace
 from infer.denoising.hooks import DenoisingStep, GuidanceRule, overrides
 from infer.denoising.schedulers import check_scheduler, noise_levels
@@ -31,8 +32,11 @@ def mitigate(pipe: Any, *rules: GuidanceRule, guard: Guard | None = None) -> Any
     it says: 0 is unconditional, negative opposite (stock pipelines take both for 1). After a call, `trace`
     holds what happened (`infer.denoising.guidance.Trace`), and `guarded` what the guard says of the images.
 
+    Rules that only change the scale work within the pipeline's own loop. With others (`LOOP_HOOKS`) this
+    project's loop denoises, for StableDiffusionPipeline alone, and `callback_on_step_end` is called once.
+
     One rule serves one call at a time: pipelines that share it take turns. ValueError for other pipelines,
-    and for rules that a stock pipeline cannot follow.
+    and for rules that they cannot follow.
     """
     with no_warnings():  # hints about image processors, which are not used here
         from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
@@ -46,8 +50,8 @@ def mitigate(pipe: Any, *rules: GuidanceRule, guard: Guard | None = None) -> Any
     if pipe.unet.config.time_cond_proj_dim is not None:
         raise ValueError("this UNet was distilled to take the guidance scale as an input: it has no guidance")
     for rule in (*rules, *(guard.stronger if guard else ())):
-        if overrides(rule, *LOOP_HOOKS):
-            raise ValueError(f"{type(rule).__name__} needs this project's own loop: python -m infer predict")
+        if overrides(rule, *LOOP_HOOKS) and not isinstance(pipe, StableDiffusionPipeline):
+            raise ValueError(f"{type(rule).__name__} is for StableDiffusionPipeline, not {kind.__name__}")
     return twin_of(kind, vars(pipe) | {"rules": rules, "guard": guard, "trace": None, "guarded": None})
 
 
@@ -82,15 +86,28 @@ class Mitigated:
         if self.guard is None:
             return self.guided_call(*args, **options)
         self.guarded = None
-        named = inspect.signature(super().__call__).bind(*args, **options).arguments
-        output, self.guarded = call_guarded(self, self.guard, named | named.pop("kwargs", {}))
+        output, self.guarded = call_guarded(self, self.guard, self.named(*args, **options))
         return output
+
+    def named(self, *args: Any, **options: Any) -> dict[str, Any]:
+        """The arguments of a stock call by their names."""
+        arguments = inspect.signature(super().__call__).bind(*args, **options).arguments
+        return arguments | arguments.pop("kwargs", {})
 
     def guided_call(self, *args: Any, rules: Sequence[GuidanceRule] | None = None, **options: Any) -> Any:
         """The stock call under the rules, those of the pipeline if none are given."""
-        self.trace = None
-        with guided_unet(self, self.rules if rules is None else rules):
-            return super().__call__(*args, **options)
+        self.trace, rules = None, self.rules if rules is None else rules
+        if any(overrides(rule, *LOOP_HOOKS) for rule in rules):
+            return call_in_own_loop(self, rules, self.named(*args, **options))
+        with guided_unet(self, rules):
+            return self.stock_call(*args, **options)
+
+    def stock_call(self, *args: Any, **options: Any) -> Any:
+        return super().__call__(*args, **options)
+
+    def twin(self, **parts: Any) -> Any:
+        """The same pipeline with other parts."""
+        return twin_of(stock_kind(self), vars(self) | parts)
 
     def save_pretrained(self, *args: Any, **options: Any) -> None:
         """Save the stock pipeline, and say that the rules are not in it."""

@@ -1,6 +1,6 @@
 """`python -m infer audit`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,7 @@ Load = Callable[[str], Labelled]
 Mitigations = dict[str, Labelled]  # by preset
 
 
-def audit(
-    args: list[str], load: Load, trainer: MakeTrainer, in_stock: Callable[[Sequence[GuidanceRule]], bool]
-) -> None:
+def audit(args: list[str], load: Load, trainer: MakeTrainer) -> None:
     """Say which training images a model returns, and what helps; the exit code is 2 if it returns many."""
     [options] = options_of([Audit], audit, with_prompts(args))
     mitigations = {preset: load(preset) for preset in options.mitigations}
@@ -48,7 +46,7 @@ def audit(
     command = python = None
     if best:
         command, rules = use.command(options.model, best.preset), mitigations[best.preset][1]
-        python = use.snippet(options.model, rules) if in_stock(rules) else None
+        python = use.snippet(options.model, rules)
     result = result_of(runs, Findings(selection, answer, found, remedies, best, command, python))
     finish(result, write_result(options, result))
 

@@ -26,7 +26,7 @@ class Findings(NamedTuple):
         remedies: mitigations that were tried.
         best: the one to use.
         command: that uses it.
-        python: that uses it; None where it works in this project's own loop only.
+        python: that puts it into a pipeline of diffusers.
     """
 
     selection: Selection
