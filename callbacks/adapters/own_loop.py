@@ -75,11 +75,7 @@ def call_in_own_loop(pipe: Any, rules: Sequence[GuidanceRule], arguments: dict[s
     if arguments.get("eta"):
         raise ValueError("eta cannot be combined with these mitigations: leave it out")
     texts, per_prompt = arguments.get("prompt"), arguments.get("num_images_per_prompt") or 1
-    prompts = (
-        arguments.get("prompt_embeds") if texts is None else [texts] if isinstance(texts, str) else texts
-    )
-    if prompts is None:
-        raise ValueError("give prompt or prompt_embeds")
+    prompts = [texts] if isinstance(texts, str) else texts or arguments.get("prompt_embeds", [])
     rows = range(len(prompts) * per_prompt)
     inputs = {name: rows_of(name, value, rows, per_prompt) for name, value in arguments.items()}
     seeds = image_seeds(arguments.get("generator"), len(rows))

@@ -112,6 +112,7 @@ def test_the_callback_sees_the_last_step(sd: Any) -> None:
     (Idle(), {"cross_attention_kwargs": {"scale": 0.5}}, "cross_attention_kwargs cannot be combined"),
     (Idle(), {"timesteps": [900, 500, 100]}, "custom timestep schedules"),
     (Pads(), {"prompt": None, "prompt_embeds": torch.zeros(1, 8, 32)}, "Pads reads the prompt: give prompt"),
+    (Idle(), {"prompt": None}, "Provide either `prompt` or `prompt_embeds`"),
     (FirstGuess(), {"num_inference_steps": 1}, "outside of the schedule"),
 ])  # fmt: skip
 def test_inputs_that_our_loop_does_not_take_are_errors(
