@@ -1,5 +1,6 @@
 """What the entry points share: help, unknown commands, and errors of the user's in one line."""
 
+import errno
 import logging
 import os
 import re
@@ -51,7 +52,19 @@ def without_traceback(error: Exception) -> str:
         return f"no space left: free some, and give the same command again ({one_line(error)})"
     if text.startswith("Does not validate"):
         return reasons(text)
+    if isinstance(error, OSError) and error.errno and error.filename and error.strerror in text:
+        return of_system(error)
     return text.strip().splitlines()[-1].partition(": ")[2] if "\nOriginal Traceback " in text else text
+
+
+def of_system(error: OSError) -> str:
+    """What the operating system says of a file, without its number, and what to do."""
+    path = Path(os.fsdecode(error.filename))
+    if error.errno == errno.EROFS:
+        return f"{str(path.parent)!r} is on a read-only disk: give another folder, or make the disk writable"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return f"no permission for {str(path)!r}: change its mode or owner, or give another path"
+    return f"{error.strerror}: {str(path)!r}"
 
 
 @contextmanager

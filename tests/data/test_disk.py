@@ -1,6 +1,7 @@
 """A full disk is one error with the folder, whichever library met it; what is lost is no damage."""
 
 import errno
+import os
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -92,3 +93,14 @@ def test_what_other_machines_wrote_is_waited_for(monkeypatch: pytest.MonkeyPatch
 def test_other_errors_stay_what_they_are() -> None:
     with pytest.raises(KeyError), full_disk_named(Path("outputs/x")):
         raise KeyError("unexpected")
+
+
+@pytest.mark.parametrize("number, line", [
+    (errno.EROFS, "'/runs/out' is on a read-only disk: give another folder, or make the disk writable"),
+    (errno.EACCES, "no permission for '/runs/out/.lock': change its mode or owner, or give another path"),
+    (errno.ENOENT, "No such file or directory: '/runs/out/.lock'"),
+])  # fmt: skip
+def test_errors_of_the_system_say_what_to_do(number: int, line: str) -> None:
+    """Those with words of our own keep them."""
+    assert without_traceback(OSError(number, os.strerror(number), "/runs/out/.lock")) == line
+    assert without_traceback(FileNotFoundError("no index 'x': build one")) == "no index 'x': build one"
