@@ -27,7 +27,7 @@ class PromptData(pl.LightningDataModule):
         return self.options.identity(self.requests)
 
     def predict_dataloader(self) -> DataLoader:
-        """This rank's share of what is missing. Lightning's own sharding fails where a rank gets nothing.
+        """This rank's batches of what is missing. Lightning's own sharding fails where a rank gets none.
 
         Each rank looks at its share of what is there; that all see the same is one reduction.
         """
@@ -37,5 +37,12 @@ class PromptData(pl.LightningDataModule):
         ready = torch.from_numpy(ready.astype(np.uint8)).to(trainer.strategy.root_device)
         ready = trainer.strategy.reduce(ready, reduce_op="max").cpu().numpy()
         self.missing = np.flatnonzero(ready == 0)
-        share = Subset(self.requests, self.missing[rank::world_size])
-        return DataLoader(share, batch_size=self.options.batch_size, collate_fn=list)
+        size = min(self.options.batch_size, -(-len(self.requests) // world_size))  # none idles
+        batches = [Subset(self.requests, rows) for rows in whole_batches(self.missing, size)]
+        return DataLoader(batches[rank::world_size], batch_size=None, collate_fn=list)
+
+
+def whole_batches(missing: np.ndarray, size: int) -> list[np.ndarray]:
+    """The missing rows in the batches of a run that misses all: numbers depend on what is beside a row."""
+    ends = np.flatnonzero(np.diff(missing // size)) + 1
+    return np.split(missing, ends) if len(missing) else []

@@ -25,6 +25,7 @@ WARNINGS = (  # of Lightning, which no user of these commands can act on
     "You defined a `validation_step` but have no `val_dataloader`",
     "You passed in a `val_dataloader` but have no `validation_step`",
     "Trying to infer the `batch_size` from an ambiguous collection",
+    "Couldn't infer the batch indices fetched from your dataloader",
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated",
 )
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
@@ -15,6 +16,7 @@ from PIL import Image
 from callbacks.provenance import git_commit
 from data.captioned import load_captioned
 from infer.__main__ import main
+from infer.predict.prompt_data import whole_batches
 from tests.conftest import CAPTIONS, ROOT
 from tests.infer.predict.runs import STEPS, assert_same_run, times
 from tests.processes import Command
@@ -192,3 +194,16 @@ def test_help_waits_for_no_heavy_import() -> None:
     code = "import sys, infer.__main__ as m; m.main(['--help']); print({'torch', 'pandas'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.endswith("set()\n")
+
+
+@pytest.mark.parametrize("size", [1, 3, 16])
+def test_what_is_missing_is_made_in_the_batches_of_a_whole_run(size: int) -> None:
+    """So that its numbers are the same: a batch's last bits depend on its size."""
+    rows = np.arange(20)
+    whole = whole_batches(rows, size)
+    assert [len(batch) for batch in whole[:-1]] == [size] * (len(whole) - 1) and len(whole[-1]) <= size
+    missing = np.concatenate([whole[number] for number in (0, *range(2, len(whole)))])
+    again = whole_batches(missing, size)
+    assert [batch.tolist() for batch in again] == [whole[n].tolist() for n in (0, *range(2, len(whole)))]
+    assert [batch.tolist() for batch in whole_batches(np.array([0, 2, 19]), 3)] == [[0, 2], [19]]
+    assert whole_batches(rows[:0], size) == []
