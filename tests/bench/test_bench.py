@@ -40,6 +40,8 @@ def rows_of(unet: torch.nn.Module, side: Side) -> int:
         ("og_stp", 4 * 12, 4 * 12),
         ("dtp", 4 * 12, 4 * 12),
         ("detour_base", 4 * 12, 4 * 12),
+        ("limit_plain", 4 * 12, 4 * 12),
+        ("limit_stp_16", 16 * 10, 16 * 10),
     ],
 )
 def test_the_sides_evaluate_what_their_names_say(name: str, ours: int, theirs: int, setting: Setting) -> None:
