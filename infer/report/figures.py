@@ -19,7 +19,7 @@ EXPLAINED = (
     "Difference between the conditional and the unconditional prediction: how much the prompt steers a step. "
 )
 FEW = 5  # prompts, below which a curve is drawn thin and without its spread
-LABELLED = 4  # sweeps: the ends of more have no labels
+LABELLED = 4  # sweeps: of more, the ends have no labels and the points no intervals
 
 
 def plots_of(study: Study) -> list[Plot]:
@@ -27,9 +27,12 @@ def plots_of(study: Study) -> list[Plot]:
     plots = []
     for population, table in study.tables.items():
         name, draw = f"frontier_{population}".removesuffix("_all"), partial(draw_frontier, study, table)
-        caption = "Better is up and to the left; lines: 95 % intervals."
         legend = {sweep.preset: study.colors[sweep.name] for sweep in study.sweeps}
-        height = 3.1 if len(legend) <= LABELLED else 4.2
+        many = len(legend) > LABELLED
+        caption = (
+            f"Better is up and to the left; lines: 95 % intervals{' (of points, see the table)' * many}."
+        )
+        height = 4.6 if many else 3.1
         plots.append(Plot(name, "Similarity against alignment", caption, draw, height, legend, population))
     for index, sweep in enumerate(study.sweeps, 1):
         if sweep.is_numeric:
@@ -67,8 +70,9 @@ def draw_frontier(study: Study, table: pd.DataFrame, figure: Figure) -> None:
         color, single = study.colors[name], name in study.single
         if single:
             labels.append({"text": name, "x": row[OWN], "y": row[CLIP], "needed": True})
-        ax.hlines(row[CLIP], *ends(row, OWN), color=color, alpha=0.6 if single else 0.2)
-        ax.vlines(row[OWN], *ends(row, CLIP), color=color, alpha=0.6 if single else 0.2)
+        if single or len(study.sweeps) <= LABELLED:
+            ax.hlines(row[CLIP], *ends(row, OWN), color=color, alpha=0.6 if single else 0.2)
+            ax.vlines(row[OWN], *ends(row, CLIP), color=color, alpha=0.6 if single else 0.2)
         marker = MARKERS.get(name, "o")
         ax.plot(row[OWN], row[CLIP], marker, color=color, markersize=6 if single else 3.5, markeredgewidth=0)
     ax.set(xlabel="similarity to own training image", ylabel="CLIP score")
