@@ -29,9 +29,8 @@ def plots_of(study: Study) -> list[Plot]:
         name, draw = f"frontier_{population}".removesuffix("_all"), partial(draw_frontier, study, table)
         legend = {sweep.preset: study.colors[sweep.name] for sweep in study.sweeps}
         many = len(legend) > LABELLED
-        caption = (
-            f"Better is up and to the left; lines: 95 % intervals{' (of points, see the table)' * many}."
-        )
+        lines = "points of a sweep: intervals in the table" if many else "lines: 95 % intervals"
+        caption = f"Better is up and to the left; {lines}."
         height = 4.6 if many else 3.1
         plots.append(Plot(name, "Similarity against alignment", caption, draw, height, legend, population))
     for index, sweep in enumerate(study.sweeps, 1):
