@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from callbacks.mitigations.guidance.ordinary_guidance import OrdinaryGuidance, per_sample, predict
 from callbacks.mitigations.guidance.training_index import TrainingIndex
-from data.files import digest
+from data.files import digest, read_object
 from data.prompts.fingerprint import source_fingerprint
 from data.sources.layouts import open_source
 from infer.denoising.guidance import onto
@@ -50,7 +51,8 @@ class AMG(OrdinaryGuidance):
     a sample above the threshold; each step also decodes.
 
     Args:
-        training: sources of the training images, as training takes them.
+        training: sources of the training images, as training takes them; null: what the model was trained on,
+            by the training run folder that its pipeline lies in (without the ordinary images).
         sscd: SSCD model (.pt TorchScript), disc_mixup or disc_large; null: local correlation of 32x32 RGB.
         sscd_protocol: how images are prepared for SSCD.
         despecification: c1.
@@ -62,7 +64,7 @@ class AMG(OrdinaryGuidance):
 
     def __init__(
         self,
-        training: str | list[str],
+        training: str | list[str] | None = None,
         sscd: str | None = None,
         sscd_protocol: ProtocolName = "skew320",
         despecification: NonNegativeFloat = 13.0,
@@ -84,11 +86,29 @@ class AMG(OrdinaryGuidance):
         self._pipe = self._batch = None
 
     def contents(self) -> dict[str, str | None]:
-        training = digest(*map(source_fingerprint, self.training))[:12]
+        training = digest(*map(source_fingerprint, self.training or []))[:12]
         return {"training": training, "sscd": self.sscd and fingerprint(self.sscd)}
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Know the training images before the run folder records them."""
+        pl_module.load()
+        self.find_training(pl_module.pipe)
+
+    def find_training(self, pipe: Any) -> None:
+        """ValueError where the training images are not given, and the pipeline is in no training run."""
+        if self.training is not None:
+            return
+        run = Path(pipe.config.get("_name_or_path") or ".").parent
+        if not (about := read_object(run / "provenance.json")):
+            raise ValueError(
+                "AMG searches the training images, and this pipeline lies in no training run folder, which "
+                "would name them: give --mitigation.training"
+            )
+        self.training = about["sources"]
 
     def check_requests(self, pipe: Any, requests: Sequence[Request]) -> None:
         """FileNotFoundError for a missing source; none is downloaded."""
+        self.find_training(pipe)
         for source in self.training:
             if not source.startswith("hf:"):
                 open_source(source, Counter())

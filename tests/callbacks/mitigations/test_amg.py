@@ -1,5 +1,6 @@
 """AMG: nothing below its threshold, its formula above it, and its index of the training images."""
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 from PIL import Image
 from torch import Tensor
 
 from callbacks.mitigations.guidance.amg import AMG, scales, threshold
 from callbacks.mitigations.guidance.training_index import TrainingIndex, correlate, prepared
+from infer.__main__ import main
 from infer.denoising.noise import initial_noise
 from infer.denoising.sampling import embed, make_images
 from infer.metrics.similarity import pixel_descriptor
@@ -20,6 +23,8 @@ from infer.metrics.sscd import PROTOCOLS
 from tests.callbacks.mitigations.peer_runs import CPU, SCALE, STEPS, assert_rows_are_independent, run
 from tests.conftest import CAPTIONS
 from tests.infer.denoising.loops import by_hand, requests
+from tests.infer.predict.runs import command
+from tests.infer.training_runs import save_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -173,3 +178,17 @@ def test_images_of_one_colour_are_no_training_images(copied: str, images: list, 
 def test_a_training_set_that_is_not_there_is_named_before_the_first_run(pipe) -> None:
     with pytest.raises(FileNotFoundError, match="nothing.tar"):
         AMG(["nothing.tar"]).check_requests(pipe, requests(1))
+
+
+def test_training_images_are_those_of_the_run_of_the_model(
+    copied: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Recorded in the run folder; a model that lies in no training run has none."""
+    model = save_model(tmp_path / "trained/pipeline")
+    given = ["--prompt", "red square", "--mitigation", "amg", "--mitigation.cache", "null"]
+    options = command(model, tmp_path / "out", STEPS, *given)
+    assert main(options) == 1 and "lies in no training run folder" in capsys.readouterr().err
+    (model.parent / "provenance.json").write_text(json.dumps({"sources": [copied], "ordinary": ["other"]}))
+    assert main(options) == 0
+    [recorded] = yaml.safe_load((tmp_path / "out/config.yaml").read_text())["mitigations"]
+    assert recorded["init_args"]["training"] == [copied]
