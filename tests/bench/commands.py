@@ -11,7 +11,7 @@ number = count()
 STOCK = """
 import sys, torch
 from diffusers import StableDiffusionPipeline
-pipe = StableDiffusionPipeline.from_pretrained(sys.argv[1])
+pipe = StableDiffusionPipeline.from_pretrained(sys.argv[1], torch_dtype=torch.float32)
 seed = torch.Generator().manual_seed(0)
 pipe("a red car", generator=seed, num_inference_steps=int(sys.argv[2])).images[0].save(sys.argv[3])
 """
