@@ -13,7 +13,8 @@ from data.prompts import Prompt, load_ordinary, load_prompts
 from infer.denoising.requests import Request, requests_for
 from infer.options import DenoiseOptions, device_of
 
-FOR = {"false_positive_rate": {"gate", "threshold"}, "fall": {"timestep"}, "watch": {"timestep"}}
+# options, and the settings that they are for
+USED_FOR = {"false_positive_rate": {"gate", "threshold"}, "fall": {"timestep"}, "watch": {"timestep"}}
 
 
 @dataclass(kw_only=True)
@@ -65,7 +66,7 @@ class Calibration(DenoiseOptions):
         if "timestep" in targets and not self.memorized:
             raise ValueError("give --memorized or --run: a static transition needs memorized prompts")
         for option in fields(self):
-            needs = FOR.get(option.name)
+            needs = USED_FOR.get(option.name)
             if needs and not needs & {*targets} and getattr(self, option.name) != option.default:
                 warn_no_effect(f"--{option.name}", f"no {' or '.join(sorted(needs))} is calibrated")
         return targets
