@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from callbacks.mitigations.presets import label
 from callbacks.predict.rows import sample_row, trace_rows
 from callbacks.provenance import git_commit
+from data.cli import without_traceback
 from infer.denoising.hooks import overrides
 from infer.predict.claim import claim
 from infer.predict.lock import FolderLock
@@ -68,7 +69,7 @@ class SampleWriter(BasePredictionWriter):
             try:
                 self.lock = FolderLock(Path(trainer.default_root_dir))
             except (ValueError, OSError) as refused:
-                error = str(refused)
+                error = without_traceback(refused)
         if error := trainer.strategy.broadcast(error):
             raise ValueError(error)
 
