@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
-import torch
 from torch import Generator, Tensor
 from tqdm import tqdm
 
-from callbacks.adapters.guarded_call import rows_of
+from callbacks.adapters.guarded_call import drawn_seed, rows_of
 from data.prompts import text_id
 from infer.denoising.hooks import GuidanceRule, overrides
 from infer.denoising.loop import Denoised, denoise
@@ -83,9 +82,13 @@ def call_in_own_loop(pipe: Any, rules: Sequence[GuidanceRule], arguments: dict[s
         inputs["prompt"] = shown_prompts(pipe, rules, inputs["prompt"], inputs.get("negative_prompt"), seeds)
     elif reading := [rule for rule in rules if overrides(rule, "change_prompts", "prepare")]:
         raise ValueError(f"{type(reading[0]).__name__} reads the prompt: give prompt, not prompt_embeds")
+    else:
+        for rule in rules:
+            rule.check_requests(pipe, [])  # what it says of the model
     unet = RecordingUNet(pipe.unet)
     with pipe.progress_bar(total=0) as bar:
-        scale, generators = float(arguments.get("guidance_scale", 7.5)), [seeded(seed) for seed in seeds]
+        scale = float(arguments.get("guidance_scale", 7.5))
+        generators = [Generator().manual_seed(seed) for seed in seeds]
         scheduler = OneStep(pipe.scheduler, unet, scale, rules, generators, bar)
         silent = {"progress_bar": lambda **options: nullcontext(tqdm(disable=True))}
         stage = pipe.twin(unet=unet, scheduler=scheduler, **silent)
@@ -118,8 +121,4 @@ def image_seeds(generator: Generator | list[Generator] | None, count: int) -> li
     if isinstance(generator, list):
         return [seed for each in generator for seed in image_seeds(each, 1)]
     copy = generator and generator.clone_state()
-    return torch.randint(2**62, (count,), generator=copy, device=copy and copy.device).tolist()
-
-
-def seeded(seed: int) -> Generator:
-    return Generator().manual_seed(seed)
+    return [drawn_seed(copy) for _ in range(count)]

@@ -20,7 +20,7 @@ from infer.denoising.sampling import encode
 from infer.denoising.schedulers import first_informative_step, noise_levels
 from infer.metrics.roc import allowed_above, auc
 
-LIMITS = {  # settings that images of memorized prompts are to reach, and which of their values
+LIMITS = {  # settings, and the score by which an image that reaches them counts as memorized
     "gate": "RMS of the first difference of the noise predictions",
     "threshold": "cosine of the image with its guess",
 }
@@ -57,7 +57,7 @@ def first_differences(
 
 
 def reached_by(ordinary: np.ndarray, false_positive_rate: float) -> float:
-    """The value that a share `false_positive_rate` of those of the ordinary images reaches.
+    """The score that a share `false_positive_rate` of the ordinary images reaches.
 
     ValueError with fewer than 1 / rate prompts, which cannot show the rate.
     """

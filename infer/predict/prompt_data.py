@@ -43,6 +43,6 @@ class PromptData(pl.LightningDataModule):
 
 
 def whole_batches(missing: np.ndarray, size: int) -> list[np.ndarray]:
-    """The missing rows in the batches of a run that misses all: numbers depend on what is beside a row."""
+    """The missing rows, in the batches of a whole run: the last bits of a row depend on its batch."""
     ends = np.flatnonzero(np.diff(missing // size)) + 1
     return np.split(missing, ends) if len(missing) else []
