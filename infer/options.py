@@ -172,11 +172,11 @@ class TrainerOptions:
     devices: int | str | list[int] = "auto"
 
 
-def provenance_of(run: str) -> dict[str, Any]:
+def provenance_of(run: str | Path) -> dict[str, Any]:
     """The `provenance.json` of a training run; FileNotFoundError when it has none that can be read."""
     provenance = read_object(Path(run) / "provenance.json")
     if not provenance:
-        raise FileNotFoundError(f"{run!r} is no training run: it has no provenance.json that can be read")
+        raise FileNotFoundError(f"'{run}' is no training run: it has no provenance.json that can be read")
     return provenance
 
 

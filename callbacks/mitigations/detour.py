@@ -26,7 +26,7 @@ from infer.denoising.guidance import onto
 from infer.denoising.hooks import Batch, DenoisingStep, Request
 from infer.denoising.sampling import embed
 from infer.models.lora_switch import has_factors, without_lora
-from infer.models.pipeline import check_pipeline, fingerprint, load_pipeline
+from infer.models.pipeline import check_pipeline, fingerprint, load_pipeline, training_run_of
 
 NO_LORA = "the model without its LoRA"
 
@@ -90,8 +90,8 @@ class Detour(Mitigation):
             dynamic.
         captions: ordinary prompts (what --prompts takes): the nearest one is the alternative, by the cosine
             of the text encoder's pooled embeddings.
-        exclude: prompts that are no alternatives, nor are captions nearer to one of them than max_cosine: the
-            training run's folder, for the captions that it made the model memorize.
+        exclude: prompts that are no alternatives, nor are captions nearer to one of them than max_cosine;
+            null: what the model was trained to memorize, by the training run that its pipeline lies in.
         min_cosine: a nearest caption further than this is no alternative.
         max_cosine: a caption nearer to the prompt than this is no alternative either (see also exclude).
         prompt: one alternative for all prompts.
@@ -208,7 +208,8 @@ class Detour(Mitigation):
             self.load_base(pipe)
             self._base.to(device)
         if self.captions is not None and self._bank is None:
-            self._bank = CaptionBank.embed(pipe, device, self.captions, self.exclude, self.max_cosine)
+            exclude = self.exclude or (run := training_run_of(pipe)) and str(run)
+            self._bank = CaptionBank.embed(pipe, device, self.captions, exclude, self.max_cosine)
 
     def on_predict_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.load(pl_module.pipe, pl_module.device)  # before the first image's seconds

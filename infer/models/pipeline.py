@@ -144,6 +144,12 @@ def load_diffusers(name: str, revision: str | None, dtype: torch.dtype) -> Any:
     return pipe
 
 
+def training_run_of(pipe: Any) -> Path | None:
+    """The training run folder that a pipeline was loaded from; None where it lies in none."""
+    run = Path(pipe.config.get("_name_or_path") or ".").parent
+    return run if (run / "provenance.json").exists() else None
+
+
 def too_long(pipe: Any, texts: Sequence[str]) -> list[str]:
     """The texts with more tokens than the text encoder takes (77 in CLIP): it does not see their ends."""
     if not texts:  # a tokenizer fails

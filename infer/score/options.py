@@ -63,8 +63,10 @@ class Scoring(MeasureOptions):
         self.configs = {run: read_config(Path(run)) for run in self.runs}
         sampling = {run: {key: config.get(key) for key in SAMPLING} for run, config in self.configs.items()}
         for run in self.runs[1:]:
-            if changed := differences(sampling[self.runs[0]], sampling[run]):
-                raise ValueError(f"{self.runs[0]} and {run} were sampled differently ({'; '.join(changed)})")
+            if changed := "; ".join(differences(sampling[self.runs[0]], sampling[run])):
+                raise ValueError(
+                    f"score {self.runs[0]} and {run} apart, they were sampled differently: {changed}"
+                )
 
     def folders(self) -> dict[str, Path]:
         """The runs by mitigation; where several have the same one, the folder follows it."""

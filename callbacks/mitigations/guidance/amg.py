@@ -3,7 +3,6 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -13,14 +12,15 @@ from torch import Tensor
 
 from callbacks.mitigations.guidance.ordinary_guidance import OrdinaryGuidance, per_sample, predict
 from callbacks.mitigations.guidance.training_index import TrainingIndex
-from data.files import digest, read_object
+from data.files import digest
 from data.prompts.fingerprint import source_fingerprint
 from data.sources.layouts import open_source
 from infer.denoising.guidance import onto
 from infer.denoising.hooks import Batch, DenoisingStep, Request
 from infer.denoising.sampling import embed
 from infer.metrics.sscd import ProtocolName, check_sscd
-from infer.models.pipeline import fingerprint
+from infer.models.pipeline import fingerprint, training_run_of
+from infer.options import provenance_of
 
 
 def threshold(timestep: float) -> float:
@@ -98,13 +98,12 @@ class AMG(OrdinaryGuidance):
         """ValueError where the training images are not given, and the pipeline is in no training run."""
         if self.training is not None:
             return
-        run = Path(pipe.config.get("_name_or_path") or ".").parent
-        if not (about := read_object(run / "provenance.json")):
+        if (run := training_run_of(pipe)) is None:
             raise ValueError(
                 "AMG searches the training images, and this pipeline lies in no training run folder, which "
                 "would name them: give --mitigation.training"
             )
-        self.training = about["sources"]
+        self.training = provenance_of(run)["sources"]
 
     def check_requests(self, pipe: Any, requests: Sequence[Request]) -> None:
         """FileNotFoundError for a missing source; none is downloaded."""

@@ -15,8 +15,11 @@ from callbacks.mitigations import caption_bank
 from callbacks.mitigations.caption_bank import CaptionBank
 from callbacks.mitigations.detour import Detour
 from callbacks.mitigations.static_transition import StaticTransition
+from infer.models.pipeline import load_pipeline
 from tests.callbacks.mitigations.detour_batches import CPU
+from tests.conftest import CAPTIONS
 from tests.infer.denoising.loops import requests
+from tests.infer.training_runs import save_training_run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -114,3 +117,15 @@ def test_captions_are_kept_until_teardown(pipe, tmp_path: Path) -> None:
     gc.collect()
     assert bank() is None
     assert alternative() == "old map"
+
+
+def test_what_the_model_was_trained_to_memorize_is_no_alternative(tmp_path: Path) -> None:
+    """By the training run that its pipeline lies in; a given `exclude` replaces that."""
+    run = save_training_run(tmp_path / "trained", tmp_path)
+    captions, other = tmp_path / "captions.txt", tmp_path / "other.txt"
+    captions.write_text("\n".join(CAPTIONS)), other.write_text(CAPTIONS[7])
+    pipe = load_pipeline(str(run / "pipeline"))
+    for exclude, left in ((None, CAPTIONS[4:]), (str(other), CAPTIONS[:7])):
+        rule = Detour(StaticTransition(), captions=str(captions), exclude=exclude, max_cosine=1.0)
+        rule.load(pipe, CPU)
+        assert rule._bank.texts == left
