@@ -29,10 +29,18 @@ class NeededRows:
         self.split = int(unconditional.sum())
         self.index = onto(torch.cat([unconditional.nonzero()[:, 0], conditional.nonzero()[:, 0]]), device)
         self.has_unconditional, self.has_conditional = onto(unconditional, device), onto(conditional, device)
+        self.given: tuple[Tensor, Tensor] | None = None
 
     def select(self, unconditional: Tensor, conditional: Tensor) -> Tensor:
         """The rows' entries of two tensors (B, ...), in the order of the call."""
         return torch.cat([unconditional[self.index[: self.split]], conditional[self.index[self.split :]]])
+
+    def texts(self, unconditional: Tensor, conditional: Tensor) -> Tensor:
+        """`select`, the same tensor again for the same two."""
+        if self.given is None or self.given[0] is not unconditional or self.given[1] is not conditional:
+            self.given = unconditional, conditional
+            self.selected = self.select(unconditional, conditional)
+        return self.selected
 
     def spread(self, output: Tensor) -> tuple[Tensor, Tensor]:
         """u and c, (B, C, H, W), of the call's output; the other one, or 0, where one was not evaluated."""

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from infer.denoising.guidance import Guidance, Trace
 from infer.denoising.hooks import Batch, DenoisingStep, GuidanceRule, overrides
 from infer.denoising.schedulers import check_sampling, noise_levels, set_timesteps
+from infer.denoising.text_projections import projected_once
 
 ONE_RULE = {  # hooks that one rule of a run may have, and what they change
     "combine": "combined prediction",
@@ -94,7 +95,8 @@ def denoise(
     guidance = Guidance(rules, len(latents), latents.device, batch.nfe, batch.gradient_passes)
     latents = batch.noise * scheduler.init_noise_sigma
     failed_at = torch.full((len(latents),), -1, device=latents.device)
-    with attention_of(rules, batch):
+    fixed = not any(overrides(rule, "step_embedding") for rule in rules)
+    with attention_of(rules, batch), projected_once(unet):
         for index, t in enumerate(scheduler.timesteps):
             inputs = scheduler.scale_model_input(latents, t)
             step = DenoisingStep(
@@ -106,7 +108,8 @@ def denoise(
             conditional = batch.conditional_embedding
             for rule in rules:
                 conditional = rule.step_embedding(step, conditional)
-            embedding = rows.select(batch.unconditional_embedding, conditional)
+            embeddings = batch.unconditional_embedding, conditional
+            embedding = rows.texts(*embeddings) if fixed else rows.select(*embeddings)
             output = inputs[rows.index]
             if len(output):
                 output = unet(output, clock[index], encoder_hidden_states=embedding, return_dict=False)[0]

@@ -20,7 +20,7 @@ from rich.table import Table
 
 from data.scenes import BASE
 from infer.predict.trainer import quiet_lightning
-from tests.bench import commands, denoising, limits, reading, training  # noqa: F401  (they add the rows)
+from tests.bench import commands, denoising, limits, reading, scoring, training  # noqa: F401  (they add the rows)
 from tests.bench.rows import ROWS, Setting, Timing, timed
 
 

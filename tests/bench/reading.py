@@ -2,19 +2,22 @@
 
 import io
 from functools import cache
-from itertools import islice
+from itertools import chain, islice, repeat
 from pathlib import Path
 
 import numpy as np
 import torch
 import webdataset as wds
 from PIL import Image, ImageOps
+from torch.utils.data import DataLoader, TensorDataset
 
 from data.captioned import load_captioned
 from data.emoji import SHARDS
 from data.sources.stream import ShardStream
 from infer.metrics.similarity import match
 from tests.bench.rows import Setting, Side, row
+from tests.bench.training import BATCH as TRAINED
+from tests.bench.training import fit
 
 try:
     import faiss
@@ -66,6 +69,27 @@ def shards(setting: Setting) -> tuple[Side, Side]:
 def pixels_of(image: Image.Image) -> np.ndarray:
     fitted = ImageOps.fit(image, (RESOLUTION, RESOLUTION), Image.Resampling.LANCZOS)
     return np.asarray(fitted).transpose(2, 0, 1)
+
+
+@row("latents to batches", "torch's own reading")
+def latents(setting: Setting) -> tuple[Side, Side]:
+    """Both return how many rows they made ready, in float32, each epoch in another order."""
+    data, batches = fit(setting, setting.folder / "cache").datamodule, 20 * setting.steps
+    data.trainer.fit_loop.epoch_loop.max_steps = data.trainer.global_step + batches
+    cached, texts = data.dataset.latents, data.dataset.embeddings
+    path = str(setting.folder / "latents.pt")
+    torch.save([cached.all_of("mean"), cached.all_of("std"), texts.all_of("embedding")], path)
+
+    def ours() -> int:
+        return sum(len(batch["embedding"]) for batch in islice(data.train_dataloader(), batches))
+
+    def theirs() -> int:
+        rows = TensorDataset(*torch.load(path, mmap=True, weights_only=True))
+        epochs = repeat(DataLoader(rows, TRAINED, shuffle=True, drop_last=True))
+        ready = ([x.float() for x in batch] for batch in chain.from_iterable(epochs))
+        return sum(len(batch[0]) for batch in islice(ready, batches))
+
+    return ours, theirs
 
 
 @cache

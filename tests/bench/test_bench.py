@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import ResNetConfig
 
+from tests.bench import scoring
 from tests.bench.__main__ import main
 from tests.bench.denoising import pipe_of
 from tests.bench.rows import ROWS, Row, Seconds, Setting, Side, Timing, timed
@@ -57,6 +59,17 @@ def test_both_searches_find_the_same(setting: Setting) -> None:
 
 def test_both_readers_make_all_whole_batches(setting: Setting) -> None:
     assert [side() for side in ROWS["shards"].make(setting)] == [32, 32]
+
+
+def test_both_make_as_many_latents_ready(setting: Setting) -> None:
+    assert [side() for side in ROWS["latents"].make(setting)] == [20 * 6 * 16] * 2
+
+
+def test_both_measure_all_images(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network of another size, but as many images of each."""
+    small = ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1])
+    monkeypatch.setattr(scoring, "NETWORK", small)
+    assert [side() for side in ROWS["score_images"].make(setting)] == [10, 10]
 
 
 def test_the_table_is_of_ratios_in_each_round() -> None:

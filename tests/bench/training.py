@@ -44,9 +44,8 @@ class StepSeconds(pl.Callback):
             self.seconds = Seconds(now(pl_module.device) - self.started)
 
 
-def ours(setting: Setting, cache: Path | None) -> Seconds:
-    """One fit. Its cache is filled before the first step, and found by the next."""
-    watch = StepSeconds()
+def fit(setting: Setting, cache: Path | None, *callbacks: pl.Callback) -> Any:
+    """The command line of a finished fit, whose cache is filled before the first step."""
     options = {
         "out": setting.folder / f"fit-{next(number)}",
         "model.pipeline": setting.pipeline,
@@ -66,9 +65,15 @@ def ours(setting: Setting, cache: Path | None) -> Seconds:
         "trainer.enable_progress_bar": "false",
     }
     cli = build("fit", [f"--{name}={value}" for name, value in options.items()])
-    cli.trainer.callbacks.append(watch)
+    cli.trainer.callbacks.extend(callbacks)
     with claim(cli.folder, cli.parser.dump(cli.config, skip_none=False)):
         cli.trainer.fit(cli.model, cli.datamodule)
+    return cli
+
+
+def ours(setting: Setting, cache: Path | None) -> Seconds:
+    watch = StepSeconds()
+    fit(setting, cache, watch)
     return watch.seconds
 
 
