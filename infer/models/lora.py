@@ -113,9 +113,12 @@ def fuse_lora(pipe: Any, lora: str, scale: float) -> None:
             matched = sum(isinstance(module, BaseTunerLayer) for module in modules)
             if matched < layers:
                 raise ValueError(f"{layers - matched} of its {layers} layers have no counterpart")
-            pipe.lora_factors = factors_of(pipe, scale)
+            factors = factors_of(pipe, scale)
             pipe.fuse_lora(lora_scale=scale)
             pipe.unload_lora_weights()
+            pipe.lora_factors = {
+                getattr(pipe, part).get_submodule(name): pair for (part, name), pair in factors.items()
+            }
     except Exception as error:  # of many kinds, where names or shapes are not those of the model
         raise ValueError(
             f"the LoRA {lora!r} does not fit this model ({one_line(error)}): give one of its architecture"

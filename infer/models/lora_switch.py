@@ -1,27 +1,30 @@
 """A fused LoRA switched off for a while: the base model's predictions without a second set of weights."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Factors = dict[str, dict[str, tuple[Tensor, Tensor]]]  # part -> layer -> A and scale B
+from infer.models.forwards import replaced_forwards
+
+Factors = dict[nn.Module, tuple[Tensor, Tensor]]  # layer -> A and scale B
 
 
-def factors_of(pipe: Any, scale: float) -> Factors:
-    """The factors of a LoRA that is loaded and not fused yet; scale alpha / rank is multiplied into B."""
+def factors_of(pipe: Any, scale: float) -> dict[tuple[str, str], tuple[Tensor, Tensor]]:
+    """By part and layer, of a LoRA that is loaded and not fused yet: A and scale alpha / rank B."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    factors: Factors = {"unet": {}, "text_encoder": {}}
-    for part, layers in factors.items():
+    factors = {}
+    for part in ("unet", "text_encoder"):
         for name, layer in getattr(pipe, part).named_modules():
             if isinstance(layer, BaseTunerLayer):
                 for adapter, down in layer.lora_A.items():
                     up = layer.lora_B[adapter].weight.detach() * (scale * layer.scaling[adapter])
-                    layers[name] = down.weight.detach().clone(), up
+                    factors[part, name] = down.weight.detach().clone(), up
     return factors
 
 
@@ -38,27 +41,18 @@ def without_lora(pipe: Any) -> Iterator[Any]:
     answers are the base model's but for rounding. It costs the memory of the factors and two thin products
     a layer.
     """
-    handles = []
-    try:
-        for part, layers in pipe.lora_factors.items():
-            model = getattr(pipe, part)
-            for name, factors in layers.items():
-                layer = model.get_submodule(name)
-                layers[name] = down, up = tuple(factor.to(layer.weight) for factor in factors)  # once
-                handles.append(layer.register_forward_hook(partial(subtract, lora_path(layer, down, up))))
+    factors: Factors = pipe.lora_factors
+    for layer, pair in factors.items():
+        factors[layer] = tuple(factor.to(layer.weight) for factor in pair)  # to where the model is now
+    with replaced_forwards({layer: partial(base_forward, layer, *pair) for layer, pair in factors.items()}):
         yield pipe
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
-def lora_path(layer: nn.Module, down: Tensor, up: Tensor) -> Callable[[Tensor], Tensor]:
-    """x -> B (A x), of a linear layer or a convolution."""
+def base_forward(layer: nn.Module, down: Tensor, up: Tensor, x: Tensor) -> Tensor:
+    """y of a linear layer or a convolution without its LoRA."""
+    y = type(layer).forward(layer, x)
     if isinstance(layer, nn.Conv2d):
         options = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
-        return lambda x: F.conv2d(F.conv2d(x, down, **options), up)
-    return lambda x: F.linear(F.linear(x, down), up)
-
-
-def subtract(path: Callable[[Tensor], Tensor], layer: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
-    return output - path(inputs[0])
+        return y - F.conv2d(F.conv2d(x, down, **options), up)
+    low = F.linear(x.flatten(0, -2), down)
+    return torch.addmm(y.flatten(0, -2), low, up.t(), alpha=-1).view(y.shape)

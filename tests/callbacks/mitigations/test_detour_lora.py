@@ -87,8 +87,7 @@ def test_it_needs_no_second_unet(finetuned: Any, model_folder: Path, monkeypatch
 
     parts = [finetuned.unet, finetuned.text_encoder]
     own = sum(weight.numel() for part in parts for weight in part.parameters())
-    pairs = [pair for layers in finetuned.lora_factors.values() for pair in layers.values()]
-    factors = sum(factor.numel() for pair in pairs for factor in pair)
+    factors = sum(factor.numel() for pair in finetuned.lora_factors.values() for factor in pair)
     assert 0 < factors < 0.1 * own  # they are there since loading
     embeddings = numbers(rule(model_folder)) - own
     monkeypatch.setattr("callbacks.mitigations.detour.load_pipeline", lambda *_, **__: pytest.fail("loads"))

@@ -137,7 +137,10 @@ def test_runs_whose_images_all_failed_are_an_error(
             "1 images come twice, the first is 's0'",
         ),
         (lambda folder, _: (folder / "stp/samples.parquet").unlink(), "is no finished predict run"),
-        (lambda folder, _: change_config(folder / "stp", guidance_scale=3.0), "(guidance_scale: 7.5 -> 3.0)"),
+        (
+            lambda folder, _: change_config(folder / "stp", guidance_scale=3.0),
+            "differently: guidance_scale: 7.5 -> 3.0",
+        ),
         (lambda folder, _: change_config(folder / "stp", scheduler="dpm"), "were sampled differently"),
         (lambda _, args: args.extend(["--out", "x.txt"]), "a .csv or .parquet file, not 'x.txt'"),
         (lambda _, args: args.extend(["--device", "cuda:77"]), "device 'cuda:77' is not here"),
