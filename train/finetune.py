@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from data.cli import warn_no_effect
 from data.files import digest
+from infer.denoising.sampling import embed
 from infer.models.pipeline import load_pipeline
-from infer.models.weights import no_warnings, quiet_bars
+from infer.models.weights import quiet_bars
 from train.dataset.encoders import encode_images, encode_prompts, settings, weights_digest
 from train.embedding_noise import with_gaussian, with_mixup
 from train.lora_layers import add_lora, has_lora, save_lora
@@ -160,7 +161,7 @@ class Finetune(pl.LightningModule):
         rows, variants = torch.arange(len(images), device=self.device), images.shape[1]
         variant = draws.integers(variants)
         if "mean" in batch:
-            mean, std = (batch[name][rows, variant] for name in ("mean", "std"))
+            mean, std = (batch[name][rows, variant].float() for name in ("mean", "std"))
         else:
             mean, std = encode_images(self.pipe, images[rows, variant], self.device)
         return mean + std * draws.normal(*mean.shape[1:])
@@ -168,12 +169,10 @@ class Finetune(pl.LightningModule):
     def embeddings(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Of the captions, (B, tokens, width), and of the empty prompt, (1, tokens, width)."""
         if "embedding" in batch:
-            return batch["embedding"], self.empty
+            return batch["embedding"].float(), self.empty
         if not self.train_text_encoder:
             return encode_prompts(self.pipe, batch["caption"], self.device), self.empty
-        texts = [*batch["caption"], ""]
-        with no_warnings():  # the data reports captions that are too long, once
-            encoded = self.pipe.encode_prompt(texts, self.device, 1, do_classifier_free_guidance=False)[0]
+        encoded = embed(self.pipe, [*batch["caption"], ""], self.device)
         return encoded[:-1], encoded[-1:]
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from callbacks.adapters.own_loop import call_in_own_loop
 from infer.denoising.guidance import Guidance, NeededRows, Trace
 from infer.denoising.hooks import DenoisingStep, GuidanceRule, overrides
 from infer.denoising.schedulers import check_scheduler, noise_levels
+from infer.denoising.text_projections import projected_once
 from infer.index.guard import Guard, Guarded
 from infer.models.weights import no_warnings
 
@@ -146,14 +147,17 @@ def guided_unet(pipe: Any, rules: Sequence[GuidanceRule]) -> Iterator[None]:
             index, timesteps[index], timesteps, latents, *levels[index], config.prediction_type, scale
         )
         rows = guidance.needed_rows(step)
-        inputs = {name: selected(value, rows, len(sample)) for name, value in inputs.items()}
-        mixed = guidance.mix(step, rows, forward(selected(sample, rows, len(sample)), timestep, **inputs)[0])
+        if len(rows.index) < len(sample):
+            inputs = {name: selected(value, rows, len(sample)) for name, value in inputs.items()}
+            sample = selected(sample, rows, len(sample))
+        mixed = guidance.mix(step, rows, forward(sample, timestep, **inputs)[0])
         index += 1
         return (torch.cat([mixed, mixed]),)
 
     unet.forward = guided
     try:
-        yield
+        with projected_once(unet):
+            yield
         pipe.trace = guidance and guidance.trace()
     finally:
         if own:

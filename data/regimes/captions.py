@@ -147,10 +147,10 @@ class Captions:
         return sorted({text for texts in self.choices for text in texts})
 
     @cached_property
-    def text_indices(self) -> list[np.ndarray]:
+    def text_indices(self) -> list[list[int]]:
         """The indices in `texts` of each image's choices."""
         indices = {text: number for number, text in enumerate(self.texts)}
-        return [np.array([indices[text] for text in texts]) for texts in self.choices]
+        return [[indices[text] for text in texts] for texts in self.choices]
 
     def first(self, index: int) -> str:
         """The prompt for an image: its first caption, with the trigger, without edits."""
@@ -165,7 +165,7 @@ class Captions:
 
     def text_index(self, number: int, index: int) -> int:
         """The index in `texts` of a draw's caption; for regimes without edits."""
-        return int(self.text_indices[index][self.choice(number, index)])
+        return self.text_indices[index][self.choice(number, index)]
 
     def text(self, number: int, index: int) -> str:
         """The caption of a draw, edited. The trigger stays in front of it."""

@@ -70,14 +70,15 @@ def reached_by(ordinary: np.ndarray, false_positive_rate: float) -> float:
     return float(np.sort(ordinary.astype(float))[len(ordinary) - allowed])
 
 
-def check_finite(values: np.ndarray, group: str) -> None:
-    """ValueError where a model gives no numbers, as one that overflows in float16."""
+def finite(values: np.ndarray, group: str) -> np.ndarray:
+    """The values; ValueError where a model gives no numbers, as one that overflows in float16."""
     broken = int((~np.isfinite(values).all(tuple(range(1, values.ndim)))).sum())
     if broken:
         raise ValueError(
             f"{broken} of {len(values)} {group} images have values that are not finite: nothing can be "
             "calibrated; try --model.dtype float32"
         )
+    return values
 
 
 def fall_timestep(timesteps: Sequence[float], magnitudes: np.ndarray, share: float) -> float:
@@ -154,30 +155,26 @@ def measure(options: Calibration, mitigation: Any) -> Calibrated:
         result.settings["gate_timestep"] = timesteps[0]
         result.about["first_timestep"] = timesteps[first_informative_step(noise_levels(pipe.scheduler))]
         for group in ("ordinary", "memorized"):
-            requests = options.requests(prompts[group])
-            values = first_differences(
-                pipe, device, requests, options.batch_size, resolution, settings["guidance_before"],
-                model.num_inference_steps, model.negative_prompt, group,
-            ).numpy()  # fmt: skip
-            check_finite(values, group)
-            result.scores[group] = values
+            differences = first_differences(
+                pipe, device, options.requests(prompts[group]), options.batch_size, resolution,
+                settings["guidance_before"], model.num_inference_steps, model.negative_prompt, group,
+            )  # fmt: skip
+            result.scores[group] = finite(differences.numpy(), group)
         result.set_limit("gate", options.false_positive_rate)
     if "threshold" in targets:
         rule = type(mitigation)(**settings | {"threshold": math.inf})  # which makes nothing again
         for group in ("ordinary", "memorized"):
-            requests, parts = options.requests(prompts[group]), [torch.empty(0)]
-            for _ in options.denoised_batches(pipe, requests, model.guidance_scale, [rule], group):
-                parts.append(rule.cosine)
-            check_finite(values := torch.cat(parts).numpy(), group)
-            result.scores[group] = values
+            requests = options.requests(prompts[group])
+            batches = options.denoised_batches(pipe, requests, model.guidance_scale, [rule], group)
+            cosines = torch.cat([torch.empty(0), *(rule.cosine for _ in batches)])
+            result.scores[group] = finite(cosines.numpy(), group)
         result.set_limit("threshold", options.false_positive_rate)
     if "timestep" in targets:
         prompts["ordinary"] = prompts["ordinary"][: len(prompts["memorized"])]
         for group in (group for group, chosen in prompts.items() if chosen):
-            requests, watch, parts = options.requests(prompts[group]), Watch(), []
-            for _ in options.denoised_batches(pipe, requests, 0.0, [watch], group):
-                parts.append(watch.curves())
-            check_finite(curves := joined(parts)[options.watch], group)
-            result.curves[group] = curves
+            requests, watch = options.requests(prompts[group]), Watch()
+            batches = options.denoised_batches(pipe, requests, 0.0, [watch], group)
+            curves = joined([watch.curves() for _ in batches])
+            result.curves[group] = finite(curves[options.watch], group)
         result.set_timestep(options.fall)
     return result

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from data.batches import in_batches
 from data.captioned import CaptionedImages
+from data.cli import without_traceback
 from data.files import DAY, digest, one_line, remove_temporary_files, write_atomically
 from data.prompts import same
 from infer.metrics.similarity import Descriptor
@@ -70,7 +71,10 @@ class TrainingSet:
             remove_temporary_files(path.parent, older_than=DAY)
             write_atomically(path, lambda part: save_file({"embeddings": embeddings}, part))
         except (OSError, SafetensorError) as error:
-            log.warning("embeddings of training images are not kept: %s", one_line(error))
+            log.warning(
+                "embeddings of training images are not kept, and computed again next time: %s",
+                without_traceback(error),
+            )
         return embeddings
 
     def embed(self, descriptor: Descriptor) -> Tensor:

@@ -73,7 +73,7 @@ def pixels_of(image: Image.Image) -> np.ndarray:
 
 @row("latents to batches", "torch's own reading")
 def latents(setting: Setting) -> tuple[Side, Side]:
-    """Both return how many rows they made ready, in float32, each epoch in another order."""
+    """Both return how many rows they made ready, each epoch in another order."""
     data, batches = fit(setting, setting.folder / "cache").datamodule, 20 * setting.steps
     data.trainer.fit_loop.epoch_loop.max_steps = data.trainer.global_step + batches
     cached, texts = data.dataset.latents, data.dataset.embeddings
@@ -86,8 +86,7 @@ def latents(setting: Setting) -> tuple[Side, Side]:
     def theirs() -> int:
         rows = TensorDataset(*torch.load(path, mmap=True, weights_only=True))
         epochs = repeat(DataLoader(rows, TRAINED, shuffle=True, drop_last=True))
-        ready = ([x.float() for x in batch] for batch in chain.from_iterable(epochs))
-        return sum(len(batch[0]) for batch in islice(ready, batches))
+        return sum(len(batch[0]) for batch in islice(chain.from_iterable(epochs), batches))
 
     return ours, theirs
 

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.filesize import decimal
 from safetensors import SafetensorError, safe_open
@@ -104,17 +103,8 @@ class Shards:
             self.tensors.append(tensors)
 
     def rows(self, name: str, numbers: Sequence[int]) -> Tensor:
-        """float32 of shape (len(numbers), ...)."""
-        index = np.asarray(numbers)
-        shards, within = np.divmod(index, SHARD)
-        first = self.tensors[shards[0]][name]
-        if (shards == shards[0]).all():
-            return first[torch.from_numpy(within)].float()
-        out = torch.empty(len(index), *first.shape[1:])
-        for shard in np.unique(shards):
-            here = np.flatnonzero(shards == shard)
-            out[torch.from_numpy(here)] = self.tensors[shard][name][torch.from_numpy(within[here])].float()
-        return out
+        """(len(numbers), ...), in the precision of the cache."""
+        return torch.stack([self.tensors[number // SHARD][name][number % SHARD] for number in numbers])
 
     def all_of(self, name: str) -> Tensor:
         """The rows of all shards, in order."""

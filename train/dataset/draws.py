@@ -50,7 +50,8 @@ class Drawn(Dataset):
 
     {index: numpy (B,), which stays on the CPU; mean, std: (B, variants, C, h, w), or pixels: uint8
     (B, variants, 3, H, W); embedding: (B, tokens, width), or caption: list of B; readable: bool (B,), absent
-    where the cache holds every image}. Variant 1 is mirrored.
+    where the cache holds every image}. Variant 1 is mirrored. Numbers from the cache keep its precision: the
+    training step converts them, on its device, and of the latents only the variant that it draws.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Drawn(Dataset):
         self.latents, self.embeddings = latents, embeddings
         self.resolution, self.flip = resolution, flip
         self.readable = None if latents is None else latents.all_of("readable")
+        self.all_readable = latents is not None and bool(self.readable.all())
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -78,7 +80,7 @@ class Drawn(Dataset):
             batch["pixels"], batch["readable"] = stacked(samples, self.resolution, self.flip)
         else:
             batch |= {name: self.latents.rows(name, indices) for name in ("mean", "std")}
-            if not self.readable.all():
+            if not self.all_readable:
                 batch["readable"] = self.readable[indices]
         if self.embeddings is None:
             batch["caption"] = [self.captions.text(*draw) for draw in draws]

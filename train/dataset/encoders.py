@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from data.files import bytes_of, digest
-from infer.models.weights import no_warnings
+from infer.denoising.sampling import embed
 from train.dataset.cache import key_of
 
 PIXELS = 2**21  # encoded at a time: 32 images of 256 px
@@ -31,8 +31,8 @@ def encode_images(pipe: Any, pixels: Tensor, device: torch.device) -> tuple[Tens
 def encode_prompts(pipe: Any, prompts: list[str], device: torch.device) -> Tensor:
     """Captions -> (B, tokens, width) in float32, as the pipeline itself encodes them."""
     on_device(pipe.text_encoder, device)
-    with no_warnings(), torch.no_grad(), torch.autocast(device.type, enabled=False):
-        return pipe.encode_prompt(prompts, device, 1, do_classifier_free_guidance=False)[0]
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        return embed(pipe, prompts, device)
 
 
 def on_device(part: nn.Module, device: torch.device) -> nn.Module:

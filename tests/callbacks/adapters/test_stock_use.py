@@ -159,6 +159,20 @@ def test_a_callback_that_ends_guidance_midway(
     assert twin.trace.guidance_scale[0].tolist() == [0, 0, 0, 0, 1, 1]
 
 
+@pytest.mark.parametrize("model", ["sd", "sdxl"])
+def test_a_callback_that_changes_the_text_in_place(stock_pipelines: dict[str, Any], model: str) -> None:
+    """Keys and values of the former text are not used again."""
+    pipe = with_scheduler(stock_pipelines[model], "ddim")
+
+    def fade(pipe: Any, index: int, t: Tensor, state: dict) -> dict:
+        state["prompt_embeds"].mul_(0.5)
+        return state
+
+    options = {"callback_on_step_end": fade, "callback_on_step_end_tensor_inputs": ["prompt_embeds"]}
+    faded = run(mitigate(pipe), **options)
+    assert close(faded, run(pipe, **options)) and not torch.allclose(faded, run(pipe), atol=1e-2)
+
+
 def test_timesteps_that_repeat(sd: Any) -> None:
     """Karras' sigmas go beyond a cosine schedule; stock pipelines end with an IndexError there."""
     config = sd.scheduler.config
