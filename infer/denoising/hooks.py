@@ -158,7 +158,10 @@ class GuidanceRule:
         """Whatever else the rule runs before the first step, with the final embedding and noise."""
 
     def attention_processors(self, batch: Batch) -> dict[str, Any]:
-        """Attention processors for this batch, by their names in `batch.unet.attn_processors`."""
+        """Attention processors for this batch, by their names in `batch.unet.attn_processors`.
+
+        `to_k` and `to_v` return a text's keys and values again at each step: do not change them in place.
+        """
         return {}
 
     def guidance_scale(self, step: DenoisingStep, scale: Tensor) -> Tensor:
