@@ -165,7 +165,8 @@ class Captions:
 
     def text_index(self, number: int, index: int) -> int:
         """The index in `texts` of a draw's caption; for regimes without edits."""
-        return self.text_indices[index][self.choice(number, index)]
+        texts = self.text_indices[index]
+        return texts[0] if len(texts) == 1 else texts[self.choice(number, index)]
 
     def text(self, number: int, index: int) -> str:
         """The caption of a draw, edited. The trigger stays in front of it."""

@@ -1,5 +1,6 @@
 """Distances between sets of generated and reference images (FID, KID, CMMD), and diversity of a set."""
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ INCEPTION = (  # where torch-fidelity downloads it
     "weights-inception-2015-12-05-6726825d.pth"
 )
 SIGMA, SCALE = 10.0, 1000.0  # of CMMD
-KERNEL_ROWS = 256  # at a time
+KERNEL_ROWS, KERNEL_PAIRS = 256, 2048**2  # at a time; one by one
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
 
 
@@ -157,12 +158,23 @@ def kernel_distance(features: Tensor, reference: Tensor) -> float:
 
 
 def kernel_mean(left: Tensor, right: Tensor) -> float:
-    """Mean over all pairs of exp(-|x - y|^2 / (2 sigma^2)) - 1, of unit vectors.
+    """Mean over pairs of unit vectors of exp(-|x - y|^2 / (2 sigma^2)) - 1 = exp(u) - 1, u = (x.y - 1) / sigma^2.
 
-    The differences that count are some 1e-3 of the 1.
+    The differences that count are some 1e-3 of the 1. Up to KERNEL_PAIRS pairs are computed one by one. With
+    more, the means of u and u^2 / 2 follow from the first and second moments of both sets, in time that is
+    proportional to their sizes; the rest of the series, at most 1.4e-6, is the mean of evenly chosen pairs.
     """
-    total = sum(torch.expm1((rows @ right.T - 1) / SIGMA**2).sum().item() for rows in left.split(KERNEL_ROWS))
-    return total / (len(left) * len(right))
+    if len(left) * len(right) <= KERNEL_PAIRS:
+        total = sum(
+            torch.expm1((rows @ right.T - 1) / SIGMA**2).sum().item() for rows in left.split(KERNEL_ROWS)
+        )
+        return total / (len(left) * len(right))
+    product = (left.mean(0) @ right.mean(0)).item()
+    square = ((left.T @ left) * (right.T @ right)).sum().item() / (len(left) * len(right))
+    some = [each[:: -(-len(each) // math.isqrt(KERNEL_PAIRS))] for each in (left, right)]
+    u = (some[0] @ some[1].T - 1) / SIGMA**2
+    rest = (torch.expm1(u) - u - u**2 / 2).mean().item()
+    return (product - 1) / SIGMA**2 + (square - 2 * product + 1) / (2 * SIGMA**4) + rest
 
 
 def cmmd(features: Tensor, reference: Tensor, within: float | None = None) -> float:

@@ -104,7 +104,8 @@ class Shards:
 
     def rows(self, name: str, numbers: Sequence[int]) -> Tensor:
         """(len(numbers), ...), in the precision of the cache."""
-        return torch.stack([self.tensors[number // SHARD][name][number % SHARD] for number in numbers])
+        tensors = self.tensors
+        return torch.stack([tensors[number // SHARD][name][number % SHARD] for number in numbers])
 
     def all_of(self, name: str) -> Tensor:
         """The rows of all shards, in order."""
