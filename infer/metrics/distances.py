@@ -158,11 +158,12 @@ def kernel_distance(features: Tensor, reference: Tensor) -> float:
 
 
 def kernel_mean(left: Tensor, right: Tensor) -> float:
-    """Mean over pairs of unit vectors of exp(-|x - y|^2 / (2 sigma^2)) - 1 = exp(u) - 1, u = (x.y - 1) / sigma^2.
+    """Mean over all pairs of exp(-|x - y|^2 / (2 sigma^2)) - 1, of unit vectors.
 
-    The differences that count are some 1e-3 of the 1. Up to KERNEL_PAIRS pairs are computed one by one. With
-    more, the means of u and u^2 / 2 follow from the first and second moments of both sets, in time that is
-    proportional to their sizes; the rest of the series, at most 1.4e-6, is the mean of evenly chosen pairs.
+    It is exp(u) - 1 with u = (x.y - 1) / sigma^2; the differences that count are some 1e-3 of the 1. Up to
+    KERNEL_PAIRS pairs are computed one by one. With more, the means of u and u^2 / 2 follow from the first
+    and second moments of both sets, in time that is proportional to their sizes; the rest of the series, at
+    most 1.4e-6, is the mean of evenly chosen pairs.
     """
     if len(left) * len(right) <= KERNEL_PAIRS:
         total = sum(
