@@ -16,6 +16,7 @@ from infer.denoising.hooks import DenoisingStep, GuidanceRule, overrides
 from infer.denoising.schedulers import check_scheduler, noise_levels
 from infer.denoising.text_projections import projected_once
 from infer.index.guard import Guard, Guarded
+from infer.models.forwards import replaced_forwards
 from infer.models.weights import no_warnings
 
 log = logging.getLogger(__name__)
@@ -126,7 +127,7 @@ def guided_unet(pipe: Any, rules: Sequence[GuidanceRule]) -> Iterator[None]:
 
     The pipeline's own formula then gives the mix back: m + s (m - m).
     """
-    unet, own = pipe.unet, "forward" in vars(pipe.unet)  # accelerate's hooks are such an attribute
+    unet = pipe.unet
     forward, guidance, index, timesteps, levels, first = unet.forward, None, 0, [], [], {}
 
     def guided(sample: Tensor, timestep: Any, encoder_hidden_states: Tensor, **options: Any) -> tuple[Tensor]:
@@ -154,16 +155,9 @@ def guided_unet(pipe: Any, rules: Sequence[GuidanceRule]) -> Iterator[None]:
         index += 1
         return (torch.cat([mixed, mixed]),)
 
-    unet.forward = guided
-    try:
-        with projected_once(unet):
-            yield
-        pipe.trace = guidance and guidance.trace()
-    finally:
-        if own:
-            unet.forward = forward
-        else:
-            del unet.forward
+    with replaced_forwards({unet: guided}), projected_once(unet):
+        yield
+    pipe.trace = guidance and guidance.trace()
 
 
 def each_tensor(function: Callable, *values: Any) -> Any:

@@ -11,7 +11,7 @@ from infer.models.forwards import replaced_forwards
 
 
 class Remembered:
-    """A function of one tensor, called anew where another one comes, it was changed, or gradients are on."""
+    """A function of a tensor, which is computed anew for another tensor, a changed one, or with gradients."""
 
     def __init__(self, compute: Callable[[Tensor], Tensor]):
         self.compute = compute

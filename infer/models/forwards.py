@@ -3,16 +3,16 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
-from torch import Tensor, nn
+from torch import nn
 
 
 @contextmanager
-def replaced_forwards(forwards: Mapping[nn.Module, Callable[[Tensor], Tensor]]) -> Iterator[None]:
+def replaced_forwards(forwards: Mapping[nn.Module, Callable]) -> Iterator[None]:
     """Within the block each of these layers computes by its function; blocks may lie within one another."""
-    former = {layer: vars(layer).get("forward") for layer in forwards}
+    former = {layer: vars(layer).get("forward") for layer in forwards}  # accelerate's hooks are such an entry
     try:
         for layer, forward in forwards.items():
-            vars(layer)["forward"] = forward  # without the checks of a parameter, at each step
+            vars(layer)["forward"] = forward  # quicker than setattr, which looks for parameters
         yield
     finally:
         for layer, forward in former.items():
